@@ -1,0 +1,1 @@
+"""Training-free accelerators that attach to stock diffusers pipelines."""
