@@ -1,0 +1,1 @@
+"""The only code that names diffusers internals: denoisers, blocks, branches."""

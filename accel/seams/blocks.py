@@ -1,0 +1,136 @@
+"""The repeated blocks of a transformer: where they are, what streams they carry, what they return.
+
+A stream is a tensor ``[rows, tokens, width]`` that a block takes in and gives back: ``hidden``
+(the picture) and, in joint blocks, ``encoder`` (the text).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accel import hooks
+from accel.errors import UnsupportedModel
+from accel.seams.denoisers import Denoiser
+from accel.seams.rows import take_rows
+
+LISTS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
+HIDDEN = ("hidden_states", "x")
+ENCODER = "encoder_hidden_states"
+
+ENCODER_FIRST = (
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+    "Flux2TransformerBlock",
+    "ChromaTransformerBlock",
+    "JointTransformerBlock",
+    "QwenImageTransformerBlock",
+)
+"""Blocks that return ``(encoder, hidden)``."""
+
+HIDDEN_FIRST = (
+    "HunyuanVideo",
+    "HunyuanImage",
+    "CogVideoXBlock",
+    "CogView4TransformerBlock",
+    "MochiTransformerBlock",
+)
+"""Blocks that return ``(hidden, encoder)``, by the beginning of their class name."""
+
+Streams = dict[str, Tensor]
+
+
+class Block:
+    """One block of a denoiser.
+
+    Attributes:
+        index: Position in the order of execution.
+        module: The block.
+    """
+
+    def __init__(self, index: int, module: Any) -> None:
+        self.index = index
+        self.module = module
+        core = getattr(module, "_orig_mod", module)
+        self.kind = type(core).__name__
+        self.parameters = tuple(inspect.signature(type(core).forward).parameters)[1:]
+        self.hidden = next((name for name in HIDDEN if name in self.parameters), "")
+        if not self.hidden:
+            raise UnsupportedModel(
+                f"{self.kind} has no input named {' or '.join(HIDDEN)}: its stream cannot be "
+                "followed, so block caches do not fit. Use a cache of the whole network."
+            )
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return dict(zip(self.parameters, args, strict=False)) | kwargs
+
+    def inputs(self, arguments: dict[str, Any]) -> Streams:
+        """The streams that go into the block."""
+        streams = {"hidden": arguments[self.hidden]}
+        encoder = arguments.get(ENCODER)
+        if isinstance(encoder, Tensor):
+            streams["encoder"] = encoder
+        return streams
+
+    def outputs(self, returned: Any) -> Streams:
+        """The streams that came out; a stream that ends here (``None``) is left out."""
+        if isinstance(returned, Tensor):
+            return {"hidden": returned}
+        pairs = zip(self._order(returned), returned, strict=False)
+        return {name: value for name, value in pairs if isinstance(value, Tensor)}
+
+    def returns(self, streams: Streams, like: Any) -> Any:
+        """A return value made of streams, of the form of an earlier one."""
+        if isinstance(like, Tensor):
+            return streams["hidden"]
+        return tuple(streams.get(name) for name in self._order(like))
+
+    def _order(self, returned: tuple[Any, ...]) -> tuple[str, ...]:
+        if self.kind.startswith(ENCODER_FIRST):
+            return ("encoder", "hidden")
+        if self.kind.startswith(HIDDEN_FIRST):
+            return ("hidden", "encoder")
+        raise UnsupportedModel(
+            f"{self.kind} returns {len(returned)} values in an order that is not known. Add it to "
+            "accel/seams/blocks.py, or use a cache of the whole network."
+        )
+
+    def take(
+        self, arguments: dict[str, Any], rows: list[int], count: int
+    ) -> dict[str, Any]:
+        """The arguments for some rows only."""
+        taken: dict[str, Any] = take_rows(arguments, rows, count, 1)
+        return taken
+
+    def wrap(self, around: Callable[..., Any]) -> Callable[[], None]:
+        """Put ``around(inner, *args, **kwargs)`` around the block; returns the undo."""
+        compiled = getattr(self.module, "_compiled_call_impl", None)
+        entry = "forward" if compiled is None else "_compiled_call_impl"
+        return hooks.wrap(self.module, entry, around)
+
+
+def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
+    """The blocks of a transformer in the order in which they run.
+
+    Raises:
+        UnsupportedModel: For a network without a plain list of blocks (every UNet).
+    """
+    lists = [getattr(denoiser.core, name, None) for name in LISTS]
+    modules = [block for part in lists if isinstance(part, torch.nn.ModuleList) for block in part]
+    if len(modules) < 2:
+        raise UnsupportedModel(
+            f"{type(denoiser.core).__name__} has no list of transformer blocks "
+            f"({', '.join(LISTS)}): block caches do not fit it. Use cache.EasyCache, which works "
+            "around the whole network."
+        )
+    if denoiser.module is not denoiser.core or denoiser.entry != "forward":
+        raise UnsupportedModel(
+            f"{type(denoiser.core).__name__} is compiled as a whole: its blocks run inside the "
+            "graph. Compile the blocks instead (`compile_repeated_blocks`)."
+        )
+    return tuple(Block(index, module) for index, module in enumerate(modules))

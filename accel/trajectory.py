@@ -1,0 +1,176 @@
+"""Where a run is: which evaluation of how many, at which noise level.
+
+Followed through the public calls ``scheduler.set_timesteps``, ``set_begin_index`` and ``step``;
+never inferred from timestep values or from counting calls of the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from accel import hooks
+from accel.errors import BrokenAttachment
+
+
+class Levels:
+    """The noise levels of one schedule, read when first asked for (one device read a run)."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    @cached_property
+    def prediction(self) -> str:
+        """``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``."""
+        config = self._scheduler.config
+        name = type(self._scheduler).__name__
+        if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+            return "flow_prediction"
+        return str(config.get("prediction_type", "epsilon"))
+
+    @cached_property
+    def sigmas(self) -> list[float]:
+        """σ/α, or σ for a flow, at each timestep of the schedule."""
+        timesteps = self._scheduler.timesteps
+        sigmas = getattr(self._scheduler, "sigmas", None)
+        if sigmas is not None and len(sigmas) >= len(timesteps):
+            return [float(sigma) for sigma in sigmas.tolist()]
+        products = self._scheduler.alphas_cumprod.tolist()
+        kept = (products[int(t)] for t in timesteps.tolist())
+        return [math.sqrt((1.0 - product) / max(product, 1e-12)) for product in kept]
+
+    def at(self, position: int) -> tuple[float, float, float]:
+        """The triple (σ/α, α, σ) at a position of the schedule."""
+        level = self.sigmas[min(position, len(self.sigmas) - 1)]
+        if self.prediction == "flow_prediction":
+            alpha = 1.0 - level
+            return (level / alpha if alpha > 0 else math.inf), alpha, level
+        alpha = 1.0 / math.sqrt(1.0 + level * level)
+        return level, alpha, level * alpha
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation of a run.
+
+    Attributes:
+        index: 0-based, counts from the first evaluation that the run really makes.
+        total: Evaluations in the run; ``None`` where a pipeline cuts the schedule unseen.
+        position: The same place in the whole schedule (img2img starts in its middle).
+    """
+
+    index: int
+    total: int | None
+    position: int
+    levels: Levels
+
+    @property
+    def last(self) -> bool:
+        """Whether this is known to be the last evaluation of the run."""
+        return self.total is not None and self.index == self.total - 1
+
+    @cached_property
+    def level(self) -> tuple[float, float, float]:
+        """(σ/α, α, σ): the noise level in the units of EDM, and both factors of the input."""
+        return self.levels.at(self.position)
+
+    @property
+    def sigma(self) -> float:
+        """Noise level σ/α (the units of EDM); infinite at the start of a flow."""
+        return self.level[0]
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """Follows one scheduler of one pipeline.
+
+    Attributes:
+        truncated: Asked at the first evaluation: how many evaluations the run makes, or ``None``
+            where that cannot be known (from the pipeline's adapter).
+        starts: Called when a run starts: every method drops its state.
+        observers: Called after each ``scheduler.step`` with the step and its result.
+    """
+
+    pipe: Any
+    truncated: Callable[[int], int | None]
+    scheduler: Any = None
+    levels: Levels | None = None
+    index: int = -1
+    begin: int | None = None
+    total: int | None = None
+    starts: list[Callable[[], None]] = field(default_factory=list)
+    observers: list[Callable[[Step, Any], None]] = field(default_factory=list)
+    _step: Step | None = None
+
+    def attach(self) -> list[Callable[[], None]]:
+        """Follow the pipeline's present scheduler; returns the undos."""
+        self.scheduler = self.pipe.scheduler
+        undos = [
+            hooks.wrap(self.scheduler, "set_timesteps", self._on_set_timesteps),
+            hooks.wrap(self.scheduler, "step", self._on_step),
+        ]
+        if hasattr(self.scheduler, "set_begin_index"):
+            undos.append(hooks.wrap(self.scheduler, "set_begin_index", self._on_begin))
+        return undos
+
+    @property
+    def running(self) -> bool:
+        """Whether a run has begun and not yet made all its steps."""
+        return self.levels is not None and (self.total is None or self.index < self.total)
+
+    @property
+    def now(self) -> Step:
+        """The evaluation that the run is at.
+
+        Raises:
+            BrokenAttachment: If the pipeline's scheduler was replaced after the plan was attached.
+        """
+        if self.pipe.scheduler is not self.scheduler:
+            raise BrokenAttachment(
+                f"pipe.scheduler was replaced by a {type(self.pipe.scheduler).__name__} while a "
+                f"plan that follows the {type(self.scheduler).__name__} is attached. Detach, set "
+                "the scheduler, attach again – or put the sampler into the plan."
+            )
+        if self._step is None:
+            self._step = self._locate()
+        return self._step
+
+    def _locate(self) -> Step:
+        assert self.levels is not None
+        scheduled = len(self.scheduler.timesteps)
+        if self.index == 0:
+            self.total = self.truncated(scheduled - (self.begin or 0))
+            if self.begin is None:
+                self.begin = self._skipped(scheduled)
+        return Step(self.index, self.total, (self.begin or 0) + self.index, self.levels)
+
+    def _skipped(self, scheduled: int) -> int:
+        """How many leading timesteps a run left out where no ``set_begin_index`` told so."""
+        if self.total is None or getattr(self.pipe, "denoising_end", None) is not None:
+            return 0
+        return scheduled - self.total
+
+    def _on_set_timesteps(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        self.levels = Levels(self.scheduler)
+        self.index, self.begin, self.total, self._step = 0, None, None, None
+        for start in self.starts:
+            start()
+        return result
+
+    def _on_begin(self, inner: Callable[..., Any], begin_index: int = 0) -> Any:
+        result = inner(begin_index)
+        self.begin, self._step = begin_index, None
+        return result
+
+    def _on_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        if self.running:
+            step = self.now
+            self.index, self._step = self.index + 1, None
+            for observe in self.observers:
+                observe(step, result)
+        return result
