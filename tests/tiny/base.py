@@ -1,0 +1,104 @@
+"""What a tiny pipeline is, and how to call it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+PROMPTS = (
+    "a red fox in the snow",
+    "two boats on a lake",
+    "an old clock tower",
+    "a bowl of green apples",
+    "rain over a city",
+    "a paper crane",
+)
+NEGATIVE = "blurry"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What `Tiny.call` was asked for, per sample."""
+
+    prompts: list[str]
+    seeds: list[int]
+    guidance: bool
+
+    @property
+    def negatives(self) -> list[str]:
+        """The negative prompt, once per sample."""
+        return [NEGATIVE] * len(self.prompts)
+
+    def pictures(self, height: int, width: int) -> torch.Tensor:
+        """Return smooth pictures `[B, 3, H, W]` in [0, 1], one per sample, told by its seed."""
+        return torch.stack([_picture(seed, height, width) for seed in self.seeds])
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small random pipeline of one family, and what a seam must know of it."""
+
+    name: str
+    build: Callable[[], DiffusionPipeline]  # seeded: two builds are bit-identical
+    layout: str  # batched | two_calls | two_calls_no_context | embedded | list | guider | none
+    order: tuple[str, ...]  # guidance branches as the pipeline evaluates or stacks them
+    blocks: str  # what a block gives back: see FACTS.md
+    media: str  # image | video
+    inputs: Callable[[Ask], dict[str, Any]]  # call arguments of the family
+    denoisers: tuple[str, ...] = ("transformer",)
+    output: str = "latent"  # output_type
+    batchable: bool = True  # a stock call takes a list of prompts
+
+    def call(
+        self,
+        pipe: DiffusionPipeline,
+        *,
+        steps: int = 4,
+        seed: int = 0,
+        batch: int = 1,
+        guidance: bool = True,
+        prompts: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        **more: Any,
+    ) -> torch.Tensor | np.ndarray:
+        """Run `pipe` and return its output, `[B, ...]`.
+
+        Sample k has prompt `PROMPTS[k]` and noise `seed + k`: it is the same sample in any batch.
+
+        Args:
+            pipe: What `build` returned.
+            steps: Number of denoising steps.
+            seed: Noise of the first sample.
+            batch: Number of samples, when neither `prompts` nor `seeds` tells it.
+            guidance: Whether classifier-free guidance is on.
+            prompts: Instead of the default prompts, one per sample.
+            seeds: Instead of `seed`, `seed + 1`, …, one per sample.
+            **more: For the pipeline; they win over the family's own arguments.
+        """
+        count = len(prompts or seeds or range(batch))
+        ask = Ask(
+            prompts=[*(prompts or (PROMPTS[k % len(PROMPTS)] for k in range(count)))],
+            seeds=[*(seeds or (seed + k for k in range(count)))],
+            guidance=guidance,
+        )
+        if count > 1 and not self.batchable:
+            raise ValueError(f"{self.name} takes one prompt at a time, not {count}")
+        generators = [torch.Generator().manual_seed(seed) for seed in ask.seeds]
+        arguments = {
+            "num_inference_steps": steps,
+            "generator": generators if count > 1 else generators[0],
+            "output_type": self.output,
+            "return_dict": False,
+        }
+        return pipe(**(arguments | self.inputs(ask) | more))[0]
+
+
+def _picture(seed: int, height: int, width: int) -> torch.Tensor:
+    rows = torch.linspace(0, 1, height)[:, None]
+    columns = torch.linspace(0, 1, width)[None, :]
+    phases = torch.rand(3, 3, generator=torch.Generator().manual_seed(seed)) * 6
+    waves = [torch.sin(3 * rows * a + 4 * columns * b + c) for a, b, c in phases.tolist()]
+    return torch.stack(waves) * 0.5 + 0.5

@@ -1,0 +1,60 @@
+"""Weights for networks that were never trained, such that the networks behave.
+
+The default initialisation of a diffusion network zeroes its last layer, its gates and the joints
+of its ControlNet: nothing that a method does would show. Here every parameter is drawn anew, so
+that an output of order 1 depends on every block, on the prompt and on the time. The time enters
+through its slow frequencies alone: neighbouring steps then see nearly the same network, which is
+what caches and multistep samplers live from.
+"""
+
+import re
+
+import torch
+from torch import nn
+
+# Turns that a time frequency may make over a whole run before it is damped.
+TURNS = 0.5
+TIMES = 1000.0
+TIME_MLP = re.compile(r"(time_embedding|time_embedder|timestep_embedder|t_embedder)$")
+
+
+def behave(network: nn.Module, *, seed: int, gain: float = 1.0) -> nn.Module:
+    """Draw every parameter of `network` anew, in place, and return it in evaluation mode.
+
+    Args:
+        network: Any network, or a text encoder.
+        seed: Of the draw: equal seeds and structures give equal bits.
+        gain: Standard deviation of a layer's output for inputs of standard deviation 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for owner in network.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                parameter.copy_(_draw(owner, name, parameter, generator, gain))
+        for name, module in network.named_modules():
+            if TIME_MLP.search(name):
+                _slow_down(module)
+    return network.eval().requires_grad_(False)
+
+
+def _draw(
+    owner: nn.Module, name: str, parameter: torch.Tensor, generator: torch.Generator, gain: float
+) -> torch.Tensor:
+    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+    if isinstance(owner, nn.Embedding):
+        return noise
+    if name == "gamma" or (name == "weight" and parameter.ndim == 1):  # of a normalisation
+        return 1.0 + 0.1 * noise
+    if parameter.ndim == 1 or not isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)):
+        return 0.1 * noise
+    return noise * gain / parameter[0].numel() ** 0.5
+
+
+def _slow_down(time_mlp: nn.Module) -> None:
+    first = next(module for module in time_mlp.modules() if isinstance(module, nn.Linear))
+    half = first.in_features // 2
+    frequencies = 10000.0 ** (-torch.arange(half) / half)
+    turns = frequencies * TIMES / (2 * torch.pi)
+    damping = 1.0 / (1.0 + (turns / TURNS) ** 2)
+    damping /= damping.square().mean().sqrt()
+    first.weight.mul_(torch.cat([damping, damping]))
