@@ -1,8 +1,10 @@
 """Tiny random pipelines of every family, built offline in a moment: `PIPELINES["sd15"]`."""
 
-from tiny import unets
+from tiny import dits, mmdits, unets, videos
 from tiny.base import NEGATIVE, PROMPTS, Ask, Tiny
 
-PIPELINES: dict[str, Tiny] = {tiny.name: tiny for tiny in (*unets.FAMILIES,)}
+PIPELINES: dict[str, Tiny] = {
+    tiny.name: tiny for family in (unets, mmdits, dits, videos) for tiny in family.FAMILIES
+}
 
 __all__ = ["NEGATIVE", "PIPELINES", "PROMPTS", "Ask", "Tiny"]

@@ -51,6 +51,7 @@ class Tiny:
     denoisers: tuple[str, ...] = ("transformer",)
     output: str = "latent"  # output_type
     batchable: bool = True  # a stock call takes a list of prompts
+    global_noise: bool = False  # the stock pipeline draws from the global generator too
 
     def call(
         self,
@@ -93,7 +94,10 @@ class Tiny:
             "output_type": self.output,
             "return_dict": False,
         }
-        return pipe(**(arguments | self.inputs(ask) | more))[0]
+        with torch.random.fork_rng(devices=[], enabled=self.global_noise):
+            if self.global_noise:
+                torch.manual_seed(ask.seeds[0])
+            return pipe(**(arguments | self.inputs(ask) | more))[0]
 
 
 def _picture(seed: int, height: int, width: int) -> torch.Tensor:

@@ -68,13 +68,15 @@ def t5_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def t5_encoder(tokenizer: PreTrainedTokenizerBase, *, kind: str = "T5") -> PreTrainedModel:
+def t5_encoder(
+    tokenizer: PreTrainedTokenizerBase, *, kind: str = "T5", width: int = WIDTH
+) -> PreTrainedModel:
     """Return a T5 encoder; `kind` is "T5" or "UMT5" (a position bias in every layer)."""
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer),
-        d_model=WIDTH,
+        d_model=width,
         d_kv=8,
-        d_ff=2 * WIDTH,
+        d_ff=2 * width,
         num_layers=2,
         num_heads=4,
         feed_forward_proj="gated-gelu",
