@@ -1,0 +1,117 @@
+"""DPM-Solver++ as a diffusers scheduler, with a third order that is one.
+
+``pipe.scheduler = samplers.DPMSolverPPScheduler.from_config(pipe.scheduler.config, order=2)``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from accel.errors import BadInput
+from samplers.base import Generator, SolverScheduler
+from samplers.dpmsolverpp import Variant, update, usable_order
+from samplers.multistep import Update
+from samplers.prediction import Level
+
+FEW_STEPS = 15
+"""Below this many steps, ``lower_order_final`` lowers the order toward the end."""
+
+
+class DPMSolverPPScheduler(SolverScheduler):
+    """DPM-Solver++ (multistep) for variance-preserving models and rectified flows.
+
+    Attributes:
+        history: The x0-predictions kept from earlier steps, the newest first.
+    """
+
+    def __init__(
+        self,
+        order: int = 2,
+        variant: Variant = "midpoint",
+        eta: float = 0.0,
+        *,
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        **model: Any,
+    ) -> None:
+        """Choose the solver and describe the model.
+
+        Args:
+            order: 1, 2 or 3. The authors use 2 for guided and 3 for unconditional sampling.
+            variant: How order 2 weighs its difference: ``midpoint`` or ``heun``.
+            eta: Noise added on the way, in [0, 1]: 0 is the ODE, 1 the ancestral SDE; order ≤ 2.
+            lower_order_final: With fewer than 15 steps, end with orders …, 2, 1.
+            euler_at_final: Make the last step of first order in any case; one that ends at zero
+                noise always is.
+            **model: Fields of `samplers.prediction.Conversion`, and of `samplers.flow.FlowNoise`
+                or `samplers.vp.VPNoise`; best read from a model's own scheduler (`from_config`).
+
+        Raises:
+            BadInput: If a setting is out of its range or not known.
+        """
+        _check(order, variant, eta)
+        solver = {
+            "order": order,
+            "variant": variant,
+            "eta": eta,
+            "lower_order_final": lower_order_final,
+            "euler_at_final": euler_at_final,
+        }
+        self.history: list[Tensor] = []
+        super().__init__(solver, model)
+
+    def reset_history(self) -> None:
+        """Forget earlier predictions: the next step is of first order, the one after of second.
+
+        For when the predictions jump, as where guidance is switched.
+        """
+        self.history.clear()
+
+    def _prepare(self, levels: Sequence[Level]) -> None:
+        self.history.clear()
+        self._updates = [self._choices(levels, i) for i in range(len(levels) - 1)]
+
+    def _choices(self, levels: Sequence[Level], index: int) -> list[Update]:
+        """The updates of one step by the number of predictions at hand, 1 first."""
+        count = len(levels) - 1
+        order = int(self.config.order)
+        if self.config.lower_order_final and count < FEW_STEPS:
+            order = min(order, count - index)
+        if self.config.euler_at_final and index == count - 1:
+            order = 1
+        target, nodes = levels[index + 1], levels[max(index - order + 1, 0) : index + 1][::-1]
+        return [
+            update(target, nodes[:k], self.config.variant, self.config.eta)
+            for k in range(1, usable_order(target, nodes) + 1)
+        ]
+
+    def _advance(self, index: int, output: Tensor, sample: Tensor, generator: Generator) -> Tensor:
+        data = self._conversion.data(output, sample, self._levels[index])
+        self.history.insert(0, data)
+        del self.history[self.config.order :]
+        choices = self._updates[index]
+        chosen = choices[min(len(self.history), len(choices)) - 1]
+        noise = None
+        if chosen.noise:
+            noise = randn_tensor(
+                sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+            )
+        return chosen.apply(sample, self.history, noise)
+
+
+def _check(order: int, variant: str, eta: float) -> None:
+    if order not in (1, 2, 3):
+        raise BadInput(f"order is {order!r}; DPM-Solver++ has orders 1, 2 and 3.")
+    if variant not in ("midpoint", "heun"):
+        raise BadInput(f"variant is {variant!r}; it must be midpoint or heun.")
+    if not 0.0 <= eta <= 1.0:
+        raise BadInput(f"eta is {eta}; it must lie in [0, 1]: 0 is the ODE, 1 the ancestral SDE.")
+    if eta and order == 3:
+        raise BadInput(
+            f"order=3 with eta={eta}: the SDE is solved with order 1 or 2 only. Set order=2, or "
+            "eta=0."
+        )
