@@ -1,1 +1,32 @@
-"""Training-free accelerators that attach to stock diffusers pipelines."""
+"""Training-free accelerators that attach to stock diffusers pipelines.
+
+Importing this package imports neither torch nor diffusers.
+"""
+
+from accel import cache as cache
+from accel import errors as errors
+from accel import guidance as guidance
+from accel.attach import Accelerator as Accelerator
+from accel.attach import Run as Run
+from accel.attach import Site as Site
+from accel.bundled import asset as asset
+from accel.bundled import load as load
+from accel.explain import explain as explain
+from accel.plan import Plan as Plan
+from accel.plan import methods as methods
+from accel.report import Report as Report
+
+__all__ = [
+    "Accelerator",
+    "Plan",
+    "Report",
+    "Run",
+    "Site",
+    "asset",
+    "cache",
+    "errors",
+    "explain",
+    "guidance",
+    "load",
+    "methods",
+]

@@ -22,9 +22,7 @@ class Chain:
     def __init__(self, owner: object, name: str) -> None:
         self.owner = owner
         self.name = name
-        self.shadowed: tuple[Any, ...] = (
-            (vars(owner)[name],) if name in vars(owner) else ()
-        )
+        self.shadowed: tuple[Any, ...] = (vars(owner)[name],) if name in vars(owner) else ()
         self.original: Callable[..., Any] = getattr(owner, name)
         self.links: list[Around] = []
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from accel import hooks
-from accel.errors import BrokenAttachment
+from accel.errors import BrokenAttachment, UnsupportedModel
 
 
 class Levels:
@@ -69,8 +69,17 @@ class Step:
 
     @property
     def last(self) -> bool:
-        """Whether this is known to be the last evaluation of the run."""
-        return self.total is not None and self.index == self.total - 1
+        """Whether this is the last evaluation of the run.
+
+        Raises:
+            UnsupportedModel: If the pipeline cuts its schedule unseen.
+        """
+        if self.total is None:
+            raise UnsupportedModel(
+                "This pipeline cuts its schedule where no public call shows it, so the last step "
+                "is not known: set last=False, or use a scheduler that has set_begin_index."
+            )
+        return self.index == self.total - 1
 
     @cached_property
     def level(self) -> tuple[float, float, float]:
@@ -142,10 +151,16 @@ class Trajectory:
         assert self.levels is not None
         scheduled = len(self.scheduler.timesteps)
         if self.index == 0:
-            self.total = self.truncated(scheduled - (self.begin or 0))
+            self.total = self._count(scheduled)
             if self.begin is None:
                 self.begin = self._skipped(scheduled)
         return Step(self.index, self.total, (self.begin or 0) + self.index, self.levels)
+
+    def _count(self, scheduled: int) -> int | None:
+        told = self.truncated(scheduled)
+        if told is None and self.begin is not None:
+            return scheduled - self.begin
+        return told
 
     def _skipped(self, scheduled: int) -> int:
         """How many leading timesteps a run left out where no ``set_begin_index`` told so."""

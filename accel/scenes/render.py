@@ -112,7 +112,7 @@ def _gradient(y: Array, colours: tuple[Colour, ...], until: float) -> Array:
 
 def _sky(canvas: _Canvas, scene: Scene) -> None:
     canvas.pixels[:] = _gradient(canvas.y, SKIES[scene.time], 0.6)
-    places, brightness = canvas.rng.random((60, 2)), canvas.rng.random(60)
+    places, brightness = canvas.rng.random((36, 2)), canvas.rng.random(36)
     if scene.time != "night":
         return
     radius = max(0.006, 0.55 * canvas.soft)
@@ -121,36 +121,38 @@ def _sky(canvas: _Canvas, scene: Scene) -> None:
         canvas.paint((1.0, 1.0, 0.92), glow * (0.35 + 0.65 * power))
 
 
-def _light(canvas: _Canvas, scene: Scene, shift: float) -> float:
-    """Draw sun or moon; return its x."""
+def _light(canvas: _Canvas, scene: Scene, shift: float) -> tuple[float, Array]:
+    """Draw sun or moon; return its x and the glow that thins the clouds before it."""
     offset, height, bite = canvas.rng.uniform(-0.05, 0.05), canvas.rng.uniform(0, 1), 0.045
     cx = (0.22 if scene.light_side == "left" else 0.78) + offset + shift
     cy = 0.13 + 0.06 * height + (0.08 if scene.time in ("dawn", "sunset") else 0.0)
     distance = canvas.disc(cx, cy)
+    veil = np.exp(-((distance / 0.11) ** 4))
     if scene.time == "night":
         canvas.paint((0.30, 0.34, 0.52), 0.5 * np.exp(-((distance / 0.13) ** 2)))
         dark = canvas.disc(cx + bite, cy - 0.02)
         crescent = canvas.inside(distance - 0.085) * (1 - canvas.inside(dark - 0.07))
         canvas.paint(LIGHTS["night"], crescent)
-        return cx
+        return cx, veil
     canvas.paint(LIGHTS[scene.time], 0.65 * np.exp(-((distance / 0.17) ** 2)))
     core = tuple(min(1.0, c + 0.12) for c in LIGHTS[scene.time])
     canvas.paint((core[0], core[1], core[2]), canvas.inside(distance - 0.085))
-    return cx
+    return cx, veil
 
 
-def _clouds(canvas: _Canvas, scene: Scene, shift: float) -> None:
-    field, threshold = Field.draw(canvas.rng), canvas.rng.uniform(0.1, 0.35)
+def _clouds(canvas: _Canvas, scene: Scene, shift: float, veil: Array) -> None:
+    field, threshold = Field.draw(canvas.rng), canvas.rng.uniform(-0.05, 0.2)
     if scene.clouds == "clear":
         return
     thick = field.sample(canvas.y * 1.6, (canvas.x - shift) * 0.75, first=2, roughness=0.62)
     band = np.exp(-(((canvas.y - 0.22) / 0.20) ** 2))[:, None]
     density = np.clip((thick - threshold + 0.5 * (band - 0.6)) * 1.6, 0.0, 1.0) * band
     relief = np.roll(thick, 1, axis=0) - thick
-    colour = np.asarray(CLOUDS[scene.time], np.float32) * (1 - 0.35 * np.clip(relief, -0.3, 0.6))[
-        ..., None
-    ]
-    canvas.paint(np.clip(colour, 0, 1), 0.95 * density)
+    colour = (
+        np.asarray(CLOUDS[scene.time], np.float32)
+        * (1 - 0.35 * np.clip(relief, -0.3, 0.6))[..., None]
+    )
+    canvas.paint(np.clip(colour, 0, 1), (0.95 - 0.5 * veil) * density)
 
 
 def _shade(field: Field, canvas: _Canvas, scene: Scene, strength: float) -> Array:
@@ -168,10 +170,11 @@ def _below(canvas: _Canvas, ridge: Array) -> Array:
 
 def _mountains(canvas: _Canvas, scene: Scene) -> None:
     horizon = np.asarray(SKIES[scene.time][2], np.float32)
-    for base, tall, haze in ((0.50, 0.085, 0.45), (0.60, 0.075, 0.12)):
+    for base, tall, haze in ((0.50, 0.115, 0.40), (0.60, 0.080, 0.10)):
         line, field = Line.draw(canvas.rng), Field.draw(canvas.rng)
-        ridge = base - tall * np.clip(np.abs(line.sample(canvas.x, 64, 0.48)) * 1.3, 0, 2.0)
-        relief = _shade(field, canvas, scene, 0.42)
+        peaks = np.abs(line.sample(canvas.x, 64, 0.48))
+        ridge = base - tall * 2.4 * np.tanh(peaks * 0.6)
+        relief = _shade(field, canvas, scene, 0.36)
         depth = canvas.y[:, None] - ridge[None, :]
         rock = _lit(ROCKS[scene.season], scene) * relief
         if scene.season == "snow":
@@ -186,10 +189,10 @@ def _mountains(canvas: _Canvas, scene: Scene) -> None:
 
 def _hills(canvas: _Canvas, scene: Scene) -> None:
     horizon = np.asarray(SKIES[scene.time][2], np.float32)
-    for base, tall, haze, dim in ((0.47, 0.03, 0.40, 0.9), (0.56, 0.03, 0.15, 0.78)):
+    for base, tall, haze, dim in ((0.44, 0.050, 0.35, 0.95), (0.56, 0.045, 0.08, 0.78)):
         line, field = Line.draw(canvas.rng), Field.draw(canvas.rng)
-        ridge = base - tall * line.sample(canvas.x, 8, 0.35)
-        relief = _shade(field, canvas, scene, 0.30)
+        ridge = base - tall * np.clip(line.sample(canvas.x, 4, 0.5), -1.6, 1.6)
+        relief = _shade(field, canvas, scene, 0.22)
         grass = _lit(GROUNDS[scene.season], scene, dim) * relief
         canvas.paint(grass + haze * (horizon - grass), _below(canvas, ridge))
 
@@ -197,10 +200,10 @@ def _hills(canvas: _Canvas, scene: Scene) -> None:
 def _dunes(canvas: _Canvas, scene: Scene) -> None:
     for base, tall, dim in ((0.48, 0.045, 0.97), (0.60, 0.05, 0.90), (0.76, 0.05, 1.0)):
         line, field = Line.draw(canvas.rng), Field.draw(canvas.rng)
-        ridge = base - tall * np.abs(line.sample(canvas.x, 4, 0.4))
+        ridge = base - tall * np.clip(line.sample(canvas.x, 4, 0.3), -1.6, 1.6)
         slope = np.diff(ridge, append=ridge[-1:]) / canvas.soft
         sign = 1.0 if scene.light_side == "left" else -1.0
-        face = np.clip(1.0 - 0.9 * sign * slope, 0.62, 1.15)[None, :, None]
+        face = np.clip(1.0 - 0.45 * sign * slope, 0.66, 1.15)[None, :, None]
         warp = field.sample(canvas.y, canvas.x, first=4, roughness=0.6)
         depth = canvas.y[:, None] - ridge[None, :]
         ripple = 1.0 + 0.07 * np.sin(95.0 * depth + 1.6 * warp) + 0.04 * warp
@@ -227,7 +230,7 @@ def _sea(canvas: _Canvas, scene: Scene, light_x: float) -> None:
 def _ground(canvas: _Canvas, scene: Scene) -> None:
     line, field = Line.draw(canvas.rng), Field.draw(canvas.rng)
     ridge = 0.68 - 0.012 * line.sample(canvas.x, 8, 0.4)
-    relief = _shade(field, canvas, scene, 0.16 if scene.season == "snow" else 0.32)
+    relief = _shade(field, canvas, scene, 0.12 if scene.season == "snow" else 0.24)
     canvas.paint(_lit(GROUNDS[scene.season], scene) * relief, _below(canvas, ridge))
 
 
@@ -244,7 +247,11 @@ def _tree(canvas: _Canvas, scene: Scene, cx: float, foot: float, scale: float) -
             )
         ),
     )
-    needles = {"snow": (0.10, 0.30, 0.24), "green": (0.06, 0.30, 0.14), "autumn": (0.16, 0.30, 0.10)}
+    needles = {
+        "snow": (0.10, 0.30, 0.24),
+        "green": (0.06, 0.30, 0.14),
+        "autumn": (0.16, 0.30, 0.10),
+    }
     grain = Field.draw(canvas.rng).sample(canvas.y, canvas.x, first=16, roughness=0.8)
     leaf = _lit(needles[scene.season], scene) * (1 + 0.30 * grain)[..., None]
     for tier in range(3):
@@ -253,7 +260,11 @@ def _tree(canvas: _Canvas, scene: Scene, cx: float, foot: float, scale: float) -
         corners = ((cx, tip), (cx + half, low), (cx - half, low))
         canvas.paint(np.clip(leaf, 0, 1), canvas.polygon(corners))
         if scene.season == "snow":
-            snow = ((cx, tip), (cx + half * 0.5, tip + 0.062 * scale), (cx - half * 0.5, tip + 0.062 * scale))
+            snow = (
+                (cx, tip),
+                (cx + half * 0.5, tip + 0.062 * scale),
+                (cx - half * 0.5, tip + 0.062 * scale),
+            )
             canvas.paint(_lit((0.95, 0.97, 1.0), scene), 0.9 * canvas.polygon(snow))
 
 
@@ -282,7 +293,9 @@ def _house(canvas: _Canvas, scene: Scene) -> None:
     gable = ((cx, roof), (cx + eave, wall + 0.01), (cx - eave, wall + 0.01))
     tiles = _lit((0.30, 0.22, 0.22), scene) * (1 + 0.16 * grain)
     canvas.paint(np.clip(tiles, 0, 1), canvas.polygon(gable))
-    glass: Array | Colour = (1.0, 0.86, 0.45) if scene.time == "night" else _lit((0.25, 0.35, 0.45), scene)
+    glass: Array | Colour = (
+        (1.0, 0.86, 0.45) if scene.time == "night" else _lit((0.25, 0.35, 0.45), scene)
+    )
     for wx, colour, top, low in (
         (cx - 0.55 * half, glass, 0.05, 0.11),
         (cx + 0.45 * half, _lit((0.26, 0.16, 0.10), scene), 0.06, tall),
@@ -305,13 +318,19 @@ def _boat(canvas: _Canvas, scene: Scene, shift: float) -> None:
     deck, half = 0.74 + 0.02 * dy, 0.16 * (1 + 0.06 * grow)
     keel = deck + 0.085
     hull = ((cx - half, deck), (cx + half, deck), (cx + 0.7 * half, keel), (cx - 0.7 * half, keel))
-    canvas.paint(_lit((0.02, 0.05, 0.08), scene), 0.35 * canvas.inside(_ellipse(canvas, cx, keel, half)))
+    canvas.paint(
+        _lit((0.02, 0.05, 0.08), scene), 0.35 * canvas.inside(_ellipse(canvas, cx, keel, half))
+    )
     canvas.paint(_lit(PAINTS[scene.boat], scene, 1.1), canvas.polygon(hull))
     top = deck - 0.30
     mast = ((cx - 0.008, top), (cx + 0.008, top), (cx + 0.008, deck), (cx - 0.008, deck))
     main = ((cx + 0.015, top), (cx + 0.85 * half, deck - 0.03), (cx + 0.015, deck - 0.03))
     jib = ((cx - 0.015, top + 0.05), (cx - 0.015, deck - 0.03), (cx - 0.7 * half, deck - 0.03))
-    for shape, colour in ((mast, (0.3, 0.2, 0.1)), (main, (0.96, 0.93, 0.84)), (jib, (0.86, 0.82, 0.72))):
+    for shape, colour in (
+        (mast, (0.3, 0.2, 0.1)),
+        (main, (0.96, 0.93, 0.84)),
+        (jib, (0.86, 0.82, 0.72)),
+    ):
         canvas.paint(_lit(colour, scene), canvas.polygon(shape))
 
 
@@ -345,9 +364,9 @@ def _frame(scene: Scene, size: int, time: float) -> Array:
     moved = {mover: way if scene.motion.mover == mover else 0.0 for mover in SPEED_MOVERS}
     _sky(canvas, scene)
     canvas.rng = _layer(scene, 1)
-    light_x = _light(canvas, scene, moved["light"])
+    light_x, veil = _light(canvas, scene, moved["light"])
     canvas.rng = _layer(scene, 2)
-    _clouds(canvas, scene, moved["clouds"])
+    _clouds(canvas, scene, moved["clouds"], veil)
     canvas.rng = _layer(scene, 3)
     if scene.land == "sea":
         _sea(canvas, scene, light_x)

@@ -64,45 +64,42 @@ class Block:
                 f"{self.kind} has no input named {' or '.join(HIDDEN)}: its stream cannot be "
                 "followed, so block caches do not fit. Use a cache of the whole network."
             )
+        self._order = _stream_order(self.kind)
+        self._form: tuple[str, ...] | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name."""
         return dict(zip(self.parameters, args, strict=False)) | kwargs
 
     def inputs(self, arguments: dict[str, Any]) -> Streams:
-        """The streams that go into the block."""
+        """The streams that go through the block (a text that is only attended to does not)."""
         streams = {"hidden": arguments[self.hidden]}
-        encoder = arguments.get(ENCODER)
+        encoder = arguments.get(ENCODER) if self._order else None
         if isinstance(encoder, Tensor):
             streams["encoder"] = encoder
         return streams
 
     def outputs(self, returned: Any) -> Streams:
-        """The streams that came out; a stream that ends here (``None``) is left out."""
+        """The streams that came out; one that ends here (``None``) is left out."""
         if isinstance(returned, Tensor):
+            self._form = None
             return {"hidden": returned}
-        pairs = zip(self._order(returned), returned, strict=False)
+        if not self._order:
+            raise UnsupportedModel(
+                f"{self.kind} returns {len(returned)} values in an order that is not known. Add "
+                "it to accel/seams/blocks.py, or use a cache of the whole network."
+            )
+        pairs = list(zip(self._order, returned, strict=True))
+        self._form = tuple(name if isinstance(value, Tensor) else "" for name, value in pairs)
         return {name: value for name, value in pairs if isinstance(value, Tensor)}
 
-    def returns(self, streams: Streams, like: Any) -> Any:
-        """A return value made of streams, of the form of an earlier one."""
-        if isinstance(like, Tensor):
+    def returns(self, streams: Streams) -> Any:
+        """A return value made of streams, of the form of the block's latest own one."""
+        if self._form is None:
             return streams["hidden"]
-        return tuple(streams.get(name) for name in self._order(like))
+        return tuple(streams[name] if name else None for name in self._form)
 
-    def _order(self, returned: tuple[Any, ...]) -> tuple[str, ...]:
-        if self.kind.startswith(ENCODER_FIRST):
-            return ("encoder", "hidden")
-        if self.kind.startswith(HIDDEN_FIRST):
-            return ("hidden", "encoder")
-        raise UnsupportedModel(
-            f"{self.kind} returns {len(returned)} values in an order that is not known. Add it to "
-            "accel/seams/blocks.py, or use a cache of the whole network."
-        )
-
-    def take(
-        self, arguments: dict[str, Any], rows: list[int], count: int
-    ) -> dict[str, Any]:
+    def take(self, arguments: dict[str, Any], rows: list[int], count: int) -> dict[str, Any]:
         """The arguments for some rows only."""
         taken: dict[str, Any] = take_rows(arguments, rows, count, 1)
         return taken
@@ -112,6 +109,14 @@ class Block:
         compiled = getattr(self.module, "_compiled_call_impl", None)
         entry = "forward" if compiled is None else "_compiled_call_impl"
         return hooks.wrap(self.module, entry, around)
+
+
+def _stream_order(kind: str) -> tuple[str, ...]:
+    if kind.startswith(ENCODER_FIRST):
+        return ("encoder", "hidden")
+    if kind.startswith(HIDDEN_FIRST):
+        return ("hidden", "encoder")
+    return ()
 
 
 def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:

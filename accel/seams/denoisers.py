@@ -205,9 +205,7 @@ class Onion:
 
         def evaluate(innermost: Call) -> Result:
             self._count(len(innermost.rows))
-            native = (
-                inner(*args, **kwargs) if innermost is call else inner(**innermost.arguments)
-            )
+            native = inner(*args, **kwargs) if innermost is call else inner(**innermost.arguments)
             value = self._packing.unpack(native, as_dict)
             return Result(value, (True,) * len(innermost.rows), native)
 

@@ -64,9 +64,7 @@ def _take(name: str, value: Any, rows: Sequence[int], count: int, frames: int) -
     return value
 
 
-def _take_tensor(
-    name: str, value: Tensor, rows: Sequence[int], count: int, frames: int
-) -> Tensor:
+def _take_tensor(name: str, value: Tensor, rows: Sequence[int], count: int, frames: int) -> Tensor:
     if value.ndim == 0 or (name in POSITIONS and value.ndim < 3):
         return value
     if value.shape[0] == count:

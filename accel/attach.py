@@ -1,0 +1,263 @@
+"""Put a plan on a pipeline: what a method is, what it is given, and the run that comes of it."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from accel import hooks
+from accel.errors import AccelWarning, BrokenAttachment, Conflict
+from accel.report import INACTIVE, Report, Tally
+from accel.trajectory import Step, Trajectory
+
+if TYPE_CHECKING:
+    from accel.seams.blocks import Block
+    from accel.seams.branches import Layout, Reader
+    from accel.seams.denoisers import Denoiser, Layer, Onion
+
+LAYERS = (
+    "loop",
+    "sampler",
+    "guidance",
+    "resolution",
+    "region",
+    "step cache",
+    "block cache",
+    "tokens",
+    "attention",
+    "memory",
+    "parallel",
+    "weights",
+)
+"""The onion around every call of a denoiser, outermost first."""
+
+Undo = Callable[[], None]
+
+
+class Accelerator(BaseModel, ABC):
+    """One method: its fields, and how it attaches.
+
+    Attributes:
+        name: ``family.Method``, the same in Python, TOML, the CLI and a file's metadata.
+        layer: Where it sits in the onion, one of ``LAYERS``.
+        seam: What it changes in a pipeline; for the table of methods.
+        supports: Which networks and guidance layouts it serves, in words.
+        source: Paper and section.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    name: ClassVar[str]
+    layer: ClassVar[str]
+    seam: ClassVar[str]
+    supports: ClassVar[str]
+    source: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def off(cls) -> Self | None:
+        """The method with its fields at the value that does nothing; ``None``: leave it out."""
+
+    @abstractmethod
+    def why_off(self) -> str | None:
+        """Why these fields do nothing (``"threshold is 0"``), or ``None`` if they do something."""
+
+    @abstractmethod
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Change the pipeline; yield one undo after each change.
+
+        Raises:
+            Conflict: If another method of the plan holds the same seam.
+            UnsupportedModel: If the pipeline is none that the method can serve.
+        """
+
+
+class Site:
+    """What a method is given.
+
+    Attributes:
+        pipe: The pipeline.
+        denoisers: Its networks.
+        layout: How it lays out its guidance branches.
+        trajectory: Where the run is.
+        tally: Where the method says what it did.
+    """
+
+    def __init__(self, run: Run, method: Accelerator, tally: Tally) -> None:
+        self.pipe = run.pipe
+        self.denoisers = run.denoisers
+        self.layout: Layout = run.reader.layout
+        self.trajectory = run.trajectory
+        self.tally = tally
+        self._run = run
+        self._method = method
+
+    def claim(self, seam: str) -> Undo:
+        """Hold a seam for this method alone.
+
+        Raises:
+            Conflict: If another method holds it.
+        """
+        claims = self._run.claims
+        if seam in claims:
+            raise Conflict(
+                f"{self._method.name} and {claims[seam]} both need the seam '{seam}' for "
+                "themselves: leave one of them out of the plan."
+            )
+        claims[seam] = self._method.name
+
+        def undo() -> None:
+            del claims[seam]
+
+        return undo
+
+    def around(self, denoiser: Denoiser, layer: Layer) -> Undo:
+        """Put ``layer(call, inner)`` around every call of a denoiser, at the method's depth."""
+        depth = LAYERS.index(self._method.layer)
+        return self._run.onions[denoiser.name].add(depth, layer)
+
+    def blocks(self, denoiser: Denoiser) -> tuple[Block, ...]:
+        """The transformer blocks of a denoiser.
+
+        Raises:
+            UnsupportedModel: For a network without a plain list of blocks (every UNet).
+        """
+        from accel.seams.blocks import find_blocks
+
+        return find_blocks(denoiser)
+
+    def on_start(self, reset: Callable[[], None]) -> Undo:
+        """Call ``reset`` whenever a run starts."""
+        starts = self.trajectory.starts
+        starts.append(reset)
+        return lambda: starts.remove(reset)
+
+    def on_step(self, observe: Callable[[Step, Any], None]) -> Undo:
+        """Call ``observe(step, result)`` after every ``scheduler.step``."""
+        observers = self.trajectory.observers
+        observers.append(observe)
+        return lambda: observers.remove(observe)
+
+    def swap_scheduler(self, scheduler: Any) -> Undo:
+        """Give the pipeline another scheduler; the undo puts the present one back."""
+        pipe, before = self.pipe, self.pipe.scheduler
+        pipe.scheduler = scheduler
+
+        def undo() -> None:
+            pipe.scheduler = before
+
+        return undo
+
+
+class Run:
+    """An attached plan. Use it as a context manager, or call ``detach``.
+
+    Attributes:
+        pipe: The pipeline it is attached to.
+        report: What the latest call of the pipeline did.
+    """
+
+    pipe: Any
+    report: Report
+    denoisers: tuple[Denoiser, ...]
+    reader: Reader
+    trajectory: Trajectory
+    onions: dict[str, Onion]
+    claims: dict[str, str]
+
+    def __init__(self, methods: tuple[Accelerator, ...], pipe: Any) -> None:
+        from accel.seams.branches import Reader, layout_of
+        from accel.seams.denoisers import find_denoisers
+        from accel.seams.pipelines import evaluations
+
+        self.pipe = pipe
+        self.denoisers = find_denoisers(pipe)
+        self._refuse_second_plan()
+        self.claims = {}
+        self.onions = {}
+        self.report = Report(
+            type(pipe).__name__, [Tally(method.name, method.why_off()) for method in methods]
+        )
+        self.trajectory = Trajectory(pipe, lambda scheduled: evaluations(pipe, scheduled))
+        self.reader = Reader(pipe, layout_of(pipe), self.trajectory)
+        with ExitStack() as stack:
+            self._attach(methods, stack)
+            self._stack = stack.pop_all()
+
+    def _refuse_second_plan(self) -> None:
+        for denoiser in self.denoisers:
+            if isinstance(vars(denoiser.module).get(denoiser.entry), hooks.Chain):
+                raise Conflict(
+                    f"pipe.{denoiser.name} already carries an attached plan: detach it first, or "
+                    "put the methods of both into one Plan."
+                )
+
+    def _attach(self, methods: tuple[Accelerator, ...], stack: ExitStack) -> None:
+        active = [
+            (method, tally)
+            for method, tally in zip(methods, self.report.tallies, strict=True)
+            if tally.off is None
+        ]
+        for method, tally in active:
+            if method.layer == "sampler":
+                self._attach_one(method, tally, stack)
+        for undo in (*self.trajectory.attach(), *self.reader.attach(self.denoisers)):
+            stack.callback(undo)
+        self.trajectory.starts += [self._check_entries, self.reader.reset, self.report.start]
+        self.trajectory.observers.append(self._on_step)
+        self._attach_onions(stack)
+        for method, tally in active:
+            if method.layer != "sampler":
+                self._attach_one(method, tally, stack)
+
+    def _attach_onions(self, stack: ExitStack) -> None:
+        from accel.seams.denoisers import Onion
+
+        for denoiser in self.denoisers:
+            onion = Onion(denoiser, self.reader, self.report.count)
+            self.onions[denoiser.name] = onion
+            stack.callback(hooks.wrap(denoiser.module, denoiser.entry, onion))
+
+    def _attach_one(self, method: Accelerator, tally: Tally, stack: ExitStack) -> None:
+        for undo in method.attach(Site(self, method, tally)):
+            stack.callback(undo)
+
+    def _check_entries(self) -> None:
+        for denoiser in self.denoisers:
+            if not isinstance(vars(denoiser.module).get(denoiser.entry), hooks.Chain):
+                raise BrokenAttachment(
+                    f"pipe.{denoiser.name} was compiled, or its forward replaced, while a plan is "
+                    "attached. Detach, compile, attach again."
+                )
+
+    def _on_step(self, _step: Step, _result: Any) -> None:
+        self.report.samples = self.reader.samples or 1
+        self.report.tick()
+
+    def detach(self) -> None:
+        """Take the plan off. The pipeline is as it was; a second call does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+        if error is None and self.report.steps:
+            self._warn()
+
+    def _warn(self) -> None:
+        for method, verdict in self.report.verdicts.items():
+            if verdict.state == INACTIVE and not verdict.chosen:
+                warnings.warn(f"{method} did nothing: {verdict.detail}", AccelWarning, stacklevel=3)

@@ -1,0 +1,72 @@
+"""EasyCache: skip the whole network while its output changes predictably with its input.
+
+Source: Zhou et al., "Less is Enough: Training-Free Video Diffusion Acceleration via
+Runtime-Adaptive Caching", arXiv 2507.02860, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
+
+from accel.attach import Accelerator, Site, Undo
+from accel.cache.policies import Accumulated, Guarded
+
+
+class EasyCache(Accelerator):
+    """Sum an estimate of the output's relative change; compute when it reaches the threshold.
+
+    The estimate is k · mean|x_i − x_{i−1}| / mean|v_p|, with k = mean|Δv| / mean|Δx| over the last
+    two computed steps. Reads the device once a step.
+    """
+
+    name: ClassVar[str] = "cache.EasyCache"
+    layer: ClassVar[str] = "step cache"
+    seam: ClassVar[str] = "denoiser"
+    supports: ClassVar[str] = "every denoiser, every guidance layout"
+    source: ClassVar[str] = "arXiv 2507.02860, section 3"
+
+    threshold: float = Field(
+        default=0.05,
+        ge=0.0,
+        description="accumulated relative change at which a step is computed; 0 is off. The "
+        "authors use 0.025 (HunyuanVideo) and 0.05 (Wan)",
+    )
+    warmup: int = Field(
+        default=3, ge=2, description="steps at the start that are always computed (≥ 2)"
+    )
+    max_skips: int = Field(
+        default=0, ge=0, description="consecutive skips after which a step is computed; 0: no cap"
+    )
+    last: bool = Field(default=True, description="always compute the last step")
+    predictor: Literal["reuse", "newton"] = Field(
+        default="newton",
+        description="'reuse' keeps v − x (the paper); 'newton' extrapolates v in the step",
+    )
+    order: int = Field(default=1, ge=1, le=3, description="degree of the Newton polynomial")
+
+    @classmethod
+    def off(cls) -> Self:
+        """Threshold 0."""
+        return cls(threshold=0.0)
+
+    def why_off(self) -> str | None:
+        """Threshold 0 computes every step."""
+        return "threshold is 0" if self.threshold == 0 else None
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put the cache around every denoiser."""
+        from accel.cache.indicators import InputChange
+        from accel.cache.network import NetworkCache
+
+        yield site.claim("denoiser")
+        cache = NetworkCache(
+            site.tally,
+            InputChange,
+            lambda: Guarded(Accumulated(self.threshold), self.warmup, self.max_skips, self.last),
+            (self.predictor, self.order),
+        )
+        site.tally.reason = lambda: cache.decisions.why_idle("the estimated change", self.threshold)
+        yield from cache.attach(site)

@@ -1,0 +1,153 @@
+"""The cache around a whole network: site of EasyCache and of every step cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from accel.cache.decisions import Decisions, record
+from accel.cache.policies import Guarded
+from accel.cache.predictors import Kind, Predictor, make
+from accel.seams.denoisers import Call, Inner, Result, Row
+from accel.seams.rows import scatter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from accel.attach import Site, Undo
+    from accel.report import Tally
+
+
+class Indicator(Protocol):
+    """Measures one sample from the network's input."""
+
+    def measure(self, x: Tensor) -> Tensor | None:
+        """The change at this step: a scalar tensor, or ``None`` where nothing is known yet."""
+        ...
+
+    def learn(self, x: Tensor, v: Tensor) -> None:
+        """A step was computed with input ``x`` and output ``v``."""
+        ...
+
+
+class NetworkCache:
+    """Answers a call of a network from what earlier calls gave.
+
+    With predictor ``reuse`` the kept quantity is v − x, so that the answer follows the present
+    input (EasyCache, section 3); with ``newton`` it is v, as a polynomial in the step.
+
+    State is one predictor for each denoiser, sample and branch. Reads the device once a step.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        indicator: Callable[[], Indicator],
+        policy: Callable[[], Guarded],
+        predictor: tuple[Kind, int],
+    ) -> None:
+        self.decisions = Decisions(indicator, policy)
+        self._tally = tally
+        self._follow = predictor[0] == "reuse"
+        self._make = predictor
+        self._kept: dict[tuple[str, Row], Predictor] = {}
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put the cache around every denoiser of a pipeline."""
+        yield site.on_start(self.reset)
+        for denoiser in site.denoisers:
+            yield site.around(denoiser, self)
+
+    def reset(self) -> None:
+        """Forget the run before."""
+        self.decisions.reset()
+        self._kept.clear()
+
+    def __call__(self, call: Call, inner: Inner) -> Result:
+        self._decide(call)
+        samples = {row.sample: self.decisions.sample(call, row.sample) for row in call.rows}
+        computed = call.where(lambda row: samples[row.sample].must_compute(row.branch))
+        if len(computed) == len(call.rows):
+            result = inner(call)
+            self._learn(call, result)
+            return result
+        fresh = tuple(index in computed for index in range(len(call.rows)))
+        skipped = [index for index, done in enumerate(fresh) if not done]
+        answer = self._predict(call, skipped)
+        if not computed:
+            return Result(answer, fresh)
+        part = call.take(computed)
+        result = inner(part)
+        self._learn(part, result)
+        value = scatter([(computed, result.value), (skipped, answer)], len(call.rows))
+        return Result(value, fresh)
+
+    def _decide(self, call: Call) -> None:
+        leaders = self.decisions.leaders(call)
+        if not leaders:
+            return
+        x = call.sample
+        values = {
+            sample: self.decisions.sample(call, sample).indicator.measure(x[row])
+            for sample, row in leaders.items()
+        }
+        self.decisions.decide(call, values)
+
+    def _learn(self, call: Call, result: Result) -> None:
+        for index, row in enumerate(call.rows):
+            x, y = call.sample[index], result.value[index]
+            sample = self.decisions.sample(call, row.sample)
+            if sample.leads(row):
+                sample.indicator.learn(*_matching(x, y))
+            sample.learned[row.branch] = call.step.index
+            kept = self._kept.setdefault((call.denoiser.name, row), make(*self._make))
+            kept.update(call.step.index, _minus_input(y, x) if self._follow else y)
+        record(self._tally, call, call.rows, "computed")
+
+    def _predict(self, call: Call, rows: list[int]) -> Tensor:
+        import torch
+
+        answers = []
+        for index in rows:
+            kept = self._kept[call.denoiser.name, call.rows[index]]
+            value = kept.predict(call.step.index)
+            if self._follow:
+                value = _plus_input(value, call.sample[index])
+            answers.append(value)
+        state = "reused" if self._follow else "predicted"
+        record(self._tally, call, (call.rows[index] for index in rows), state)
+        return torch.stack(answers)
+
+
+def _matching(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of input and output (without the row axis) that are the same quantity.
+
+    An image-to-video network takes extra channels that it does not return; PixArt's returns a
+    variance that it did not take. Along the one axis where the shapes differ, the first entries
+    are what both have.
+    """
+    if x.shape == y.shape:
+        return x, y
+    if x.ndim != y.ndim:
+        raise ValueError(f"A network's input {tuple(x.shape)} and output {tuple(y.shape)} differ.")
+    for axis, (taken, given) in enumerate(zip(x.shape, y.shape, strict=True)):
+        if taken != given:
+            width = min(taken, given)
+            x, y = x.narrow(axis, 0, width), y.narrow(axis, 0, width)
+    return x, y
+
+
+def _minus_input(y: Tensor, x: Tensor) -> Tensor:
+    delta = y.clone()
+    _, v = _matching(x, delta)
+    v.sub_(x)
+    return delta
+
+
+def _plus_input(delta: Tensor, x: Tensor) -> Tensor:
+    answer = delta.clone()
+    x, v = _matching(x, answer)
+    v.add_(x)
+    return answer

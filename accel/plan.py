@@ -1,0 +1,220 @@
+"""A plan: a frozen set of methods, the same in Python, TOML, JSON, a file's metadata and the CLI."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, Self, cast, get_args
+
+from pydantic import ValidationError
+
+from accel.attach import LAYERS, Accelerator, Run
+from accel.errors import Conflict, PlanError, UnknownMethod
+
+GROUP = "diffusers_accel.methods"
+FORMAT = 1
+Preset = Literal["exact", "balanced", "fast", "fastest"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+
+
+class Plan:
+    """A set of methods. Hashable; the order in which they are written does not matter.
+
+    Args:
+        *methods: At most one of each kind.
+
+    Raises:
+        Conflict: If a method is there twice.
+        PlanError: If something is no method.
+    """
+
+    def __init__(self, *methods: Accelerator) -> None:
+        for method in methods:
+            if not isinstance(method, Accelerator):
+                raise PlanError(
+                    f"A plan holds methods, not {type(method).__name__}: write for example "
+                    "Plan(accel.cache.EasyCache(threshold=0.05))."
+                )
+        ordered = sorted(methods, key=lambda method: (LAYERS.index(method.layer), method.name))
+        for first, second in zip(ordered, ordered[1:], strict=False):
+            if first.name == second.name:
+                raise Conflict(f"{first.name} is in the plan twice: keep one of the two.")
+        self._methods = tuple(ordered)
+
+    @property
+    def methods(self) -> tuple[Accelerator, ...]:
+        """The methods, outermost layer first."""
+        return self._methods
+
+    def __iter__(self) -> Iterator[Accelerator]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self._methods == other._methods
+
+    def __hash__(self) -> int:
+        return hash(self._methods)
+
+    def __repr__(self) -> str:
+        return f"Plan({', '.join(map(repr, self._methods))})"
+
+    def attach(self, pipe: Any) -> Run:
+        """Put the plan on a stock diffusers pipeline.
+
+        Returns:
+            The run: a context manager that takes the plan off at its end, and the report.
+
+        Raises:
+            Conflict: If two methods cannot go together, or the pipeline already carries a plan.
+            UnsupportedModel: If a method cannot serve this pipeline. Nothing is left behind.
+        """
+        return Run(self._methods, pipe)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"plan": 1, family: {method: fields}}``, every field written out."""
+        document: dict[str, Any] = {"plan": FORMAT}
+        for method in self._methods:
+            family, kind = method.name.split(".")
+            document.setdefault(family, {})[kind] = method.model_dump(mode="json")
+        return document
+
+    def to_toml(self) -> str:
+        """The plan as TOML; ``from_toml`` gives an equal plan."""
+        import tomli_w
+
+        return tomli_w.dumps(_without_none(self.to_dict()))
+
+    def to_json(self) -> str:
+        """The plan as JSON; ``from_json`` gives an equal plan."""
+        import json
+
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The plan that ``to_dict`` wrote.
+
+        Raises:
+            PlanError: If the format is another, or a field is unknown or out of range.
+            UnknownMethod: If no installed package offers a method of that name.
+        """
+        version = document.get("plan", FORMAT)
+        if version != FORMAT:
+            raise PlanError(
+                f"This plan has format {version!r}; this version reads format {FORMAT}. Install "
+                "the version of diffusers-accel that wrote it."
+            )
+        methods = []
+        for family, kinds in document.items():
+            if family == "plan":
+                continue
+            if not isinstance(kinds, Mapping):
+                raise PlanError(
+                    f"'{family} = {kinds!r}' is no method: a plan is made of tables such as "
+                    "[cache.EasyCache]."
+                )
+            methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
+        return cls(*methods)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """The plan that ``to_toml`` wrote; see ``from_dict`` for errors."""
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise PlanError(
+                f"The plan is no TOML ({error}). `accel methods --toml` prints one to start from."
+            ) from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The plan that ``to_json`` wrote; see ``from_dict`` for errors."""
+        import json
+
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"The plan is no JSON ({error}).") from error
+        if not isinstance(document, dict):
+            raise PlanError(f"The plan is JSON, but a {type(document).__name__}, not an object.")
+        return cls.from_dict(document)
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """One of the presets ``exact``, ``balanced``, ``fast``, ``fastest``.
+
+        Raises:
+            PlanError: If there is no such preset.
+        """
+        from accel.bundled import asset
+
+        if name not in PRESETS:
+            raise PlanError(f"There is no preset '{name}': choose one of {', '.join(PRESETS)}.")
+        return cls.from_toml(asset(f"plans/{name}.toml").read_text())
+
+
+@cache
+def entry_points_by_name() -> dict[str, EntryPoint]:
+    """The entry points of all methods, ours and those of other packages."""
+    found = entry_points(group=GROUP)
+    return {point.name: point for point in sorted(found, key=lambda point: point.name)}
+
+
+def methods() -> dict[str, type[Accelerator]]:
+    """Every installed method by name. Imports the method files, but not torch."""
+    return {name: method_class(name) for name in entry_points_by_name()}
+
+
+def method_class(name: str) -> type[Accelerator]:
+    """The class of a method.
+
+    Raises:
+        UnknownMethod: If no installed package offers it.
+    """
+    point = entry_points_by_name().get(name)
+    if point is None:
+        from difflib import get_close_matches
+
+        known = list(entry_points_by_name())
+        close = get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+        raise UnknownMethod(f"There is no method '{name}': {hint}")
+    return cast("type[Accelerator]", point.load())
+
+
+def build(name: str, fields: Any) -> Accelerator:
+    """A method from its name and fields.
+
+    Raises:
+        UnknownMethod: If no installed package offers it.
+        PlanError: If a field is unknown or out of range.
+    """
+    kind = method_class(name)
+    if not isinstance(fields, Mapping):
+        raise PlanError(f"{name}: expected a table of fields, found {fields!r}.")
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        raise PlanError(_explain(name, kind, error)) from error
+
+
+def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"])) or "its fields"
+    known = ", ".join(kind.model_fields)
+    if first["type"] == "extra_forbidden":
+        return f"{name} has no field '{field}': it has {known}."
+    return f"{name}.{field} = {first['input']!r}: {first['msg']}. Run `accel methods {name}`."
+
+
+def _without_none(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in document.items()
+        if value is not None
+    }

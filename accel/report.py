@@ -1,0 +1,180 @@
+"""What a run really did: events → counts, verdicts, text, JSON and a timeline picture."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+State = Literal["computed", "reused", "predicted"]
+ACTIVE = "ACTIVE"
+INACTIVE = "INACTIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decision of one method.
+
+    Attributes:
+        step: Index of the evaluation, 0-based.
+        branch: Guidance branch.
+        sample: Position in the batch.
+        state: ``computed`` in full, ``reused`` as it was, or ``predicted`` from what was kept.
+    """
+
+    step: int
+    branch: str
+    sample: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method did something.
+
+    Attributes:
+        state: ``ACTIVE`` or ``INACTIVE``.
+        detail: What it did, or the reason why it did nothing.
+        chosen: Whether doing nothing was asked for (the method is off).
+    """
+
+    state: str
+    detail: str
+    chosen: bool = False
+
+
+@dataclass
+class Tally:
+    """What one method did in the present run.
+
+    Attributes:
+        method: Its name.
+        off: Why it is off by its own fields, or ``None``.
+        reason: Says why nothing was saved, asked at the end of a run in which nothing was.
+        change: What was changed for good while attached (a sampler), or ``None``.
+    """
+
+    method: str
+    off: str | None = None
+    reason: Callable[[], str] = lambda: "it had nothing to do in this run"
+    change: str | None = None
+    events: list[Event] = field(default_factory=list)
+
+    def record(self, step: int, branch: str, sample: int, state: State) -> None:
+        """Add one decision."""
+        self.events.append(Event(step, branch, sample, state))
+
+    def verdict(self) -> Verdict:
+        """Whether the method did something in this run."""
+        if self.off is not None:
+            return Verdict(INACTIVE, f"off: {self.off}", chosen=True)
+        if self.change is not None:
+            return Verdict(ACTIVE, self.change)
+        units = {(event.step, event.sample) for event in self.events}
+        saved = {(e.step, e.sample) for e in self.events if e.state != "computed"}
+        if not saved:
+            return Verdict(INACTIVE, self.reason())
+        kinds = Counter(event.state for event in self.events if event.state != "computed")
+        return Verdict(ACTIVE, f"{len(saved)}/{len(units)} {kinds.most_common(1)[0][0]}")
+
+
+@dataclass
+class Report:
+    """The latest run under an attached plan.
+
+    Attributes:
+        pipeline: Class name of the pipeline.
+        tallies: One a method, in the order of the plan.
+        steps: Calls of ``scheduler.step``.
+        calls: Calls of a network.
+        rows: Rows that went through a network, over all calls.
+        samples: Pictures or clips in the batch.
+        step_seconds: Host time from one step to the next; waits for no device.
+    """
+
+    pipeline: str
+    tallies: list[Tally]
+    steps: int = 0
+    calls: int = 0
+    rows: int = 0
+    samples: int = 1
+    step_seconds: list[float] = field(default_factory=list)
+    _clock: float = 0.0
+
+    def start(self) -> None:
+        """Forget the run before."""
+        self.steps = self.calls = self.rows = 0
+        self.step_seconds.clear()
+        for tally in self.tallies:
+            tally.events.clear()
+        self._clock = time.perf_counter()
+
+    def count(self, rows: int) -> None:
+        """Count one call of a network."""
+        self.calls += 1
+        self.rows += rows
+
+    def tick(self) -> None:
+        """Count one step."""
+        now = time.perf_counter()
+        self.step_seconds.append(now - self._clock)
+        self._clock = now
+        self.steps += 1
+
+    @property
+    def nfe(self) -> float:
+        """Network evaluations for one sample: rows computed, over samples."""
+        return self.rows / max(self.samples, 1)
+
+    @property
+    def seconds(self) -> float:
+        """Host time of the denoising loop."""
+        return sum(self.step_seconds)
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By method."""
+        return {tally.method: tally.verdict() for tally in self.tallies}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON types."""
+        return {
+            "pipeline": self.pipeline,
+            "steps": self.steps,
+            "calls": self.calls,
+            "nfe": self.nfe,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "step_seconds": list(self.step_seconds),
+            "verdicts": {
+                method: {"state": verdict.state, "detail": verdict.detail}
+                for method, verdict in self.verdicts.items()
+            },
+            "events": {
+                tally.method: [[e.step, e.branch, e.sample, e.state] for e in tally.events]
+                for tally in self.tallies
+            },
+        }
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.pipeline}: {self.steps} steps, {self.nfe:g} network evaluations a sample, "
+            f"{self.seconds:.2f} s in the loop"
+        )
+        width = max((len(tally.method) for tally in self.tallies), default=0)
+        lines = [
+            f"  {method:<{width}}  {verdict.state:<8}  {verdict.detail}"
+            for method, verdict in self.verdicts.items()
+        ]
+        return "\n".join([head, *lines])
+
+    def timeline(self) -> Image.Image:
+        """A picture of it: a row for each method and branch, a column for each step."""
+        from accel.timeline import draw
+
+        return draw(self)
