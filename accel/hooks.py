@@ -27,6 +27,7 @@ class Chain:
         self.links: list[Around] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the links around the method."""
         return self._call(len(self.links), args, kwargs)
 
     def _call(self, depth: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

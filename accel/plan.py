@@ -1,4 +1,4 @@
-"""A plan: a frozen set of methods, the same in Python, TOML, JSON, a file's metadata and the CLI."""
+"""A plan: a frozen set of methods, the same in Python, TOML, JSON, metadata and the CLI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from itertools import pairwise
 from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import ValidationError
@@ -38,7 +39,7 @@ class Plan:
                     "Plan(accel.cache.EasyCache(threshold=0.05))."
                 )
         ordered = sorted(methods, key=lambda method: (LAYERS.index(method.layer), method.name))
-        for first, second in zip(ordered, ordered[1:], strict=False):
+        for first, second in pairwise(ordered):
             if first.name == second.name:
                 raise Conflict(f"{first.name} is in the plan twice: keep one of the two.")
         self._methods = tuple(ordered)

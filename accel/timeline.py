@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
 if TYPE_CHECKING:
     from accel.report import Event, Report
 
@@ -60,7 +62,7 @@ def _cell(pen: ImageDraw.ImageDraw, left: int, top: int, events: list[Event]) ->
         start += share
 
 
-def _legend(pen: ImageDraw.ImageDraw, top: int, font: ImageFont.ImageFont) -> None:
+def _legend(pen: ImageDraw.ImageDraw, top: int, font: Font) -> None:
     left = LEFT
     for state, colour in COLOURS.items():
         pen.rectangle((left, top, left + 11, top + 11), fill=colour)

@@ -134,6 +134,7 @@ class BlockRangeCache:
         self._pass = None
 
     def __call__(self, call: Call, inner: Inner) -> Result:
+        """Follow one call of the network through its blocks."""
         self._pass = Pass(call)
         try:
             result = inner(call)

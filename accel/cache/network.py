@@ -66,6 +66,7 @@ class NetworkCache:
         self._kept.clear()
 
     def __call__(self, call: Call, inner: Inner) -> Result:
+        """Answer the rows that may be skipped, compute the others."""
         self._decide(call)
         samples = {row.sample: self.decisions.sample(call, row.sample) for row in call.rows}
         computed = call.where(lambda row: samples[row.sample].must_compute(row.branch))
@@ -116,8 +117,8 @@ class NetworkCache:
             if self._follow:
                 value = _plus_input(value, call.sample[index])
             answers.append(value)
-        state = "reused" if self._follow else "predicted"
-        record(self._tally, call, (call.rows[index] for index in rows), state)
+        rows_done = (call.rows[index] for index in rows)
+        record(self._tally, call, rows_done, "reused" if self._follow else "predicted")
         return torch.stack(answers)
 
 

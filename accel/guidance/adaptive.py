@@ -137,4 +137,5 @@ class Latch:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.float().flatten(), b.float().flatten()
-    return a.dot(b) / (a.norm() * b.norm()).clamp_min(1e-12)
+    lengths = (a.square().sum() * b.square().sum()).sqrt()
+    return (a * b).sum() / lengths.clamp_min(1e-12)

@@ -62,6 +62,7 @@ class Unconditional:
         return "the calls have one branch: guidance is off or embedded"
 
     def __call__(self, call: Call, inner: Inner) -> Result:
+        """Compute the rows that are needed, answer the others from the conditional ones."""
         branches = {row.branch for row in call.rows}
         if UNCOND not in branches:
             result = inner(call)

@@ -66,7 +66,7 @@ class Interval(Accelerator):
 
         yield site.claim("branches: where guidance acts")
 
-        def guided(step: Step, sample: int) -> bool:
+        def guided(step: Step, _sample: int) -> bool:
             return self.low < step.sigma <= self.high
 
         yield from Unconditional(site.tally, guided).attach(site)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from accel.bundled import asset
 from accel.errors import BadModel
 from accel.scenes.pixels import as_floats
 from accel.scenes.scene import ATTRIBUTES, Scene
@@ -98,7 +99,7 @@ def load(folder: Path | None = None) -> Oracle:
     Raises:
         BadModel: the folder holds no oracle, or one for other attributes.
     """
-    folder = folder or _bundled()
+    folder = folder or asset("models/oracle")
     config = folder / "config.json"
     if not config.exists():
         raise BadModel(f"found no oracle in {folder}; train one with tools/train_scenes.py oracle")
@@ -110,12 +111,6 @@ def load(folder: Path | None = None) -> Oracle:
     oracle = Oracle()
     oracle.load_state_dict(load_file(folder / "model.safetensors"))
     return oracle.eval().requires_grad_(False)
-
-
-def _bundled() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "assets" / "models" / "oracle"
-    return installed if installed.exists() else package.parent / "assets" / "models" / "oracle"
 
 
 def pixels(images: Any) -> Tensor:

@@ -194,6 +194,7 @@ class Onion:
         return lambda: self._layers.remove(entry)
 
     def __call__(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the methods around one call; without methods, only count it."""
         if not self._reader.running:
             return inner(*args, **kwargs)
         arguments = dict(zip(self.denoiser.parameters, args, strict=False)) | kwargs

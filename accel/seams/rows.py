@@ -70,7 +70,7 @@ def _take_tensor(name: str, value: Tensor, rows: Sequence[int], count: int, fram
     if value.shape[0] == count:
         return index_rows(value, rows)
     if frames > 1 and value.shape[0] == count * frames:
-        return index_rows(value.unflatten(0, (count, frames)), rows).flatten(0, 1)
+        return index_rows(value.reshape(count, frames, *value.shape[1:]), rows).flatten(0, 1)
     return value
 
 

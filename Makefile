@@ -1,0 +1,35 @@
+# Two commands are the whole set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint docs laws-full clean
+
+demo: $(READY)
+	$(BIN)/accel compare "a red house left of two pine trees under a starry sky" --seed 7 --out demo --overwrite
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not laws_full"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/write_docs.py --check
+
+docs: $(READY)
+	$(BIN)/python tools/write_docs.py
+
+laws-full: $(READY)
+	$(BIN)/python -m pytest -n 2 -m laws_full --laws-record tests/results/laws.jsonl
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,video]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo
