@@ -11,13 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samplers.dpmsolverpp import DPMSolverPP as DPMSolverPP
     from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler as DPMSolverPPScheduler
 
 _HOMES = {
+    "DPMSolverPP": "samplers.dpmsolverpp",
     "DPMSolverPPScheduler": "samplers.dpmsolverpp_scheduler",
 }
 
-__all__ = ["DPMSolverPPScheduler"]
+__all__ = ["DPMSolverPP", "DPMSolverPPScheduler"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from accel.errors import BadInput
 from samplers.flow import FlowNoise
+from samplers.noise import Generator
 from samplers.origin import settings_from
 from samplers.prediction import Conversion, Level
 from samplers.schedule import Grid, request
 from samplers.vp import VPNoise
 
-Generator = torch.Generator | list[torch.Generator] | None
 Settings = Mapping[str, Any]
 
 
@@ -186,7 +186,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
             model_output: The network's output after guidance, ``[B, C, ...]``.
             timestep: The element of ``timesteps`` that the network was told.
             sample: ``[B, C, ...]``; the result has its dtype.
-            generator: Where the noise of an SDE is drawn from, one or one per sample.
+            generator: Where the noise of an SDE is drawn from, one or one per sample; without
+                it, from generators of the scheduler's own, seeded by the sample at its first step.
             return_dict: Return a ``SchedulerOutput`` instead of ``(sample,)``.
 
         Raises:

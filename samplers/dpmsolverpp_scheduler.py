@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from accel.errors import BadInput
-from samplers.base import Generator, SolverScheduler
+from samplers.base import SolverScheduler
 from samplers.dpmsolverpp import Variant, update, usable_order
 from samplers.multistep import Update
+from samplers.noise import Generator, seeded, seeds_of, standard_normal
 from samplers.prediction import Level
 
 FEW_STEPS = 15
@@ -73,6 +73,7 @@ class DPMSolverPPScheduler(SolverScheduler):
 
     def _prepare(self, levels: Sequence[Level]) -> None:
         self.history.clear()
+        self._seeds: list[int] = []
         self._updates = [self._choices(levels, i) for i in range(len(levels) - 1)]
 
     def _choices(self, levels: Sequence[Level], index: int) -> list[Update]:
@@ -95,12 +96,14 @@ class DPMSolverPPScheduler(SolverScheduler):
         del self.history[self.config.order :]
         choices = self._updates[index]
         chosen = choices[min(len(self.history), len(choices)) - 1]
-        noise = None
-        if chosen.noise:
-            noise = randn_tensor(
-                sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
-            )
+        noise = self._draw(index, sample, generator) if chosen.noise else None
         return chosen.apply(sample, self.history, noise)
+
+    def _draw(self, index: int, sample: Tensor, generator: Generator) -> Tensor:
+        if generator is None:
+            self._seeds = self._seeds or seeds_of(sample)
+            generator = seeded(self._seeds, index, sample.device)
+        return standard_normal(sample, generator)
 
 
 def _check(order: int, variant: str, eta: float) -> None:
