@@ -1,6 +1,9 @@
 """What a tiny pipeline is, and how to call it."""
 
-from collections.abc import Callable, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +36,13 @@ class Ask:
         return [NEGATIVE] * len(self.prompts)
 
     def pictures(self, height: int, width: int) -> torch.Tensor:
-        """Return smooth pictures `[B, 3, H, W]` in [0, 1], one per sample, told by its seed."""
-        return torch.stack([_picture(seed, height, width) for seed in self.seeds])
+        """Return smooth pictures `[B, 3, H, W]` in [0, 1], one per sample, told by its prompt."""
+        return torch.stack([_picture(number, height, width) for number in self.numbers])
+
+    @property
+    def numbers(self) -> list[int]:
+        """Return a number per sample, told by its prompt."""
+        return [zlib.crc32(prompt.encode()) for prompt in self.prompts]
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class Tiny:
     denoisers: tuple[str, ...] = ("transformer",)
     output: str = "latent"  # output_type
     batchable: bool = True  # a stock call takes a list of prompts
+    # turns guidance on or off where no argument of the call does
+    switch: Callable[[DiffusionPipeline, bool], None] | None = None
     global_noise: bool = False  # the stock pipeline draws from the global generator too
 
     def call(
@@ -92,12 +102,21 @@ class Tiny:
             "num_inference_steps": steps,
             "generator": generators if count > 1 else generators[0],
             "output_type": self.output,
-            "return_dict": False,
         }
-        with torch.random.fork_rng(devices=[], enabled=self.global_noise):
+        if self.switch is not None:
+            self.switch(pipe, guidance)
+        with torch.random.fork_rng(devices=[], enabled=self.global_noise), _quiet_autocast():
             if self.global_noise:
                 torch.manual_seed(ask.seeds[0])
             return pipe(**(arguments | self.inputs(ask) | more))[0]
+
+
+@contextmanager
+def _quiet_autocast() -> Iterator[None]:
+    """Let Mochi ask for an autocast to float32, which torch does not have on a CPU."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "In CPU autocast", UserWarning)
+        yield
 
 
 def _picture(seed: int, height: int, width: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 
 from tiny import text
 from tiny.base import Ask, Tiny
-from tiny.parts import flow, image_vae, seeded
+from tiny.parts import ddim, flow, image_vae, seeded
 
 SIDE = 32
 HEADS = {"attention_head_dim": 16, "num_attention_heads": 2}
@@ -20,7 +20,7 @@ def _guided(ask: Ask) -> dict[str, Any]:
         "width": SIDE,
         "negative_prompt": ask.negatives,
         "guidance_scale": 5.0 if ask.guidance else 1.0,
-        "max_sequence_length": 48,
+        "max_sequence_length": 64,
     }
 
 
@@ -116,6 +116,75 @@ def _zimage() -> DiffusionPipeline:
     )
 
 
+def _lumina2() -> DiffusionPipeline:
+    tokenizer = text.gemma_tokenizer()
+    return diffusers.Lumina2Pipeline(
+        transformer=diffusers.Lumina2Transformer2DModel(
+            sample_size=SIDE // 2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=3,
+            num_refiner_layers=1,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=16,
+            axes_dim_rope=(4, 6, 6),
+            axes_lens=(300, 32, 32),
+            cap_feat_dim=text.WIDTH,
+        ),
+        scheduler=flow(shift=6.0),
+        vae=image_vae(channels=4, shift=0.1159),
+        text_encoder=text.gemma_encoder(tokenizer),
+        tokenizer=tokenizer,
+    )
+
+
+def _lumina2_inputs(ask: Ask) -> dict[str, Any]:
+    # the pipeline takes its autoencoder to shrink sides by 8
+    return _guided(ask) | {"system_prompt": "Draw.", "height": 4 * SIDE, "width": 4 * SIDE}
+
+
+def _cogview4() -> DiffusionPipeline:
+    tokenizer = text.qwen_tokenizer()
+    # Pads to the next 16 tokens, unmasked: prompts are comparable within a multiple of 16 alone.
+    tokenizer.padding_side = "left"
+    return diffusers.CogView4Pipeline(
+        tokenizer=tokenizer,
+        text_encoder=text.glm_encoder(tokenizer),
+        vae=image_vae(channels=4, shift=0.0),
+        transformer=diffusers.CogView4Transformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            text_embed_dim=text.WIDTH,
+            time_embed_dim=32,
+            condition_dim=8,
+            pos_embed_max_size=16,
+            sample_size=SIDE // 2,
+            rope_axes_dim=(16, 16),
+            **HEADS,
+        ),
+        scheduler=flow(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True),
+    )
+
+
+def _dit() -> DiffusionPipeline:
+    return diffusers.DiTPipeline(
+        transformer=diffusers.DiTTransformer2DModel(
+            in_channels=4, out_channels=8, num_layers=3, sample_size=SIDE // 2, **HEADS
+        ),
+        vae=image_vae(),
+        scheduler=ddim(beta_start=0.0001, beta_end=0.008, beta_schedule="linear"),
+    )
+
+
+def _classes(ask: Ask) -> dict[str, Any]:
+    return {
+        "class_labels": [number % 1000 for number in ask.numbers],
+        "guidance_scale": 4.0 if ask.guidance else 1.0,
+    }
+
+
 CFG = ("uncond", "cond")
 
 FAMILIES = (
@@ -145,5 +214,33 @@ FAMILIES = (
         blocks="hidden",
         media="image",
         inputs=_guided,
+    ),
+    Tiny(
+        name="lumina2",
+        build=seeded(_lumina2),
+        layout="two_calls_no_context",
+        order=("cond", "uncond"),
+        blocks="hidden",
+        media="image",
+        inputs=_lumina2_inputs,
+    ),
+    Tiny(
+        name="cogview4",
+        build=seeded(_cogview4),
+        layout="two_calls",
+        order=("cond", "uncond"),
+        blocks="mmdit",
+        media="image",
+        inputs=_guided,
+    ),
+    Tiny(
+        name="dit",
+        build=seeded(_dit),
+        layout="batched",
+        order=("cond", "uncond"),
+        blocks="hidden",
+        media="image",
+        inputs=_classes,
+        output="pt",
     ),
 )

@@ -263,7 +263,7 @@ def _per_step(tape: Tape) -> str:
     steps: dict[int, list[str]] = {}
     for call in tape.denoiser:
         place = f"{call.context}" if call.context else "no context"
-        if call.name != "transformer" and call.name != "unet":
+        if call.name not in ("transformer", "unet"):
             place += f" ({call.name})"
         steps.setdefault(call.step, []).append(place)
     texts = [f"{len(found)} ({', '.join(found)})" for found in steps.values()]

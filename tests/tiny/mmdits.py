@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import transformers
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, SD3Transformer2DModel
 
 from tiny import text
@@ -197,6 +198,89 @@ def _qwenimage() -> DiffusionPipeline:
     )
 
 
+# Chroma
+
+
+def _chroma() -> DiffusionPipeline:
+    t5 = text.t5_tokenizer()
+    return diffusers.ChromaPipeline(
+        scheduler=flow(shift=3.0, use_dynamic_shifting=True),
+        vae=image_vae(channels=4, shift=0.1159),
+        text_encoder=text.t5_encoder(t5),
+        tokenizer=t5,
+        transformer=diffusers.ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            joint_attention_dim=text.WIDTH,
+            axes_dims_rope=(4, 6, 6),
+            approximator_num_channels=64,
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+            **HEADS,
+        ),
+    )
+
+
+# HunyuanImage 2.1
+
+
+def _hunyuanimage() -> DiffusionPipeline:
+    qwen, byt5 = text.qwen_tokenizer(), transformers.ByT5Tokenizer()
+    pipe = diffusers.HunyuanImagePipeline(
+        scheduler=flow(shift=5.0),
+        vae=diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=8,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=2,
+            sample_size=SIDE,
+            scaling_factor=0.75289,
+        ),
+        text_encoder=text.qwen_vl_encoder(qwen),
+        tokenizer=qwen,
+        text_encoder_2=text.t5_encoder(byt5),
+        tokenizer_2=byt5,
+        transformer=diffusers.HunyuanImageTransformer2DModel(
+            in_channels=8,
+            out_channels=8,
+            num_layers=2,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            patch_size=(2, 2),
+            text_embed_dim=text.WIDTH,
+            text_embed_2_dim=text.WIDTH,
+            rope_axes_dim=(8, 8),
+            **HEADS,
+        ),
+        guider=diffusers.AdaptiveProjectedMixGuidance(
+            adaptive_projected_guidance_start_step=2, guidance_scale=3.5
+        ),
+    )
+    pipe.tokenizer_max_length = TEXT
+    pipe.tokenizer_2_max_length = TEXT
+    return pipe
+
+
+def _guider(ask: Ask) -> dict[str, Any]:
+    return {
+        "prompt": ask.prompts,
+        "negative_prompt": ask.negatives,
+        "height": SIDE,
+        "width": SIDE,
+    }
+
+
+def _switch_guider(pipe: DiffusionPipeline, guidance: bool) -> None:
+    if guidance:
+        pipe.guider.enable()
+    else:
+        pipe.guider.disable()
+
+
 def _mmdit(
     name: str,
     build: Callable[[], DiffusionPipeline],
@@ -244,5 +328,14 @@ FAMILIES = (
     ),
     _mmdit("flux_img2img", _flux_img2img, "embedded", _from_image),
     _mmdit("flux_kontext", _flux_kontext, "two_calls_no_context", _kontext, order=TRUE_CFG),
+    _mmdit("chroma", _chroma, "two_calls_no_context", _guided, order=TRUE_CFG),
+    _mmdit(
+        "hunyuanimage",
+        _hunyuanimage,
+        "guider",
+        _guider,
+        order=TRUE_CFG,
+        switch=_switch_guider,
+    ),
     _mmdit("qwenimage", _qwenimage, "two_calls", _true_cfg, order=TRUE_CFG),
 )

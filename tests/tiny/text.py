@@ -12,6 +12,8 @@ import transformers
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tiny.base import PROMPTS
+
 WIDTH = 32
 CLIP_LENGTH = 77
 PRINTABLE = [chr(code) for code in range(33, 127)]
@@ -94,7 +96,8 @@ def _qwen_vocabulary() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
         initial_alphabet=_alphabet(),
         show_progress=False,
     )
-    trained.train_from_iterator([*QWEN_WORDS.split(), QWEN_WORDS], trainer)
+    corpus = [*QWEN_WORDS.split(), QWEN_WORDS, *PROMPTS, *(f" {prompt}" for prompt in PROMPTS)]
+    trained.train_from_iterator(corpus, trainer)
     model = json.loads(trained.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     return tuple(tokens), tuple((left, right) for left, right in model["merges"])
@@ -134,6 +137,27 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
 def qwen3_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return a Qwen3 language model."""
     return transformers.Qwen3Model(transformers.Qwen3Config(**_decoder(tokenizer)))
+
+
+def glm_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a GLM language model."""
+    return transformers.GlmModel(transformers.GlmConfig(**_decoder(tokenizer)))
+
+
+def llama_tokenizer() -> PreTrainedTokenizerBase:
+    """Return a character-level Llama tokenizer."""
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", "▁", *PRINTABLE]
+    return transformers.LlamaTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=[],
+        pad_token="<pad>",
+        padding_side="right",
+    )
+
+
+def llama_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return a Llama language model."""
+    return transformers.LlamaModel(transformers.LlamaConfig(**_decoder(tokenizer)))
 
 
 def qwen_vl_encoder(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
+import torch
+import transformers
 from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -16,6 +19,7 @@ from tiny.base import Ask, Tiny
 from tiny.parts import ddim, image_vae, seeded
 
 SIDE = 32  # of the image: latents of 16 x 16
+FRAMES = 4
 CHANNELS = (16, 32, 32)
 
 
@@ -65,8 +69,44 @@ def _sd15() -> DiffusionPipeline:
 
 def _sd15_v() -> DiffusionPipeline:
     return StableDiffusionPipeline(
-        **_sd15_parts(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+        **_sd15_parts(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        )
     )
+
+
+def _sd_controlnet() -> DiffusionPipeline:
+    parts = _sd15_parts()
+    controlnet = diffusers.ControlNetModel.from_unet(
+        parts["unet"], conditioning_embedding_out_channels=(8, 8), conditioning_channels=3
+    )
+    # one stride fewer than published: pictures are twice, not eight times, the latents' size
+    return diffusers.StableDiffusionControlNetPipeline(controlnet=controlnet, **parts)
+
+
+def _sd_img2img() -> DiffusionPipeline:
+    return diffusers.StableDiffusionImg2ImgPipeline(**_sd15_parts())
+
+
+def _sd_inpaint() -> DiffusionPipeline:
+    parts = _sd15_parts() | {"unet": _unet(in_channels=9)}
+    return diffusers.StableDiffusionInpaintPipeline(**parts)
+
+
+def _with_control(ask: Ask) -> dict[str, Any]:
+    return _sized(ask) | {"image": ask.pictures(SIDE, SIDE)}
+
+
+def _from_image(ask: Ask) -> dict[str, Any]:
+    return _guided(ask) | {"image": ask.pictures(SIDE, SIDE), "strength": 0.75}
+
+
+def _masked(ask: Ask) -> dict[str, Any]:
+    mask = torch.zeros(len(ask.prompts), 1, SIDE, SIDE)
+    mask[..., SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4] = 1.0
+    return _sized(ask) | {"image": ask.pictures(SIDE, SIDE), "mask_image": mask, "strength": 1.0}
 
 
 def _sdxl() -> DiffusionPipeline:
@@ -97,6 +137,82 @@ def _sdxl() -> DiffusionPipeline:
     )
 
 
+def _animatediff() -> DiffusionPipeline:
+    parts = _sd15_parts(beta_schedule="linear")
+    del parts["safety_checker"], parts["requires_safety_checker"]
+    adapter = diffusers.MotionAdapter(
+        block_out_channels=CHANNELS,
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=8,
+        motion_max_seq_length=8,
+    )
+    return diffusers.AnimateDiffPipeline(motion_adapter=adapter, **parts)
+
+
+def _frames(ask: Ask) -> dict[str, Any]:
+    return _sized(ask) | {"num_frames": FRAMES}
+
+
+def _svd() -> DiffusionPipeline:
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=text.WIDTH,
+        intermediate_size=text.WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=text.WIDTH,
+        image_size=SIDE,
+        patch_size=8,
+    )
+    unet = diffusers.UNetSpatioTemporalConditionModel(
+        sample_size=SIDE // 2,
+        in_channels=8,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        block_out_channels=(32, 64),
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        layers_per_block=1,
+        cross_attention_dim=text.WIDTH,
+        num_attention_heads=2,
+        num_frames=FRAMES,
+    )
+    return diffusers.StableVideoDiffusionPipeline(
+        vae=diffusers.AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * 2, block_out_channels=(32, 32)
+        ),
+        image_encoder=transformers.CLIPVisionModelWithProjection(vision),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            interpolation_type="linear",
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            sigma_min=0.002,
+            sigma_max=700.0,
+            steps_offset=1,
+            use_karras_sigmas=True,
+        ),
+        feature_extractor=transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+    )
+
+
+def _animated(ask: Ask) -> dict[str, Any]:
+    return {
+        "image": ask.pictures(SIDE, SIDE),
+        "height": SIDE,
+        "width": SIDE,
+        "num_frames": FRAMES,
+        "max_guidance_scale": 3.0 if ask.guidance else 1.0,
+    }
+
+
 def _unet_tiny(
     name: str,
     build: Callable[[], DiffusionPipeline],
@@ -120,4 +236,9 @@ FAMILIES = (
     _unet_tiny("sd15", _sd15),
     _unet_tiny("sd15_v", _sd15_v),
     _unet_tiny("sdxl", _sdxl),
+    _unet_tiny("sd_controlnet", _sd_controlnet, _with_control),
+    _unet_tiny("sd_img2img", _sd_img2img, _from_image),
+    _unet_tiny("sd_inpaint", _sd_inpaint, _masked),
+    _unet_tiny("animatediff", _animatediff, _frames, media="video"),
+    _unet_tiny("svd", _svd, _animated, media="video"),
 )

@@ -23,6 +23,8 @@ QUERY = re.compile(r"(to_q|add_q_proj)$")
 TEXT_VALUE = re.compile(r"add_v_proj$")
 TEXT_GAIN = 3.0
 TIME_MLP = re.compile(r"(time_embedding|time_embedder|timestep_embedder|t_embedder)$")
+# Chroma's stands for time (a quarter of its inputs), guidance and the place of a modulation.
+APPROXIMATOR = re.compile(r"distilled_guidance_layer$")
 
 
 def behave(network: nn.Module, *, seed: int, gain: float = 1.0) -> nn.Module:
@@ -40,7 +42,9 @@ def behave(network: nn.Module, *, seed: int, gain: float = 1.0) -> nn.Module:
                 parameter.copy_(_draw(owner, name, parameter, generator, gain))
         for name, module in network.named_modules():
             if TIME_MLP.search(name):
-                _slow_down(module)
+                _slow_down(module, share=1)
+            elif APPROXIMATOR.search(name):
+                _slow_down(module, share=4)
         _sharpen(network)
     return network.eval().requires_grad_(False)
 
@@ -58,14 +62,14 @@ def _draw(
     return noise * gain / parameter[0].numel() ** 0.5
 
 
-def _slow_down(time_mlp: nn.Module) -> None:
+def _slow_down(time_mlp: nn.Module, *, share: int) -> None:
     first = next(module for module in time_mlp.modules() if isinstance(module, nn.Linear))
-    half = first.in_features // 2
+    half = first.in_features // share // 2
     frequencies = 10000.0 ** (-torch.arange(half) / half)
     turns = frequencies * TIMES / (2 * torch.pi)
     damping = 1.0 / (1.0 + (turns / TURNS) ** 2)
     damping /= damping.square().mean().sqrt()
-    first.weight.mul_(torch.cat([damping, damping]))
+    first.weight[:, : 2 * half].mul_(torch.cat([damping, damping]))
 
 
 def _sharpen(network: nn.Module) -> None:
