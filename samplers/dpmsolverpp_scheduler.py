@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from accel.errors import BadInput
@@ -16,6 +17,8 @@ from samplers.dpmsolverpp import Variant, update, usable_order
 from samplers.multistep import Update
 from samplers.noise import Generator, seeded, seeds_of, standard_normal
 from samplers.prediction import Level
+
+__all__ = ["DPMSolverPPScheduler", "SchedulerMixin"]  # pipelines on disk look the mixin up here
 
 FEW_STEPS = 15
 """Below this many steps, ``lower_order_final`` lowers the order toward the end."""
