@@ -19,7 +19,7 @@ from accel.cache.indicators import ProbeChange
 from accel.cache.policies import Guarded
 from accel.cache.predictors import Kind, Predictor, make
 from accel.errors import UnsupportedModel
-from accel.seams.denoisers import Call, Inner, Result, Row
+from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import index_rows, scatter
 
 if TYPE_CHECKING:
@@ -237,14 +237,12 @@ class BlockRangeCache:
             kept.update(call.step.index, value[position])
 
     def _predict(self, passed: Pass) -> dict[Stream, Tensor]:
-        import torch
-
         call, name = passed.call, passed.call.denoiser.name
         rows = [call.rows[index] for index in passed.skipped]
         streams = [key[2] for key in self._kept if key[:2] == (name, rows[0])]
         record(self._tally, call, rows, "reused" if self._make[0] == "reuse" else "predicted")
         return {
-            stream: torch.stack(
+            stream: stack_rows(
                 [self._kept[name, row, stream].predict(call.step.index) for row in rows]
             )
             for stream in streams

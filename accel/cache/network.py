@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from accel.cache.decisions import Decisions, record
 from accel.cache.policies import Guarded
 from accel.cache.predictors import Kind, Predictor, make
-from accel.seams.denoisers import Call, Inner, Result, Row
+from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
 
 if TYPE_CHECKING:
@@ -108,8 +108,6 @@ class NetworkCache:
         record(self._tally, call, call.rows, "computed")
 
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
-        import torch
-
         answers = []
         for index in rows:
             kept = self._kept[call.denoiser.name, call.rows[index]]
@@ -119,7 +117,7 @@ class NetworkCache:
             answers.append(value)
         rows_done = (call.rows[index] for index in rows)
         record(self._tally, call, rows_done, "reused" if self._follow else "predicted")
-        return torch.stack(answers)
+        return stack_rows(answers)
 
 
 def _matching(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

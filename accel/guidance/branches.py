@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from accel.cache.decisions import record
 from accel.errors import UnsupportedModel
-from accel.seams.denoisers import Call, Inner, Result, Row
+from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import index_rows, scatter
 from accel.trajectory import Step
 
@@ -100,8 +100,6 @@ class Unconditional:
         return Result(self._borrow(call, dropped), (False,) * len(call.rows))
 
     def _borrow(self, call: Call, rows: list[int]) -> Tensor:
-        import torch
-
         answers = []
         for index in rows:
             step, value, _ = self._cond.get(call.rows[index].sample, (-1, None, False))
@@ -111,7 +109,7 @@ class Unconditional:
                     "so it cannot be answered from that: leave guidance methods out of the plan."
                 )
             answers.append(value)
-        return torch.stack(answers)
+        return stack_rows(answers)
 
     def _pairs(self, call: Call, result: Result, left: list[Row]) -> dict[int, Pair]:
         pairs: dict[int, Pair] = {}

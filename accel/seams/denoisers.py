@@ -136,6 +136,11 @@ class Result:
         return Result(index_rows(self.value, rows), tuple(self.fresh[row] for row in rows))
 
 
+def stack_rows(values: Sequence[Tensor]) -> Tensor:
+    """Rows ``[…]`` as one tensor ``[rows, …]``: a copy."""
+    return torch.stack(list(values))
+
+
 Inner = Callable[[Call], Result]
 Layer = Callable[[Call, Inner], Result]
 
