@@ -102,12 +102,17 @@ class FlowNoise:
         Raises:
             BadInput: If what is asked for contradicts the config, or repeats a level.
         """
+        if asked.timesteps is not None and self.invert_sigmas:
+            raise BadInput(
+                "timesteps is given, but this network is told 1 − σ (invert_sigmas). Pass sigmas, "
+                "the true noise levels, instead."
+            )
         if asked.timesteps is not None and asked.sigmas is None:
             return self._named_by(asked.timesteps)
         levels = self._unshifted(asked.count) if asked.sigmas is None else asked.sigmas
         if levels[0] > 1 + 1e-6 or levels[-1] <= 0:
             raise BadInput(
-                f"sigmas run from {levels[0]} to {levels[-1]}; those of a flow lie in (0, 1]. "
+                f"sigmas run from {levels[0]:g} to {levels[-1]:g}; those of a flow lie in (0, 1]. "
                 "Leave out the final 0: it is where every run ends."
             )
         levels = self._shifted(levels, asked.mu)
@@ -123,12 +128,11 @@ class FlowNoise:
             )
         if timesteps[0] > self.num_train_timesteps or timesteps[-1] <= 0:
             raise BadInput(
-                f"timesteps run from {timesteps[0]} to {timesteps[-1]}; they must lie in "
+                f"timesteps run from {timesteps[0]:g} to {timesteps[-1]:g}; they must lie in "
                 f"(0, {self.num_train_timesteps}]. Leave out the final 0."
             )
         told = timesteps.astype(np.float32)
-        levels = told / self.num_train_timesteps
-        return self._grid(1 - levels if self.invert_sigmas else levels, told)
+        return self._grid(told / self.num_train_timesteps, told)
 
     def _training_levels(self) -> Floats:
         count = self.num_train_timesteps

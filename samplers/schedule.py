@@ -106,8 +106,8 @@ def descending(values: NDArray[Any], what: str) -> NDArray[Any]:
     if rises.size:
         i = int(rises[0])
         raise BadInput(
-            f"{what} must fall from noise to data without repeats; found {values[i]} and then "
-            f"{values[i + 1]} at positions {i} and {i + 1} of {len(values)}. Sort the list in "
+            f"{what} must fall from noise to data without repeats; found {values[i]:g} and then "
+            f"{values[i + 1]:g} at positions {i} and {i + 1} of {len(values)}. Sort the list in "
             "descending order, drop repeats, or ask for fewer steps."
         )
     return values

@@ -162,7 +162,7 @@ class VPNoise:
             )
         if asked.timesteps is not None and asked.timesteps[0] > self.num_train_timesteps - 1:
             raise BadInput(
-                f"timesteps start at {asked.timesteps[0]}; this model knows 0 to "
+                f"timesteps start at {asked.timesteps[0]:g}; this model knows 0 to "
                 f"{self.num_train_timesteps - 1}."
             )
 

@@ -1,0 +1,364 @@
+"""DPM-Solver++ as a diffusers scheduler and as a method of a plan."""
+
+import copy
+import inspect
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tiny import PIPELINES
+
+import accel
+import samplers
+from accel.errors import BadInput, UnsupportedModel
+from samplers import DPMSolverPPScheduler
+from samplers.prediction import data_weights
+
+TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW = {"prediction_type": "flow_prediction"}
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+def noise(shape=(2, 4, 8, 8), seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def network(x, position):
+    """A smooth stand-in for a network, told the position in the schedule."""
+    return torch.tanh(x.roll(1, -1) * 0.8 + 0.1 * position)
+
+
+def run(scheduler, x, start=0, predict=network, **arguments):
+    for i, t in enumerate(scheduler.timesteps[start:], start):
+        x = scheduler.step(predict(x, i), t, x, **arguments).prev_sample
+    return x
+
+
+def ready(count=10, **settings):
+    scheduler = DPMSolverPPScheduler(**settings)
+    scheduler.set_timesteps(count)
+    return scheduler
+
+
+@pytest.mark.parametrize("count", [6, 20])
+@pytest.mark.parametrize("variant", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_equals_the_stock_where_the_stock_is_right(prediction, order, variant, count):
+    stock = DPMSolverMultistepScheduler(
+        **TABLE, prediction_type=prediction, solver_order=order, solver_type=variant
+    )
+    ours = DPMSolverPPScheduler.from_config(stock.config, order=order, variant=variant)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(count)
+    expected, found = run(stock, noise()), run(ours, noise())
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_thresholding_equals_the_stock():
+    settings = TABLE | {"thresholding": True, "sample_max_value": 1.5}
+    stock = DPMSolverMultistepScheduler(**settings)
+    ours = DPMSolverPPScheduler.from_config(stock.config)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(12)
+    assert torch.allclose(run(ours, noise()), run(stock, noise()), atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["midpoint", "heun"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_sde_equals_the_stock_for_the_same_noise(order, variant):
+    stock = DPMSolverMultistepScheduler(
+        **TABLE, solver_order=order, solver_type=variant, algorithm_type="sde-dpmsolver++"
+    )
+    ours = DPMSolverPPScheduler.from_config(stock.config, order=order, variant=variant, eta=1.0)
+    results = []
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(8)
+        results.append(run(scheduler, noise(), generator=torch.Generator().manual_seed(3)))
+    assert torch.allclose(*results, atol=1e-4)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_first_order_on_a_flow_is_euler(invert):
+    stock = FlowMatchEulerDiscreteScheduler(shift=3.0, invert_sigmas=invert)
+    ours = DPMSolverPPScheduler.from_config(stock.config, order=1)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(9)
+    assert torch.allclose(run(ours, noise()), run(stock, noise()), atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_end_is_the_last_prediction_itself(prediction, order):
+    scheduler = ready(20, order=order, prediction_type=prediction)
+    run(scheduler, noise())
+    level = scheduler._levels[-2]
+    x = noise(seed=5)
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(19)
+    output = noise(seed=6)
+    end = scheduler.step(output, scheduler.timesteps[19], x).prev_sample
+    assert torch.equal(end, scheduler._conversion.data(output, x, level))
+
+
+levels = st.lists(st.floats(2**-10, 1.0, width=32), min_size=1, max_size=12, unique=True).map(
+    lambda values: sorted(values, reverse=True)
+)
+
+
+@given(levels, st.sampled_from([1, 2, 3]), st.sampled_from(["midpoint", "heun"]))
+def test_a_straight_flow_is_followed_exactly_on_any_grid(sigmas, order, variant):
+    scheduler = DPMSolverPPScheduler(order=order, variant=variant, **FLOW)
+    scheduler.set_timesteps(sigmas=sigmas)
+    data, eps = noise((1, 2, 4), 1, torch.float64), noise((1, 2, 4), 2, torch.float64)
+    x = (1 - scheduler.sigmas[0].double()) * data + scheduler.sigmas[0].double() * eps
+    end = run(scheduler, x, predict=lambda *_: eps - data)
+    assert torch.allclose(end, data, atol=1e-7)
+
+
+@given(levels, st.sampled_from([1, 2, 3]), st.sampled_from(["epsilon", "v_prediction"]))
+def test_a_constant_prediction_of_a_vp_model_is_reached_on_any_grid(sigmas, order, prediction):
+    scheduler = DPMSolverPPScheduler(order=order, prediction_type=prediction)
+    scheduler.set_timesteps(sigmas=[20 * sigma for sigma in sigmas])
+    data, eps = noise((1, 2, 4), 1, torch.float64), noise((1, 2, 4), 2, torch.float64)
+
+    def predict(_, i):
+        level = scheduler._levels[i]
+        return eps if prediction == "epsilon" else level.alpha * eps - level.sigma * data
+
+    first = scheduler._levels[0]
+    end = run(scheduler, first.alpha * data + first.sigma * eps, predict=predict)
+    assert torch.allclose(end, data, atol=1e-7)
+
+
+@given(levels, st.sampled_from([(1, 1.0), (2, 0.5), (2, 0.0), (3, 0.0)]))
+def test_results_are_finite_on_any_grid(sigmas, solver):
+    scheduler = DPMSolverPPScheduler(order=solver[0], eta=solver[1], **FLOW)
+    scheduler.set_timesteps(sigmas=sigmas)
+    assert run(scheduler, noise((1, 2, 4))).isfinite().all()
+
+
+def test_no_noise_is_the_ode():
+    plain, zero = (ready(order=2, **extra) for extra in ({}, {"eta": 0.0}))
+    assert torch.equal(run(plain, noise()), run(zero, noise()))
+
+
+@pytest.mark.parametrize("settings", [TABLE, FLOW], ids=["vp", "flow"])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_two_runs_are_bit_identical(settings, eta):
+    scheduler = DPMSolverPPScheduler(eta=eta, **settings)
+    results = []
+    for _ in range(2):
+        scheduler.set_timesteps(8)
+        results.append(run(scheduler, noise()))
+    assert torch.equal(*results)
+    scheduler.set_timesteps(8)  # an aborted run leaves nothing behind
+    scheduler.step(noise(), scheduler.timesteps[0], noise())
+    scheduler.set_timesteps(8)
+    assert torch.equal(run(scheduler, noise()), results[0])
+
+
+def test_the_noise_of_a_sample_does_not_depend_on_its_batch():
+    x = noise((3, 4, 8))
+    alone, together = (ready(6, eta=1.0, **FLOW) for _ in range(2))
+    assert torch.equal(run(together, x)[1:2], run(alone, x[1:2]))
+
+
+def test_dtype_of_the_sample_is_kept_and_sums_are_wide():
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        scheduler = ready(4, **FLOW)
+        x = noise(dtype=torch.float32).to(dtype)
+        assert scheduler.step(x, scheduler.timesteps[0], x).prev_sample.dtype == dtype
+        assert scheduler.history[0].dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_history_is_as_long_as_the_order_and_can_be_dropped():
+    scheduler = ready(20, order=3, **TABLE)
+    run(scheduler, noise())
+    assert len(scheduler.history) == 3
+    first, dropped = ready(20, order=1, **TABLE), ready(20, order=2, **TABLE)
+    x, outputs = noise(), [noise(seed=i) for i in range(6)]
+    for i in range(5):
+        dropped.step(outputs[i], dropped.timesteps[i], x)
+    dropped.reset_history()
+    first.set_begin_index(5)
+    results = [s.step(outputs[5], s.timesteps[5], x).prev_sample for s in (dropped, first)]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_few_steps_end_with_lower_orders(order):
+    lengths = [len(choices) for choices in ready(8, order=order, **TABLE)._updates]
+    assert lengths[-2:] == [min(2, order), 1]
+    free = ready(8, order=order, lower_order_final=False, **TABLE)._updates
+    assert [len(choices) for choices in free][-2:] == [order, 1]
+    last = ready(
+        20, order=order, euler_at_final=True, final_sigmas_type="sigma_min", **TABLE
+    )._updates[-1]
+    assert len(last) == 1
+
+
+@pytest.mark.parametrize("settings", [TABLE, FLOW], ids=["vp", "flow"])
+def test_image_to_image_starts_where_the_pipeline_says(settings):
+    scheduler = ready(10, **settings)
+    clean, eps = noise(seed=1), noise(seed=2)
+    scheduler.set_begin_index(6)
+    t = scheduler.timesteps[6:7]
+    noised = scheduler.scale_noise(clean, t, eps)
+    level = scheduler._levels[6]
+    assert torch.allclose(noised, level.alpha * clean + level.sigma * eps)
+    assert torch.equal(noised, scheduler.add_noise(clean, eps, t.repeat(2)))
+    assert scheduler.begin_index == 6
+    run(scheduler, noised, start=6)
+    assert scheduler.step_index == 10
+
+    told = ready(10, **settings)  # no begin index: the timestep says it
+    assert torch.equal(told.add_noise(clean, eps, t), noised)
+    told.step(noised, told.timesteps[6], noised)
+    assert told.step_index == 7
+    assert torch.equal(  # inpainting noises to where the run is
+        ready(10, **settings).add_noise(clean, eps, told.timesteps[7:8]),
+        told.add_noise(clean, eps, told.timesteps[7:8]),
+    )
+
+
+def test_noise_can_be_added_to_training_levels_before_any_run():
+    table = DPMSolverPPScheduler(**TABLE)
+    noised = table.add_noise(noise(seed=1), noise(seed=2), torch.tensor([999, 0]))
+    kept = table.alphas_cumprod[[999, 0]].sqrt().view(2, 1, 1, 1)
+    assert torch.allclose(noised, kept * noise(seed=1) + (1 - kept**2).sqrt() * noise(seed=2))
+
+
+def test_misuse_is_refused():
+    with pytest.raises(BadInput, match="set_timesteps"):
+        DPMSolverPPScheduler().step(noise(), 1, noise())
+    scheduler = ready(2)
+    with pytest.raises(BadInput, match=r"Timestep 1\.5 is not one of"):
+        scheduler.step(noise(), 1.5, noise())
+    run(scheduler, noise())
+    with pytest.raises(BadInput, match="made all its 2 steps"):
+        scheduler.step(noise(), scheduler.timesteps[0], noise())
+    with pytest.raises(BadInput, match="ε-prediction at pure noise"):
+        data_weights("epsilon", ready(2, **FLOW)._levels[0])
+    with pytest.raises(TypeError):
+        scheduler.step(noise(), 1, noise(), eta=1.0)
+
+
+def test_a_learned_variance_is_cut_off():
+    with_variance, plain = ready(variance_type="learned_range"), ready()
+    outputs = torch.cat([noise(), noise(seed=1)], 1)
+    steps = [
+        with_variance.step(outputs, with_variance.timesteps[0], noise()),
+        plain.step(noise(), plain.timesteps[0], noise()),
+    ]
+    assert torch.equal(*(step.prev_sample for step in steps))
+
+
+def test_copies_pickles_and_files(tmp_path):
+    scheduler = ready(8, order=3, variant="heun", **FLOW, shift=2.5)
+    scheduler.save_pretrained(tmp_path)
+    loaded = DPMSolverPPScheduler.from_pretrained(tmp_path)
+    copies = [loaded, copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))]
+    expected = run(scheduler, noise())
+    for other in copies:
+        assert (other.config.order, other.config.variant, other.config.shift) == (3, "heun", 2.5)
+        other.set_timesteps(8)
+        assert torch.equal(run(other, noise()), expected)
+
+
+def test_signatures_that_pipelines_inspect():
+    arguments = inspect.signature(DPMSolverPPScheduler().set_timesteps).parameters
+    assert {"sigmas", "timesteps", "mu", "device"} <= set(arguments)
+    arguments = inspect.signature(DPMSolverPPScheduler().step).parameters
+    assert "generator" in arguments
+    assert "eta" not in arguments
+    assert len(DPMSolverPPScheduler(num_train_timesteps=500)) == 500
+    assert DPMSolverPPScheduler.init_noise_sigma == 1.0
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import samplers, sys; samplers.DPMSolverPP(order=3);"
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(samplers.__all__) <= set(dir(samplers))
+    with pytest.raises(AttributeError, match="Euler"):
+        _ = samplers.Euler
+
+
+# In pipelines
+
+
+def numbers(output):
+    return torch.as_tensor(np.asarray(output)).float()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd15_v", "flux", "flux_img2img", "sd3", "zimage"])
+def test_first_order_in_a_pipeline_is_that_of_the_stock(name):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    config = pipe.scheduler.config
+    if not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, solver_order=1)
+    expected = numbers(tiny.call(pipe, steps=5))
+    pipe.scheduler = DPMSolverPPScheduler.from_config(config, order=1)
+    found = numbers(tiny.call(pipe, steps=5))
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["sd15", "qwenimage"])
+def test_a_pipeline_that_carries_it_is_saved_and_loaded(name, tmp_path):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    pipe.scheduler = DPMSolverPPScheduler.from_config(pipe.scheduler.config, order=3)
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.scheduler, DPMSolverPPScheduler)
+    assert torch.equal(numbers(tiny.call(loaded)), numbers(tiny.call(pipe)))
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux", "wan21"])
+@pytest.mark.parametrize("method", [{"order": 3}, {"eta": 1.0}], ids=str)
+def test_as_a_method_of_a_plan(name, method):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    stock, before = numbers(tiny.call(pipe)), pipe.scheduler
+    by_hand = tiny.build()
+    by_hand.scheduler = DPMSolverPPScheduler.from_config(before.config, **method)
+    with accel.Plan(samplers.DPMSolverPP(**method)).attach(pipe) as attached:
+        found = [numbers(tiny.call(pipe)) for _ in range(2)]
+    assert torch.equal(*found)
+    assert torch.equal(found[0], numbers(tiny.call(by_hand)))
+    verdict = attached.report.verdicts["samplers.DPMSolverPP"]
+    assert verdict.state == "ACTIVE"
+    assert type(before).__name__ in verdict.detail
+    assert pipe.scheduler is before
+    assert torch.equal(numbers(tiny.call(pipe)), stock)
+
+
+def test_a_plan_with_a_sampler_survives_toml():
+    plan = accel.Plan(samplers.DPMSolverPP(order=1, eta=0.5))
+    assert accel.Plan.from_toml(plan.to_toml()) == plan
+    with pytest.raises(ValidationError, match="order=3 with eta"):
+        samplers.DPMSolverPP(order=3, eta=0.5)
+
+
+def test_a_pipeline_that_cannot_be_served_is_refused():
+    pipe = PIPELINES["sd15"].build()
+    pipe.scheduler = DPMSolverMultistepScheduler(**FLOW)
+    before = pipe.scheduler
+    with pytest.raises(UnsupportedModel, match="use_flow_sigmas"):
+        accel.Plan(samplers.DPMSolverPP()).attach(pipe)
+    assert pipe.scheduler is before
