@@ -140,7 +140,7 @@ def _matching(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _minus_input(y: Tensor, x: Tensor) -> Tensor:
     delta = y.clone()
-    _, v = _matching(x, delta)
+    x, v = _matching(x, delta)
     v.sub_(x)
     return delta
 
