@@ -5,12 +5,12 @@ Arrays: `[H, W]` fields, `[W]` lines; x and y run over [0, 1).
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 FREQUENCIES: Final = (2, 4, 8, 16, 32, 64)
 

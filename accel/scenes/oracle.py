@@ -122,7 +122,7 @@ def pixels(images: Any) -> Tensor:
 def features(images: Any, oracle: Oracle | None = None) -> NDArray[np.float64]:
     """Penultimate features of pictures, `[N, 64]`."""
     oracle = oracle or load()
-    parts = [oracle(part).features for part in pixels(images).split(64)]
+    parts = [oracle(part).features for part in torch.split(pixels(images), 64)]
     result: NDArray[np.float64] = torch.cat(parts).double().numpy()
     return result
 
@@ -132,7 +132,7 @@ def read(images: Any, oracle: Oracle | None = None) -> list[dict[str, str]]:
     """The most likely value of every attribute, per picture."""
     oracle = oracle or load()
     found: list[dict[str, str]] = []
-    for part in pixels(images).split(64):
+    for part in torch.split(pixels(images), 64):
         best = {name: logits.argmax(1).tolist() for name, logits in oracle(part).logits.items()}
         found += [
             {name: ATTRIBUTES[name][rows[i]] for name, rows in best.items()}

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from accel.scenes.noise import Array, Field, Line
-from accel.scenes.scene import Scene
+from accel.scenes.scene import MOVERS, Scene
 
 Colour = tuple[float, float, float]
 
@@ -57,6 +57,7 @@ PAINTS: Final[dict[str, Colour]] = {
 SAND: Final[Colour] = (0.90, 0.72, 0.42)
 TIDE: Final[Colour] = (0.10, 0.42, 0.55)
 SPEED: Final = {"slowly": 0.18, "fast": 0.42}
+"""How far a mover goes during a clip, in picture widths."""
 
 
 @dataclass(slots=True)
@@ -361,7 +362,7 @@ def _frame(scene: Scene, size: int, time: float) -> Array:
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     canvas = _Canvas(np.zeros((size, size, 3), np.float32), centres, centres, _layer(scene, 0))
     way = SPEED[scene.motion.speed] * (1.0 if scene.motion.direction == "right" else -1.0) * time
-    moved = {mover: way if scene.motion.mover == mover else 0.0 for mover in SPEED_MOVERS}
+    moved = {mover: way if scene.motion.mover == mover else 0.0 for mover in MOVERS}
     _sky(canvas, scene)
     canvas.rng = _layer(scene, 1)
     light_x, veil = _light(canvas, scene, moved["light"])
@@ -380,9 +381,6 @@ def _frame(scene: Scene, size: int, time: float) -> Array:
     canvas.rng = _layer(scene, 7)
     _boat(canvas, scene, moved["boat"])
     return canvas.pixels
-
-
-SPEED_MOVERS: Final = ("light", "clouds", "boat")
 
 
 def _layer(scene: Scene, layer: int) -> np.random.Generator:

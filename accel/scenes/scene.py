@@ -117,14 +117,14 @@ def _motion(rng: np.random.Generator, boat: str, clouds: str) -> Motion:
 
 
 def draw(seed: int) -> Scene:
-    """The scene of a seed, not yet described (`accel.scenes.scene` describes it too)."""
+    """The scene of a seed, without a caption (`accel.scenes.scene` adds one)."""
     rng = np.random.default_rng([seed, 1])
     land = _pick(rng, ATTRIBUTES["land"])
     season = "none" if land in ("dunes", "sea") else _pick(rng, ATTRIBUTES["season"][1:])
     clouds = _pick(rng, ATTRIBUTES["clouds"])
     time, light_side = _pick(rng, ATTRIBUTES["time"]), _pick(rng, SIDES)
     birds = "some" if rng.random() < 0.3 else "none"
-    objects = _objects(rng, land)
+    found = _objects(rng, land)
     return Scene(
         seed=seed,
         time=time,
@@ -132,7 +132,12 @@ def draw(seed: int) -> Scene:
         season=season,
         clouds=clouds,
         light_side=light_side,
+        house=found["house"],
+        house_side=found["house_side"],
+        trees=found["trees"],
+        trees_side=found["trees_side"],
+        boat=found["boat"],
+        boat_side=found["boat_side"],
         birds=birds,
-        motion=_motion(rng, objects["boat"], clouds),
-        **objects,
+        motion=_motion(rng, found["boat"], clouds),
     )

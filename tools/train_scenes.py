@@ -1,0 +1,598 @@
+"""Train the bundled models on procedural scenes: `train_scenes.py vae|cache|denoiser|export`.
+
+Stages hand over through a run folder: `vae` writes `vae.pt`, `cache` encodes training pictures
+to `latents-*.pt`, `denoiser` trains denoiser and text encoders to `denoiser.pt`, and `export`
+writes the pipeline folder. Every stage resumes where its checkpoint left off. `oracle` trains
+the attribute classifier. On a CPU, pin the process to cores and set `--threads` to their number.
+"""
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from scenes_models import FAMILIES, Family
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from accel.scenes import ATTRIBUTES, HELD_OUT, Scene, clip, clip_scene, picture, scene
+from accel.scenes.oracle import Accuracy, Oracle, caption_accuracy, pixels
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Steps = Annotated[int, typer.Option("--steps", help="optimiser steps in all")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What every stage needs to know: the family, where its run lies, and the machine."""
+
+    family: Family
+    run: Path
+    device: str
+    seed: int
+
+
+@app.callback()
+def setting(
+    context: typer.Context,
+    family: Annotated[str, typer.Option(help=", ".join(FAMILIES))] = "scenes-flux",
+    run: Annotated[Path | None, typer.Option(help="folder of checkpoints and latents")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    threads: Annotated[int, typer.Option(help="torch threads on a CPU")] = 1,
+    seed: int = 0,
+) -> None:
+    """Train the bundled models on procedural scenes."""
+    if family not in FAMILIES:
+        raise typer.BadParameter(f"no family {family}: there are {', '.join(FAMILIES)}")
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    context.obj = Setting(
+        family=FAMILIES[family], run=run or Path("runs") / family, device=device, seed=seed
+    )
+
+
+BIG_SEEDS = 500_000
+"""Training seeds from here on are rendered at 128 px, those below at 64 px."""
+
+
+def _autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device, torch.bfloat16)
+
+
+def _attention(device: str, size: int) -> contextlib.AbstractContextManager[Any]:
+    """On a CPU the plain form of attention trains short sequences a fifth faster."""
+    if device == "cpu" and size <= 64:
+        return sdpa_kernel(SDPBackend.MATH)
+    return contextlib.nullcontext()
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that a kill at any moment leaves a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def _say(**values: Any) -> None:
+    shown = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    print(time.strftime("%H:%M:%S"), *shown, flush=True)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """Learning rate: a warm-up, a plateau, and a linear descent over the last part."""
+
+    peak: float
+    total: int
+    warmup: int = 200
+    descent: float = 0.4
+
+    def at(self, step: int) -> float:
+        """Learning rate of a step."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        left = (self.total - step) / max(1.0, self.descent * self.total)
+        return self.peak * min(rise, max(0.02, min(1.0, left)))
+
+
+@dataclass(slots=True)
+class Average:
+    """Exponential moving average of parameters, with a warm-up of its memory."""
+
+    decay: float
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def update(self, modules: dict[str, nn.Module], step: int) -> None:
+        """Move towards the modules' weights."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        for prefix, module in modules.items():
+            for name, value in module.state_dict().items():
+                key = f"{prefix}.{name}"
+                if key not in self.weights:
+                    self.weights[key] = value.detach().clone()
+                elif value.is_floating_point():
+                    self.weights[key].lerp_(value.float(), 1 - keep)
+
+    def of(self, prefix: str) -> dict[str, Tensor]:
+        """Averaged state of one module."""
+        start = f"{prefix}."
+        return {k[len(start) :]: v for k, v in self.weights.items() if k.startswith(start)}
+
+
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def _optimizer(modules: dict[str, nn.Module]) -> torch.optim.AdamW:
+    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        parameters, lr=1e-3, betas=(0.9, 0.97), weight_decay=0.01, foreach=True
+    )
+
+
+def _pixels(pictures: np.ndarray) -> Tensor:
+    """uint8 [..., H, W, 3] to float [-1, 1] with channels first (and frames second)."""
+    tensor = torch.from_numpy(pictures).float() / 127.5 - 1.0
+    order = (0, 3, 1, 2) if tensor.ndim == 4 else (0, 4, 1, 2, 3)
+    return tensor.permute(*order)
+
+
+def _render(family: Family, seed: int, size: int) -> np.ndarray:
+    return clip(clip_scene(seed), size) if family.clips else picture(scene(seed), size)
+
+
+def _store(family: Family, count: int) -> list[np.ndarray]:
+    """Training pictures, every family size in turn."""
+    sizes = family.sizes
+    return [_render(family, seed, sizes[seed % len(sizes)]) for seed in range(count)]
+
+
+def _crop(whole: np.ndarray, edge: int, rng: np.random.Generator) -> np.ndarray:
+    y, x = rng.integers(0, whole.shape[0] - edge + 1, size=2)
+    return whole[y : y + edge, x : x + edge]
+
+
+def _crops(family: Family, store: list[np.ndarray], count: int, rng: np.random.Generator) -> Tensor:
+    """Random crops of 32 px of stored pictures, or whole clips."""
+    chosen = [store[row] for row in rng.integers(len(store), size=count)]
+    if family.clips:
+        return _pixels(np.stack(chosen))
+    return _pixels(np.stack([_crop(whole, 32, rng) for whole in chosen]))
+
+
+def _edges(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    return pixels.diff(dim=-1), pixels.diff(dim=-2)
+
+
+def _vae_loss(vae: Any, pixels: Tensor, half: bool, kl: float) -> Tensor:
+    """Pixels, their edges, and a prior; `half` also asks that small latents decode small.
+
+    The last makes the latents smooth, which small denoisers learn faster.
+    """
+    posterior = vae.encode(pixels).latent_dist
+    latents = posterior.sample()
+    if half:
+        latents = nn.functional.interpolate(latents, scale_factor=0.5, mode="area")
+        pixels = nn.functional.interpolate(pixels, scale_factor=0.5, mode="area")
+    decoded = vae.decode(latents).sample.float()
+    loss = (decoded - pixels).abs().mean() + 2 * (decoded - pixels).square().mean()
+    for ours, theirs in zip(_edges(decoded), _edges(pixels), strict=True):
+        loss = loss + 0.5 * (ours - theirs).abs().mean()
+    prior = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    return loss + kl * prior.float().mean()
+
+
+def _psnr(vae: Any, family: Family, device: str) -> float:
+    """Mean PSNR of the round trip over a few held-out pictures."""
+    size, count = family.sizes[-1], 4 if family.clips else 32
+    truth = np.stack([_render(family, HELD_OUT[i], size) for i in range(count)])
+    with torch.no_grad(), _autocast(device):
+        pixels = _pixels(truth).to(device)
+        back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float()
+    error = (back.clamp(-1, 1) - pixels).square().flatten(1).mean(1) / 4
+    return float((-10 * error.log10()).mean())
+
+
+def _layout(family: Family, vae: nn.Module, device: str) -> nn.Module:
+    form = torch.contiguous_format if family.clips else torch.channels_last
+    return vae.to(device=device, memory_format=form)
+
+
+@app.command()
+def vae(
+    context: typer.Context,
+    steps: Steps = 1400,
+    batch: int = 32,
+    rate: float = 1.5e-3,
+    kl: Annotated[float, typer.Option(help="weight of the latents' prior")] = 5e-4,
+    pictures: Annotated[int, typer.Option(help="renders to draw crops from")] = 4000,
+    decoder_only: Annotated[bool, typer.Option(help="polish; latents stay as cached")] = False,
+) -> None:
+    """Train the autoencoder, or polish its decoder once latents are cached."""
+    at: Setting = context.obj
+    kind, rng = at.family, np.random.default_rng(at.seed)
+    model = _layout(kind, kind.vae(), at.device)
+    path = at.run / ("decoder.pt" if decoder_only else "vae.pt")
+    average, first = Average(0.998), 0
+    known = path if path.exists() else at.run / "vae.pt"
+    if known.exists():
+        state = torch.load(known, weights_only=True)
+        average.weights = state["average"]
+        model.load_state_dict(state["model"] if known == path else average.of("vae"))
+        first = state["step"] if known == path else 0
+    if decoder_only:
+        model.encoder.requires_grad_(False)
+    store = _store(kind, pictures)
+    optimizer, plan = _optimizer({"vae": model}), Schedule(rate, steps)
+    start = time.time()
+    for step in range(first, steps):
+        pixels = _crops(kind, store, batch, rng).to(at.device)
+        half = not kind.clips and not decoder_only and bool(rng.random() < 0.2)
+        with _autocast(at.device):
+            loss = _vae_loss(model, pixels, half, kl)
+        _step(loss, optimizer, plan.at(step))
+        average.update({"vae": model}, step)
+        done = step + 1
+        if done % 100 == 0 or done == steps:
+            state = {"step": done, "model": model.state_dict(), "average": average.weights}
+            _save(state, path)
+            _say(step=done, loss=loss.item(), pace=(done - first) / (time.time() - start))
+        if done % 500 == 0 or done == steps:
+            judge = _layout(kind, kind.vae(), at.device)
+            judge.load_state_dict(average.of("vae"))
+            _say(step=done, psnr=_psnr(judge, kind, at.device))
+
+
+def _load_vae(family: Family, run: Path, device: str) -> Any:
+    model = family.vae()
+    state = torch.load(run / "vae.pt", weights_only=True)
+    model.load_state_dict({k.removeprefix("vae."): v for k, v in state["average"].items()})
+    if (run / "decoder.pt").exists():
+        decoder = torch.load(run / "decoder.pt", weights_only=True)["average"]
+        decoder = {k: v for k, v in decoder.items() if not k.startswith("vae.encoder")}
+        model.load_state_dict({k.removeprefix("vae."): v for k, v in decoder.items()}, strict=False)
+    return _layout(family, model.eval().requires_grad_(False), device)
+
+
+@app.command()
+def cache(
+    context: typer.Context,
+    size: Annotated[int, typer.Option(help="edge of the pictures in px")] = 64,
+    count: Annotated[int, typer.Option(help="pictures in this part")] = 24_000,
+    begin: Annotated[int, typer.Option(help="first picture of this part")] = 0,
+    batch: int = 32,
+) -> None:
+    """Encode training pictures once: `latents-SIZE-BEGIN.pt`, seeds in their order."""
+    at: Setting = context.obj
+    kind, model = at.family, _load_vae(at.family, at.run, at.device)
+    base = begin + (BIG_SEEDS if size > 64 else 0)
+    seeds = range(base, base + count)
+    parts = []
+    for low in range(0, count, batch):
+        chunk = seeds[low : low + batch]
+        pixels = _pixels(np.stack([_render(kind, s, size) for s in chunk])).to(at.device)
+        with torch.no_grad(), _autocast(at.device):
+            parts.append(model.encode(pixels).latent_dist.mode().bfloat16().cpu())
+        if low % (batch * 50) == 0:
+            _say(size=size, encoded=low + len(chunk))
+    latents = torch.cat(parts).contiguous()
+    _save({"seeds": base, "latents": latents}, at.run / f"latents-{size}-{begin}.pt")
+
+
+@dataclass(slots=True)
+class Latents:
+    """Encoded pictures of one size with their seeds; `draw` gives a batch and its captions."""
+
+    family: Family
+    values: Tensor
+    seeds: list[int]
+
+    @classmethod
+    def read(cls, family: Family, run: Path, size: int) -> "Latents":
+        """Read all parts that `cache` has written for a size."""
+        parts = [torch.load(p, weights_only=True) for p in sorted(run.glob(f"latents-{size}-*.pt"))]
+        seeds = [part["seeds"] + i for part in parts for i in range(len(part["latents"]))]
+        return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
+
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """A batch of latents and captions; one caption in ten is empty, for guidance."""
+        tell = clip_scene if self.family.clips else scene
+        rows = rng.integers(len(self.seeds), size=count)
+        captions = []
+        for row in rows:
+            caption = tell(self.seeds[row], int(rng.integers(16))).caption
+            captions.append("" if rng.random() < 0.1 else caption)
+        return self.values[torch.from_numpy(rows)].float(), captions
+
+
+def _cached(run: Path, size: int) -> bool:
+    return any(run.glob(f"latents-{size}-*.pt"))
+
+
+def _normalise(family: Family, model: Any, values: Tensor) -> None:
+    """Write the latents' mean and spread into the autoencoder's config."""
+    values = values[:4000].float()
+    if family.clips:
+        dims = (0, 2, 3, 4)
+        model.register_to_config(
+            latents_mean=values.mean(dims).tolist(), latents_std=values.std(dims).tolist()
+        )
+        return
+    shift = float(values.mean()) if family.name == "scenes-flux" else 0.0
+    scale = 1.0 / float((values - shift).square().mean().sqrt())
+    model.register_to_config(shift_factor=shift, scaling_factor=scale)
+
+
+def _scaled(family: Family, model: Any, latents: Tensor) -> Tensor:
+    config = model.config
+    if family.clips:
+        mean, std = (
+            torch.tensor(v, device=latents.device).view(1, -1, 1, 1, 1)
+            for v in (config.latents_mean, config.latents_std)
+        )
+        return (latents - mean) / std
+    return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def _pipeline(family: Family, run: Path, seed: int) -> Any:
+    """The pipeline with a trained autoencoder and fresh other parts."""
+    torch.manual_seed(seed)
+    model = _load_vae(family, run, "cpu") if (run / "vae.pt").exists() else family.vae()
+    sizes = [size for size in family.sizes if _cached(run, size)]
+    if sizes:
+        _normalise(family, model, Latents.read(family, run, sizes[0]).values)
+    pipe = family.build(model)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _restore(family: Family, pipe: Any, weights: dict[str, Tensor]) -> None:
+    for prefix, module in family.modules(pipe):
+        module.load_state_dict(Average(0.0, weights).of(prefix))
+
+
+def _sheet(family: Family, pipe: Any, path: Path, device: str, size: int) -> None:
+    """Draw sixteen held-out captions, or four clips, as one picture."""
+    scenes = [(clip_scene if family.clips else scene)(seed) for seed in HELD_OUT[:16]]
+    captions = [s.caption for s in scenes[: 4 if family.clips else 16]]
+    options = family.call | {"height": size, "width": size, "output_type": "np"}
+    options["negative_prompt"] = [""] * len(captions)
+    with torch.no_grad(), _autocast(device):
+        made = pipe(captions, generator=torch.Generator(device).manual_seed(0), **options)
+    shown = made.frames[:, ::4] if family.clips else made.images
+    tiles = (np.asarray(shown, np.float32).clip(0, 1) * 255).astype(np.uint8)
+    columns = tiles.shape[1] if family.clips else 8
+    tiles = tiles.reshape(-1, columns, *tiles.shape[-3:])
+    rows = [np.concatenate(list(row), axis=1) for row in tiles]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+@dataclass(slots=True)
+class Training:
+    """Denoiser and text encoders in training, with all that a checkpoint holds."""
+
+    at: Setting
+    pipe: Any
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    average: Average
+    first: int = 0
+
+    @classmethod
+    def start(cls, at: Setting, start_from: Path | None) -> "Training":
+        """Start afresh, from an exported pipeline, or where the last checkpoint left off."""
+        pipe = _pipeline(at.family, at.run, at.seed)
+        if start_from is not None:
+            _adopt(at.family, pipe, start_from)
+        pipe.to(at.device)
+        modules = dict(at.family.modules(pipe))
+        for module in modules.values():
+            module.train().requires_grad_(True)
+        training = cls(at, pipe, modules, _optimizer(modules), Average(0.998))
+        if training.path.exists():
+            training.resume(torch.load(training.path, weights_only=True))
+        return training
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self.at.run / "denoiser.pt"
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint."""
+        self.first, self.average.weights = state["step"], state["average"]
+        _restore(self.at.family, self.pipe, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint."""
+        weights = {
+            f"{p}.{k}": v for p, m in self.modules.items() for k, v in m.state_dict().items()
+        }
+        state = {"step": done, "weights": weights, "average": self.average.weights}
+        _save(state | {"optimizer": self.optimizer.state_dict()}, self.path)
+
+    def loss(self, latents: Tensor, captions: list[str], size: int) -> Tensor:
+        """Loss of a batch of cached latents."""
+        latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
+        with _autocast(self.at.device), _attention(self.at.device, size):
+            return self.at.family.loss(self.pipe, latents, captions)
+
+    def draw(self, done: int, size: int) -> None:
+        """Draw a sheet with the averaged weights, leaving the random state as it was."""
+        with torch.random.fork_rng():
+            judge = _pipeline(self.at.family, self.at.run, self.at.seed)
+            _restore(self.at.family, judge, self.average.weights)
+            path = self.at.run / "sheets" / f"{done:06d}.png"
+            _sheet(self.at.family, judge.to(self.at.device), path, self.at.device, size)
+
+
+@app.command()
+def denoiser(
+    context: typer.Context,
+    steps: Steps = 7600,
+    batch: Annotated[int, typer.Option(help="samples of 64 px in a step")] = 32,
+    big_batch: Annotated[int, typer.Option(help="samples of 128 px in a step")] = 8,
+    big_after: Annotated[int, typer.Option(help="128 px joins after this step")] = 3400,
+    big_share: Annotated[float, typer.Option(help="share of 128 px steps from then on")] = 0.75,
+    rate: float = 1.2e-3,
+    start_from: Annotated[Path | None, typer.Option(help="pipeline folder to go on from")] = None,
+) -> None:
+    """Train denoiser and text encoders together on cached latents."""
+    at: Setting = context.obj
+    training, plan = Training.start(at, start_from), Schedule(rate, steps)
+    first, known = training.first, [s for s in at.family.sizes if _cached(at.run, s)]
+    stores = {size: Latents.read(at.family, at.run, size) for size in known}
+    rng = np.random.default_rng([at.seed, first])
+    torch.manual_seed(at.seed + first)
+    start, losses = time.time(), dict.fromkeys(stores, 1.0)
+    for step in range(first, steps):
+        big = 128 in stores and step >= big_after and rng.random() < big_share
+        size = 128 if big else 64
+        latents, captions = stores[size].draw(big_batch if big else batch, rng)
+        loss = training.loss(latents, captions, size)
+        _step(loss, training.optimizer, plan.at(step))
+        training.average.update(training.modules, step)
+        losses[size] += 0.02 * (loss.item() - losses[size])
+        done = step + 1
+        if done % 50 == 0 or done == steps:
+            pace = (done - first) / (time.time() - start)
+            _say(step=done, pace=pace, **{f"loss{size}": loss for size, loss in losses.items()})
+        if done % 250 == 0 or done == steps:
+            training.save(done)
+        if done % 500 == 0 or done == steps:
+            training.draw(done, 128 if 128 in stores and done > big_after else 64)
+
+
+def _adopt(family: Family, pipe: Any, folder: Path) -> None:
+    """Take over the weights of an exported pipeline; the optimiser starts afresh."""
+    known = type(pipe).from_pretrained(folder)
+    for name, module in family.modules(pipe):
+        module.load_state_dict(getattr(known, name).state_dict())
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="pipeline folder to write")] = None,
+    sheet: Annotated[bool, typer.Option(help="draw a sheet from the written folder")] = True,
+) -> None:
+    """Write the averaged weights as a pipeline folder: bf16, text encoders fp32."""
+    at: Setting = context.obj
+    out = out or Path("assets/models") / at.family.name
+    pipe, step = _pipeline(at.family, at.run, at.seed), 0
+    path = at.run / "denoiser.pt"
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        step = state["step"]
+        _restore(at.family, pipe, state["average"])
+    pipe.vae.to(torch.bfloat16)
+    next(module for _, module in at.family.modules(pipe)).to(torch.bfloat16)
+    pipe.save_pretrained(out)
+    (out / "call.json").write_text(json.dumps(at.family.call, indent=2) + "\n")
+    if sheet:
+        judge = type(pipe).from_pretrained(out)
+        judge.set_progress_bar_config(disable=True)
+        _sheet(at.family, judge, at.run / "sheets" / "export.png", "cpu", at.family.sizes[-1])
+    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    _say(step=step, mebibytes=size / 2**20)
+
+
+def _spoil(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Blur and noise as decoders leave them: pictures [N, 3, H, W] and how much [N, 2]."""
+    amounts = torch.rand(len(pictures), 2) * (torch.rand(len(pictures), 2) < 0.5)
+    blur, noise = amounts.unbind(1)
+    soft = nn.functional.avg_pool2d(nn.functional.pad(pictures, (2,) * 4, mode="reflect"), 5, 1)
+    fine = nn.functional.avg_pool2d(nn.functional.pad(pictures, (1,) * 4, mode="reflect"), 3, 1)
+    mild = (2 * blur).clamp(max=1)[:, None, None, None]
+    strong = (2 * blur - 1).clamp(min=0)[:, None, None, None]
+    spoilt = pictures + mild * (fine - pictures)
+    spoilt = spoilt + 0.7 * strong * (soft - spoilt)
+    spoilt = spoilt + 0.06 * noise[:, None, None, None] * torch.randn_like(pictures)
+    gain = 1 + 0.06 * torch.randn(len(pictures), 3, 1, 1)
+    return (spoilt * gain).clamp(0, 1), amounts
+
+
+def _oracle_loss(oracle: Oracle, chosen: list[tuple[np.ndarray, Scene]]) -> Tensor:
+    pictures, amounts = _spoil(pixels([picture for picture, _ in chosen]))
+    reading = oracle(pictures)
+    loss = (reading.defects.float() - amounts).square().mean()
+    for name, values in ATTRIBUTES.items():
+        truth = torch.tensor([values.index(getattr(scene, name)) for _, scene in chosen])
+        loss = loss + nn.functional.cross_entropy(
+            reading.logits[name].float(), truth, label_smoothing=0.02
+        )
+    return loss
+
+
+def _held_out_accuracy(oracle: Oracle, size: int, count: int) -> Accuracy:
+    scenes = [scene(seed) for seed in HELD_OUT[:count]]
+    judged = [replace(s, mentions=tuple(ATTRIBUTES)) for s in scenes]
+    return caption_accuracy([picture(s, size) for s in scenes], judged, oracle.eval())
+
+
+def _judge(model: Oracle, count: int = 256) -> None:
+    """Print held-out accuracy and the hardest attribute per size."""
+    for size in (64, 128):
+        found = _held_out_accuracy(model, size, count)
+        worst = min(found.by_attribute, key=found.by_attribute.__getitem__)
+        _say(size=size, held_out=found.mean, worst=worst, its=found.by_attribute[worst])
+
+
+@app.command()
+def oracle(
+    context: typer.Context,
+    steps: Steps = 1500,
+    batch: int = 64,
+    rate: float = 2e-3,
+    pictures: Annotated[int, typer.Option(help="renders to learn from")] = 12_000,
+    out: Path = Path("assets/models/oracle"),
+) -> None:
+    """Train the attribute classifier on renders spoilt by blur and noise."""
+    at: Setting = context.obj
+    rng, model, first = np.random.default_rng(at.seed), Oracle(), 0
+    path = at.run / "oracle.pt"
+    optimizer, plan = _optimizer({"oracle": model}), Schedule(rate, steps, descent=0.6)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    store = {64: _labelled(range(pictures), 64)}
+    store[128] = _labelled(range(BIG_SEEDS, BIG_SEEDS + pictures // 3), 128)
+    for step in range(first, steps):
+        size = 128 if step % 4 == 3 else 64
+        rows = rng.integers(len(store[size]), size=batch)
+        with _autocast("cpu"):
+            loss = _oracle_loss(model.train(), [store[size][row] for row in rows])
+        _step(loss, optimizer, plan.at(step))
+        done = step + 1
+        if done % 250 == 0 or done == steps:
+            state = {"step": done, "model": model.state_dict()}
+            _save(state | {"optimizer": optimizer.state_dict()}, path)
+            _say(step=done, loss=loss.item())
+            _judge(model)
+    model.save(out)
+
+
+def _labelled(seeds: range, size: int) -> list[tuple[np.ndarray, Scene]]:
+    return [(picture(scene(seed), size), scene(seed)) for seed in seeds]
+
+
+if __name__ == "__main__":
+    app()
