@@ -53,7 +53,7 @@ def record(tiny: Tiny, pipe: DiffusionPipeline, **how: Any) -> Tape:
             denoiser = getattr(pipe, name)
             _watch(denoiser, name, tape, tape.denoiser.append, undo)
             _watch_context(denoiser, tape, undo)
-            for path, block in _blocks(denoiser):
+            for path, block in blocks(denoiser):
                 key = f"{name}.{path}" if len(tiny.denoisers) > 1 else path
                 _watch(block, key, tape, _first(tape.blocks), undo)
         undo.enter_context(_watched_scheduler(pipe.scheduler, tape))
@@ -65,7 +65,7 @@ def _first(found: dict[str, Call]) -> Callable[[Call], Any]:
     return lambda call: found.setdefault(call.name, call)
 
 
-def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def blocks(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in denoiser.named_children():
         if name == "mid_block" and child is not None:
             yield name, child

@@ -19,7 +19,8 @@ from tiny.base import Ask, Tiny
 from tiny.parts import ddim, image_vae, seeded
 
 SIDE = 32  # of the image: latents of 16 x 16
-FRAMES = 4
+FRAMES = 3
+VIDEO_SIDE = 24
 CHANNELS = (16, 32, 32)
 
 
@@ -151,7 +152,7 @@ def _animatediff() -> DiffusionPipeline:
 
 
 def _frames(ask: Ask) -> dict[str, Any]:
-    return _sized(ask) | {"num_frames": FRAMES}
+    return _guided(ask) | {"height": VIDEO_SIDE, "width": VIDEO_SIDE, "num_frames": FRAMES}
 
 
 def _svd() -> DiffusionPipeline:
@@ -161,7 +162,7 @@ def _svd() -> DiffusionPipeline:
         num_hidden_layers=2,
         num_attention_heads=4,
         projection_dim=text.WIDTH,
-        image_size=SIDE,
+        image_size=VIDEO_SIDE,
         patch_size=8,
     )
     unet = diffusers.UNetSpatioTemporalConditionModel(
@@ -170,7 +171,7 @@ def _svd() -> DiffusionPipeline:
         out_channels=4,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 64),
+        block_out_channels=(32, 32),
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=96,
         layers_per_block=1,
@@ -198,16 +199,17 @@ def _svd() -> DiffusionPipeline:
             use_karras_sigmas=True,
         ),
         feature_extractor=transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+            size={"shortest_edge": VIDEO_SIDE},
+            crop_size={"height": VIDEO_SIDE, "width": VIDEO_SIDE},
         ),
     )
 
 
 def _animated(ask: Ask) -> dict[str, Any]:
     return {
-        "image": ask.pictures(SIDE, SIDE),
-        "height": SIDE,
-        "width": SIDE,
+        "image": ask.pictures(VIDEO_SIDE, VIDEO_SIDE),
+        "height": VIDEO_SIDE,
+        "width": VIDEO_SIDE,
         "num_frames": FRAMES,
         "max_guidance_scale": 3.0 if ask.guidance else 1.0,
     }

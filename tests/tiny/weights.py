@@ -14,7 +14,8 @@ from torch import nn
 
 # Turns that a time frequency may make over a whole run before it is damped.
 TURNS = 0.5
-TIMES = 1000.0
+# The range of times that a network is asked for: thousandths of the run, but for
+TIMES = {"Lumina2Transformer2DModel": 1.0, "UNetSpatioTemporalConditionModel": 3.3}
 # Spread of attention logits: few keys then matter, as in a trained network.
 SHARPNESS = 2.0
 QUERY_KEY_NORM = re.compile(r"(norm_q|norm_k|norm_added_q|norm_added_k)$")
@@ -40,11 +41,12 @@ def behave(network: nn.Module, *, seed: int, gain: float = 1.0) -> nn.Module:
         for owner in network.modules():
             for name, parameter in owner.named_parameters(recurse=False):
                 parameter.copy_(_draw(owner, name, parameter, generator, gain))
+        times = TIMES.get(type(network).__name__, 1000.0)
         for name, module in network.named_modules():
             if TIME_MLP.search(name):
-                _slow_down(module, share=1)
+                _slow_down(module, times, share=1)
             elif APPROXIMATOR.search(name):
-                _slow_down(module, share=4)
+                _slow_down(module, times, share=4)
         _sharpen(network)
     return network.eval().requires_grad_(False)
 
@@ -62,11 +64,11 @@ def _draw(
     return noise * gain / parameter[0].numel() ** 0.5
 
 
-def _slow_down(time_mlp: nn.Module, *, share: int) -> None:
+def _slow_down(time_mlp: nn.Module, times: float, *, share: int) -> None:
     first = next(module for module in time_mlp.modules() if isinstance(module, nn.Linear))
     half = first.in_features // share // 2
     frequencies = 10000.0 ** (-torch.arange(half) / half)
-    turns = frequencies * TIMES / (2 * torch.pi)
+    turns = frequencies * times / (2 * torch.pi)
     damping = 1.0 / (1.0 + (turns / TURNS) ** 2)
     damping /= damping.square().mean().sqrt()
     first.weight[:, : 2 * half].mul_(torch.cat([damping, damping]))
