@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,9 +65,9 @@ class Tally:
     change: str | None = None
     events: list[Event] = field(default_factory=list)
 
-    def record(self, step: int, branch: str, sample: int, state: State) -> None:
-        """Add one decision."""
-        self.events.append(Event(step, branch, sample, state))
+    def record(self, step: int, rows: Iterable[tuple[str, int]], state: State) -> None:
+        """Add what happened to some rows (branch, sample) at a step."""
+        self.events += [Event(step, branch, sample, state) for branch, sample in rows]
 
     def verdict(self) -> Verdict:
         """Whether the method did something in this run."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from accel.cache.decisions import Decisions, record
+from accel.cache.decisions import Decisions
 from accel.cache.indicators import ProbeChange
 from accel.cache.policies import Guarded
 from accel.cache.predictors import Kind, Predictor, make
@@ -228,7 +228,9 @@ class BlockRangeCache:
         for index in passed.computed:
             row = call.rows[index]
             self.decisions.sample(call, row.sample).learned[row.branch] = call.step.index
-        record(self._tally, call, (call.rows[index] for index in passed.computed), "computed")
+        self._tally.record(
+            call.step.index, (call.rows[index] for index in passed.computed), "computed"
+        )
 
     def _update(self, call: Call, rows: list[int], stream: Stream, value: Tensor) -> None:
         for position, index in enumerate(rows):
@@ -240,7 +242,9 @@ class BlockRangeCache:
         call, name = passed.call, passed.call.denoiser.name
         rows = [call.rows[index] for index in passed.skipped]
         streams = [key[2] for key in self._kept if key[:2] == (name, rows[0])]
-        record(self._tally, call, rows, "reused" if self._make[0] == "reuse" else "predicted")
+        self._tally.record(
+            call.step.index, rows, "reused" if self._make[0] == "reuse" else "predicted"
+        )
         return {
             stream: stack_rows(
                 [self._kept[name, row, stream].predict(call.step.index) for row in rows]

@@ -7,7 +7,7 @@ sample decides, by its ``cond`` row where there is one; the others follow.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -17,8 +17,6 @@ from accel.trajectory import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from accel.report import State, Tally
 
 Measure = TypeVar("Measure")
 
@@ -122,9 +120,3 @@ def _read(values: dict[int, Tensor | None]) -> dict[int, float | None]:
 
         numbers = torch.stack(list(known.values())).tolist()
     return {**dict.fromkeys(values), **dict(zip(known, numbers, strict=True))}
-
-
-def record(tally: Tally, call: Call, rows: Iterable[Row], state: State) -> None:
-    """Write decisions about rows into a method's tally."""
-    for row in rows:
-        tally.record(call.step.index, row.branch, row.sample, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from accel.cache.decisions import Decisions, record
+from accel.cache.decisions import Decisions
 from accel.cache.policies import Guarded
 from accel.cache.predictors import Kind, Predictor, make
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
@@ -105,7 +105,7 @@ class NetworkCache:
             sample.learned[row.branch] = call.step.index
             kept = self._kept.setdefault((call.denoiser.name, row), make(*self._make))
             kept.update(call.step.index, _minus_input(y, x) if self._follow else y)
-        record(self._tally, call, call.rows, "computed")
+        self._tally.record(call.step.index, call.rows, "computed")
 
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
         answers = []
@@ -116,7 +116,7 @@ class NetworkCache:
                 value = _plus_input(value, call.sample[index])
             answers.append(value)
         rows_done = (call.rows[index] for index in rows)
-        record(self._tally, call, rows_done, "reused" if self._follow else "predicted")
+        self._tally.record(call.step.index, rows_done, "reused" if self._follow else "predicted")
         return stack_rows(answers)
 
 

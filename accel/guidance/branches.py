@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from accel.cache.decisions import record
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import index_rows, scatter
@@ -75,8 +74,8 @@ class Unconditional:
         self._keep(call, result)
         needed = [row for row in call.rows if row.branch == UNCOND]
         left = [call.rows[index] for index in dropped]
-        record(self._tally, call, (row for row in needed if row not in left), "computed")
-        record(self._tally, call, left, "reused")
+        self._tally.record(call.step.index, (row for row in needed if row not in left), "computed")
+        self._tally.record(call.step.index, left, "reused")
         if self._observe is not None:
             self._observe(call, self._pairs(call, result, left))
         return result

@@ -1,0 +1,1 @@
+"""Parallel strategies over several devices. None has been built yet."""
