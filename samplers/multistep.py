@@ -42,10 +42,10 @@ class Update:
         """
         total = self.sample * x
         for weight, prediction in zip(self.history, predictions, strict=False):
-            total = total.add(prediction, alpha=weight)
+            total.add_(prediction, alpha=weight)
         if self.noise:
             assert z is not None
-            total = total.add(z, alpha=self.noise)
+            total.add_(z, alpha=self.noise)
         return total
 
 

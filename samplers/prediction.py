@@ -143,7 +143,7 @@ class Conversion:
         of_x, of_output = data_weights(self.prediction_type, level)
         data = of_output * output.to(x.dtype)
         if of_x:
-            data = data.add(x, alpha=of_x)
+            data.add_(x, alpha=of_x)
         return self._threshold(data) if self.thresholding else data
 
     def _threshold(self, data: Tensor) -> Tensor:

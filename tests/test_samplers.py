@@ -197,6 +197,17 @@ def test_history_is_as_long_as_the_order_and_can_be_dropped():
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("thresholding", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_step_reads_nothing_from_the_device(prediction, thresholding):
+    """Tensors of the meta device hold no numbers: reading one would raise."""
+    scheduler = DPMSolverPPScheduler(order=3, prediction_type=prediction, thresholding=thresholding)
+    scheduler.set_timesteps(20, device="meta")
+    scheduler.set_begin_index(0)
+    end = run(scheduler, noise().to("meta"))
+    assert end.shape == (2, 4, 8, 8)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_few_steps_end_with_lower_orders(order):
     lengths = [len(choices) for choices in ready(8, order=order, **TABLE)._updates]
