@@ -37,7 +37,8 @@ class Levels:
         timesteps = self._scheduler.timesteps
         sigmas = getattr(self._scheduler, "sigmas", None)
         if sigmas is not None and len(sigmas) >= len(timesteps):
-            return [float(sigma) for sigma in sigmas.tolist()]
+            inverted = self._scheduler.config.get("invert_sigmas", False)  # Mochi: 1 − σ
+            return [1.0 - sigma if inverted else float(sigma) for sigma in sigmas.tolist()]
         products = self._scheduler.alphas_cumprod.tolist()
         kept = (products[int(t)] for t in timesteps.tolist())
         return [math.sqrt((1.0 - product) / max(product, 1e-12)) for product in kept]
