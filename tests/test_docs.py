@@ -1,0 +1,108 @@
+"""The documents are true: generated pages are current, and what they show runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import accel
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "adding-a-method.md").read_text()
+
+
+def fenced(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in fenced(README, "bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def made_by(target):
+    """The accel command that `make TARGET` would run."""
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in done.stdout.splitlines() if "/accel " in line]
+    return "accel " + line.split("/accel ", 1)[1]
+
+
+def run(command, folder):
+    words = shlex.split(command)
+    assert words[0] == "accel", command
+    program = Path(sys.executable).parent / "accel"
+    done = subprocess.run(
+        [program, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def test_generated_pages_are_current():
+    done = subprocess.run(
+        [sys.executable, "tools/write_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_commands_run_in_order(tmp_path):
+    for command in commands():
+        if command.startswith("make "):
+            assert command in ("make demo", "make test")
+            continue
+        run(command, tmp_path)
+    for name in ("boat.png", "again.png", "compare/sheet.png", "compare/report.json"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_make_demo_writes_the_comparison(tmp_path):
+    run(made_by("demo"), tmp_path)
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {
+        "baseline.png",
+        "accelerated.png",
+        "difference.png",
+        "sheet.png",
+        "timeline.png",
+        "report.json",
+    }
+
+
+def test_make_test_is_what_ci_runs():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in commands()
+
+
+@pytest.mark.parametrize("block", range(len(fenced(README, "python"))))
+def test_readme_python_runs(block):
+    scope = {}
+    exec(fenced(README, "python")[block], scope)
+    results = [value for value in scope.values() if isinstance(value, accel.Plan)]
+    assert "image" in scope or results
+
+
+def test_the_example_method_is_a_method(tmp_path, monkeypatch):
+    """The file in the guide, as it stands, obeys its closed form and comes off."""
+    (tmp_path / "fixed_example.py").write_text(fenced(GUIDE, "python")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    import fixed_example
+    from tiny import PIPELINES
+
+    tiny = PIPELINES["flux_cfg"]
+    pipe = tiny.build()
+    stock = tiny.call(pipe, steps=6)
+    with accel.Plan(fixed_example.Fixed(interval=3)).attach(pipe) as run_:
+        tiny.call(pipe, steps=6)
+    assert run_.report.nfe == 2 * 2
+    assert run_.report.verdicts["cache.Fixed"].detail == "4/6 reused"
+    assert torch.equal(tiny.call(pipe, steps=6), stock)
