@@ -139,6 +139,35 @@ def test_every_block_of_a_transformer_changes_its_stream(name: str) -> None:
         assert distance(hidden, same[-1]) > 0.05, call.name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_give_back_the_streams_in_the_stated_order(name: str) -> None:
+    found = {
+        streams(call) for call in record(PIPELINES[name], pipeline(name), steps=2).blocks.values()
+    }
+    hidden, encoder, gone = "hidden_states", "encoder_hidden_states", None
+    assert (
+        found
+        in {
+            "unet": [found],
+            "hidden": [{(hidden,)}],
+            "mmdit": [{(encoder, hidden)}, {(encoder, hidden), (gone, hidden)}],
+            "hidden_encoder": [{(hidden, encoder)}],
+            "mmdit_joined": [{(encoder, hidden), (hidden,)}],
+        }[PIPELINES[name].blocks]
+    )
+
+
+def streams(call: Call) -> tuple[str | None, ...]:
+    """Name a block's outputs by the input stream of the same shape."""
+    shapes = {
+        value.shape: {"x": "hidden_states"}.get(key, key)
+        for key, value in call.values.items()
+        if key in ("x", "hidden_states", "encoder_hidden_states") and value is not None
+    }
+    outputs = call.output if isinstance(call.output, tuple) else (call.output,)
+    return tuple(shapes.get(getattr(out, "shape", None)) for out in outputs)
+
+
 @pytest.mark.parametrize(("name", "argument"), CONTROLLED.items())
 def test_control_picture_matters(name: str, argument: str) -> None:
     pipe, tiny = pipeline(name), PIPELINES[name]

@@ -53,7 +53,9 @@ class Tiny:
     build: Callable[[], DiffusionPipeline]  # seeded: two builds are bit-identical
     layout: str  # batched | two_calls | two_calls_no_context | embedded | list | guider | none
     order: tuple[str, ...]  # guidance branches as the pipeline evaluates or stacks them
-    blocks: str  # what a block gives back: see FACTS.md
+    # what a block gives back: unet | hidden | mmdit (encoder, hidden) | hidden_encoder |
+    # mmdit_joined: mmdit, then single blocks over one stream of text and image
+    blocks: str
     media: str  # image | video
     inputs: Callable[[Ask], dict[str, Any]]  # call arguments of the family
     denoisers: tuple[str, ...] = ("transformer",)

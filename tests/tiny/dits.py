@@ -1,4 +1,4 @@
-"""Families whose blocks carry one stream."""
+"""Image families whose blocks carry one stream, and CogView4."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def _guided(ask: Ask) -> dict[str, Any]:
         "width": SIDE,
         "negative_prompt": ask.negatives,
         "guidance_scale": 5.0 if ask.guidance else 1.0,
-        "max_sequence_length": 64,
+        "max_sequence_length": 56,
     }
 
 
@@ -229,7 +229,7 @@ FAMILIES = (
         build=seeded(_cogview4),
         layout="two_calls",
         order=("cond", "uncond"),
-        blocks="mmdit",
+        blocks="hidden_encoder",
         media="image",
         inputs=_guided,
     ),

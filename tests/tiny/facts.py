@@ -31,7 +31,6 @@ class Call:
     values: dict[str, Any]
     passed: str
     output: Any = None
-    parameters: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -80,17 +79,17 @@ def _kind(module: nn.Module) -> str:
 def _watch(
     module: nn.Module, name: str, tape: Tape, keep: Callable[[Call], Any], undo: ExitStack
 ) -> None:
-    parameters = list(inspect.signature(module.forward).parameters)
+    signature = inspect.signature(module.forward)
     calls: list[Call] = []
 
     def before(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        values = dict(zip(parameters, args, strict=False)) | kwargs
+        values = _named(signature, args) | kwargs
         passed = f"{len(args)} positional, {len(kwargs)} keyword"
         calls.append(Call(name, tape.context, tape.steps, values, passed))
 
     def after(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         call = calls.pop()
-        call.output, call.parameters = output, parameters
+        call.output = output
         keep(call)
 
     for handle in (
@@ -98,6 +97,12 @@ def _watch(
         module.register_forward_hook(after, with_kwargs=True),
     ):
         undo.callback(handle.remove)
+
+
+def _named(signature: inspect.Signature, args: tuple) -> dict[str, Any]:
+    values = signature.bind_partial(*args).arguments
+    more = values.pop("args", ())  # HunyuanVideo's blocks end in *args
+    return values | {f"args[{index}]": value for index, value in enumerate(more)}
 
 
 def _watch_context(denoiser: nn.Module, tape: Tape, undo: ExitStack) -> None:
@@ -353,9 +358,10 @@ def main() -> None:
     from tiny import PIPELINES
 
     path = Path(__file__).with_name("FACTS.md")
-    preface = path.read_text().split("\n## ")[0].rstrip() if path.exists() else "# Facts"
+    title = "\n# The pipelines\n"
+    preface = path.read_text().partition(title)[0]
     sections = [describe(tiny) for tiny in PIPELINES.values()]
-    path.write_text("\n\n".join([preface, *sections]))
+    path.write_text(preface + title + "\n" + "\n".join(sections))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Families whose blocks carry two streams, text and image: `(encoder, hidden)` in and out."""
+"""Image families whose blocks carry two streams, text and image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -288,6 +288,7 @@ def _mmdit(
     inputs: Callable[[Ask], dict[str, Any]],
     *,
     order: tuple[str, ...] = ("cond",),
+    blocks: str = "mmdit",
     **more: Any,
 ) -> Tiny:
     return Tiny(
@@ -295,7 +296,7 @@ def _mmdit(
         build=seeded(build),
         layout=layout,
         order=order,
-        blocks="mmdit",
+        blocks=blocks,
         media="image",
         inputs=inputs,
         **more,
@@ -328,13 +329,21 @@ FAMILIES = (
     ),
     _mmdit("flux_img2img", _flux_img2img, "embedded", _from_image),
     _mmdit("flux_kontext", _flux_kontext, "two_calls_no_context", _kontext, order=TRUE_CFG),
-    _mmdit("chroma", _chroma, "two_calls_no_context", _guided, order=TRUE_CFG),
+    _mmdit(
+        "chroma",
+        _chroma,
+        "two_calls_no_context",
+        _guided,
+        order=TRUE_CFG,
+        blocks="mmdit_joined",
+    ),
     _mmdit(
         "hunyuanimage",
         _hunyuanimage,
         "guider",
         _guider,
         order=TRUE_CFG,
+        blocks="hidden_encoder",
         switch=_switch_guider,
     ),
     _mmdit("qwenimage", _qwenimage, "two_calls", _true_cfg, order=TRUE_CFG),

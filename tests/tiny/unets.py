@@ -33,7 +33,7 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         "cross_attention_dim": text.WIDTH,
         "attention_head_dim": 2,
-        "norm_num_groups": 8,
+        "norm_num_groups": 4,
     }
     return UNet2DConditionModel(**(settings | changes))
 
@@ -145,7 +145,7 @@ def _animatediff() -> DiffusionPipeline:
         block_out_channels=CHANNELS,
         motion_layers_per_block=1,
         motion_num_attention_heads=2,
-        motion_norm_num_groups=8,
+        motion_norm_num_groups=4,
         motion_max_seq_length=8,
     )
     return diffusers.AnimateDiffPipeline(motion_adapter=adapter, **parts)
@@ -171,7 +171,8 @@ def _svd() -> DiffusionPipeline:
         out_channels=4,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        block_out_channels=(32, 32),
+        # 32 groups are built in: with 32 channels the norms would take the time out again
+        block_out_channels=(64, 64),
         addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=96,
         layers_per_block=1,

@@ -222,7 +222,7 @@ def _mochi_inputs(ask: Ask) -> dict[str, Any]:
 
 
 def _video(name: str, build: Callable[[], DiffusionPipeline], **more: Any) -> Tiny:
-    settings = {"blocks": "mmdit", "inputs": _guided, "media": "video"}
+    settings = {"blocks": "hidden_encoder", "inputs": _guided, "media": "video"}
     return Tiny(name=name, build=seeded(build), **(settings | more))
 
 
