@@ -83,6 +83,7 @@ def test_make_test_is_what_ci_runs():
     assert "make test" in commands()
 
 
+@pytest.mark.filterwarnings("default::accel.errors.AccelWarning")  # weights may change
 @pytest.mark.parametrize("block", range(len(fenced(README, "python"))))
 def test_readme_python_runs(block):
     scope = {}

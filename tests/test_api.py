@@ -1,0 +1,91 @@
+"""The public API is frozen: what users write stays true."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import accel
+import samplers
+from accel import errors
+from accel.plan import PRESETS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_names():
+    assert set(accel.__all__) == {
+        "Accelerator",
+        "Plan",
+        "Report",
+        "Run",
+        "Site",
+        "asset",
+        "cache",
+        "errors",
+        "explain",
+        "guidance",
+        "load",
+        "methods",
+    }
+    assert all(hasattr(accel, name) for name in accel.__all__)
+    assert accel.cache.__all__ == ["EasyCache", "FirstBlock"]
+    assert accel.guidance.__all__ == ["Adaptive", "Interval"]
+    assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]
+
+
+def test_every_method_is_reached_by_its_name():
+    for name, kind in accel.methods().items():
+        family, method = name.split(".")
+        home = samplers if family == "samplers" else getattr(accel, family)
+        assert getattr(home, method) is kind
+        assert kind.name == name
+
+
+def test_presets():
+    assert PRESETS == ("exact", "balanced", "fast", "fastest")
+    plans = [accel.Plan.preset(name) for name in PRESETS]
+    assert len(plans[0]) == 0
+    assert len(set(plans)) == len(plans)
+    with pytest.raises(errors.PlanError, match="exact, balanced, fast, fastest"):
+        accel.Plan.preset("warp")
+
+
+def test_every_error_is_ours_and_in_the_tree():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if issubclass(kind, Exception) and not issubclass(kind, Warning):
+            assert issubclass(kind, errors.AccelError)
+            assert kind.__name__ in errors.__doc__
+
+
+def test_importing_is_light():
+    code = (
+        "import sys, accel, samplers; accel.methods(); accel.Plan.preset('fast');"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'diffusers', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_wheel_carries_the_assets(tmp_path):
+    """Installed from a wheel, away from the checkout, the bundled model and presets are found."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); import accel;"
+        "folder = accel.asset('models/scenes-flux');"
+        "accel.Plan.preset('balanced');"
+        f"assert str(folder).startswith({str(site)!r}), folder;"
+        "from accel.bundled import call_of, check_folder; check_folder(folder);"
+        "assert call_of(folder)['num_inference_steps'] == 28"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
