@@ -8,7 +8,8 @@ AccelError
 ├── BadInput             an argument, a file or a picture that cannot be used (a ValueError too)
 │   └── BadModel         a model folder that is missing, truncated or empty
 ├── BrokenAttachment     something changed the pipeline under an attached plan
-└── BadOutput            a run that produced NaN or infinite latents
+├── BadOutput            a run that produced NaN or infinite latents
+└── NotWritten           a result that could not be written: a full disk, a refusing folder
 
 A message says what was found, what was needed and what to do next.
 """
@@ -48,6 +49,10 @@ class BrokenAttachment(AccelError):
 
 class BadOutput(AccelError):
     """A run that produced NaN or infinite latents."""
+
+
+class NotWritten(AccelError):
+    """A result that could not be written: a full disk, a refusing folder."""
 
 
 class AccelWarning(UserWarning):
