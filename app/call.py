@@ -1,0 +1,139 @@
+"""The arguments of one pipeline call, from a request and the model's own defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import BadInput
+from app.modes import names, parameters
+from app.request import Request
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NAMES = {
+    "steps": ("num_inference_steps",),
+    "frames": ("num_frames", "video_length"),
+    "negative": ("negative_prompt",),
+    "strength": ("strength",),
+}
+SIDES = ("height", "width")
+GUIDANCE = ("guidance_scale", "max_guidance_scale")
+
+
+def arguments(pipe: Any, request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of ``pipe``; the noise is not among them.
+
+    Args:
+        pipe: The pipeline that the request needs (``modes.pipeline_for``).
+        request: What was asked for.
+        defaults: The model's own call arguments; those that the pipeline does not take are left
+            out.
+
+    Raises:
+        BadInput: If the pipeline does not take an option, or a picture cannot be read.
+    """
+    known = parameters(pipe)
+    call = {name: value for name, value in defaults.items() if name in known}
+    call |= _prompt(pipe, request)
+    for option, parameter in NAMES.items():
+        value = getattr(request, option)
+        if value is not None:
+            call[_parameter(pipe, f"--{option}", parameter)] = value
+    if request.guidance is not None:
+        call |= _guidance(pipe, request.guidance, call)
+    pictures = {option: read_picture(path) for option, path in request.pictures.items()}
+    call |= _sides(pipe, request, call, pictures)
+    return call
+
+
+def recorded(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a call's arguments that is plain data."""
+    plain = (str, int, float, bool, type(None))
+    return {name: value for name, value in call.items() if isinstance(value, plain)}
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture in RGB.
+
+    Raises:
+        BadInput: If there is none, or it cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as picture:
+            turned: Image.Image = ImageOps.exif_transpose(picture)
+            return turned.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadInput(f"{path} cannot be read as a picture: {reason}") from error
+
+
+def _parameter(pipe: Any, option: str, wanted: tuple[str, ...]) -> str:
+    known = parameters(pipe)
+    for name in wanted:
+        if name in known:
+            return name
+    raise BadInput(f"{type(pipe).__name__} takes no {option}: leave it out.")
+
+
+def _prompt(pipe: Any, request: Request) -> dict[str, Any]:
+    if "prompt" in parameters(pipe):
+        if not request.prompt.strip():
+            raise BadInput("PROMPT is empty: say what to draw.")
+        return {"prompt": request.prompt}
+    if request.prompt:
+        raise BadInput(f"{type(pipe).__name__} takes no prompt: leave it out.")
+    return {}
+
+
+def _guidance(pipe: Any, scale: float, call: Mapping[str, Any]) -> dict[str, Any]:
+    """True guidance where the network has none embedded: there it needs a negative prompt too."""
+    network = getattr(pipe, "transformer", None)
+    embedded = network is not None and bool(network.config.get("guidance_embeds", False))
+    if "true_cfg_scale" in parameters(pipe) and not embedded:
+        negative = call.get("negative_prompt")
+        return {"true_cfg_scale": scale, "negative_prompt": "" if negative is None else negative}
+    return {_parameter(pipe, "--guidance", GUIDANCE): scale}
+
+
+def _sides(
+    pipe: Any, request: Request, call: Mapping[str, Any], pictures: dict[str, Image.Image]
+) -> dict[str, Any]:
+    """Pictures and size: the size asked for, the model's own, or that of the picture."""
+    known, parameter = parameters(pipe), names(pipe)
+    step = _multiple(pipe)
+    asked = {side: getattr(request, side) for side in SIDES if getattr(request, side) is not None}
+    for side, pixels in asked.items():
+        if pixels % step:
+            raise BadInput(
+                f"--{side} {pixels}: {type(pipe).__name__} makes multiples of {step}; the nearest "
+                f"are {pixels // step * step or step} and {(pixels // step + 1) * step}."
+            )
+    found = {parameter[option]: picture for option, picture in pictures.items()}
+    if set(SIDES) <= set(known):
+        first = next(iter(pictures.values()), None)
+        own = {} if first is None else {side: getattr(first, side) // step * step for side in SIDES}
+        stated = {side: call[side] for side in SIDES if call.get(side) is not None}
+        return {**found, **own, **stated, **asked}
+    if asked and not pictures:
+        raise BadInput(f"{type(pipe).__name__} takes no --{next(iter(asked))}: leave it out.")
+    return {name: _resized(picture, asked) for name, picture in found.items()}
+
+
+def _resized(picture: Image.Image, asked: Mapping[str, int]) -> Image.Image:
+    if not asked:
+        return picture
+    return picture.resize((asked.get("width", picture.width), asked.get("height", picture.height)))
+
+
+def _multiple(pipe: Any) -> int:
+    """What the sides of a picture must be multiples of: a latent, or a patch of latents."""
+    for name in ("image_processor", "video_processor"):
+        processor = getattr(pipe, name, None)
+        if processor is not None:
+            return int(processor.config.vae_scale_factor)
+    return 1

@@ -1,0 +1,104 @@
+"""The command line: options in, one call of the module that does the work.
+
+Only typer and dataclasses are imported here; torch, pydantic and the methods wait until a command
+needs them, so that ``accel --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.flags import Given, takes
+from app.request import (
+    Choice,
+    Like,
+    Listing,
+    Printing,
+    Repeats,
+    Request,
+    Source,
+    Target,
+)
+
+app = typer.Typer(
+    name="accel",
+    help="Training-free accelerators for diffusers pipelines, with their cost in quality measured.",
+    epilog="Exit codes: 0 done · 1 failed while running · 2 what was typed cannot be done · "
+    "130 interrupted. Results go to stdout, everything for humans to stderr.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(version("diffusers-accel"))
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show the version")
+    ] = False,
+) -> None:
+    """Start here; commands follow."""
+
+
+@app.command()
+@takes(Request, Choice, Like, Target, Printing)
+def generate(given: Given) -> None:
+    """Make one picture or clip; without --plan, --preset or --set by the stock pipeline."""
+    from app.generate import generate as run
+
+    run(given)
+
+
+@app.command()
+@takes(Request, Choice, Target, Repeats, Printing)
+def compare(given: Given) -> None:
+    """Run the stock pipeline and the accelerated one side by side, and measure both.
+
+    The plan is --preset balanced unless another is given. --out is a folder: both pictures, their
+    difference, a sheet, the timeline and report.json.
+    """
+    from app.compare import compare as run
+
+    run(given)
+
+
+@app.command()
+@takes(Listing, Printing)
+def methods(given: Given) -> None:
+    """List the methods: layer, fields with ranges and defaults, source."""
+    from app.listing import methods as run
+
+    run(given)
+
+
+@app.command()
+@takes(Source, Printing)
+def explain(given: Given) -> None:
+    """Say what a model's pipeline is, which methods fit it, and why not the others."""
+    from app.listing import explain as run
+
+    run(given)
+
+
+@app.command()
+@takes(Printing)
+def env(given: Given) -> None:
+    """Show versions, devices, threads and optional packages."""
+    from app.listing import environment as run
+
+    run(given)
+
+
+def main() -> None:
+    """Run the command line; the console command ``accel``."""
+    app()

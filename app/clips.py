@@ -1,0 +1,86 @@
+"""Pictures and clips as files: PNG (animated for clips, lossless) and MP4."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import BadInput
+from app import metadata
+from app.metadata import Record
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".png", ".mp4")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file type that is not written, or not without another package.
+
+    Raises:
+        BadInput: If it is one.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"--out {path}: the name has to end in {' or '.join(SUFFIXES)}.")
+    if path.suffix.lower() == ".mp4":
+        _av()
+
+
+def encode(path: Path, pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
+    """The bytes of the file at ``path``: pictures and record."""
+    if path.suffix.lower() == ".mp4":
+        return _mp4(pictures, made, fps)
+    return metadata.png(pictures, made, fps)
+
+
+def read(path: Path) -> tuple[Record, list[Image.Image]]:
+    """The record and the pictures of a file that we wrote.
+
+    Raises:
+        BadInput: If it carries no record that can be read.
+    """
+    if path.suffix.lower() == ".mp4":
+        return _read_mp4(path)
+    return metadata.read(path)
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise BadInput(
+            "MP4 needs the extra 'video': pip install 'diffusers-accel[video]', or give an --out "
+            "that ends in .png (an animated PNG)."
+        ) from error
+    return av
+
+
+def _mp4(pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
+    av, buffer = _av(), io.BytesIO()
+    with av.open(buffer, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as file:
+        file.metadata["comment"] = made.model_dump_json()
+        stream = file.add_stream("h264", rate=fps, options={"crf": "17"})
+        first = pictures[0]
+        stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            frame = av.VideoFrame.from_image(picture.convert("RGB"))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def _read_mp4(path: Path) -> tuple[Record, list[Image.Image]]:
+    av = _av()
+    try:
+        with av.open(str(path)) as file:
+            text = file.metadata.get("comment")
+            frames = [frame.to_image() for frame in file.decode(video=0)]
+    except (OSError, ValueError, IndexError) as error:
+        raise BadInput(f"{path} cannot be read as an MP4 clip: {error}.") from error
+    if text is None:
+        raise BadInput(f"{path} carries no record of diffusers-accel.")
+    return metadata.parse(text, str(path)), frames

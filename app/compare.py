@@ -1,0 +1,221 @@
+"""``accel compare``: the stock pipeline and the accelerated one, side by side, measured.
+
+Both run with the same seed, warm-up first, then in turns whose order alternates, so that a drift
+of the machine hits both. The stock pipeline is timed with nothing attached; its evaluations are
+counted in the warm-up.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import BadInput
+from accel.plan import Plan
+from accel.report import Report
+from app import metadata
+from app.files import check_folder, slug, write
+from app.flags import Given
+from app.plans import chosen
+from app.progress import Bar
+from app.request import Choice, Printing, Repeats, Request, Target, make
+from app.session import Outcome, Session
+from app.sheet import draw
+from app.tables import print_comparison, print_result
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NAMES = ("baseline.png", "accelerated.png", "difference.png", "sheet.png", "timeline.png")
+REPORT = "report.json"
+GAIN = 8
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of some runs."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half of the way from the shortest to the longest."""
+        return (max(self.seconds) - min(self.seconds)) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"median": self.median, "spread": self.spread, "all": list(self.seconds)}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        outcome: Of the latest warm-up run, with its report.
+        timing: Of the runs that count.
+    """
+
+    outcome: Outcome
+    timing: Timing
+
+    @property
+    def report(self) -> Report:
+        """What the run did."""
+        assert self.outcome.report is not None
+        return self.outcome.report
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides and what is between them.
+
+    Attributes:
+        title: What the accelerated side ran.
+        quality: By name (``psnr``, ``ssim``, ``perceptual``): a number, or why there is none.
+    """
+
+    title: str
+    baseline: Side
+    accelerated: Side
+    quality: dict[str, float | str]
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster, by the medians."""
+        return self.baseline.timing.median / self.accelerated.timing.median
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """The lowest and highest ratio of a pair of neighbouring runs."""
+        pairs = zip(self.baseline.timing.seconds, self.accelerated.timing.seconds, strict=True)
+        each = [stock / fast for stock, fast in pairs]
+        return min(each), max(each)
+
+
+def compare(given: Given) -> None:
+    """Measure and write the pictures and the report.
+
+    Args:
+        given: The options that were typed.
+
+    Raises:
+        AccelError: Of any kind; nothing was written then.
+    """
+    request = make(Request, given).seeded()
+    choice = make(Choice, given)
+    if not (choice.plan or choice.preset or choice.changes):
+        choice = Choice(preset="balanced")
+    plan, repeats = chosen(choice), make(Repeats, given)
+    metadata.digests(request)
+    target = make(Target, given)
+    folder = target.out or Path(f"compare-{slug(request.prompt)}-{request.seed}")
+    check_folder(folder, [*NAMES, REPORT], target.overwrite)
+    session = Session.open(request.source)
+    found = measure(session, request, plan, repeats, _title(choice))
+    files = _files(session, request, plan, found)
+    folder.mkdir(exist_ok=True)
+    write({folder / name: content for name, content in files.items()})
+    print_comparison(found)
+    style = make(Printing, given).format
+    print_result(style, [folder / name for name in files], json.loads(files[REPORT]))
+
+
+def measure(
+    session: Session, request: Request, plan: Plan, repeats: Repeats, title: str
+) -> Comparison:
+    """Run both sides, and say how near their pictures are."""
+    with Bar() as bar:
+        for index in range(repeats.warmup):
+            label = f"warm-up {index + 1}/{repeats.warmup}"
+            stock = session.run(request, Plan(), partial(bar.follow, label=f"{label} stock"))
+            fast = session.run(request, plan, partial(bar.follow, label=label))
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for index in range(repeats.repeats):
+            label = f"run {index + 1}/{repeats.repeats}"
+            sides: list[tuple[int, Callable[[], Outcome]]] = [
+                (0, partial(_bare, session, request, bar, f"{label} stock")),
+                (1, partial(session.run, request, plan, partial(bar.follow, label=label))),
+            ]
+            for side, run in sides if index % 2 == 0 else reversed(sides):
+                seconds[side].append(run().seconds)
+    return Comparison(
+        title,
+        Side(stock, Timing(tuple(seconds[0]))),
+        Side(fast, Timing(tuple(seconds[1]))),
+        _quality(stock.pictures, fast.pictures),
+    )
+
+
+def _bare(session: Session, request: Request, bar: Bar, label: str) -> Outcome:
+    with bar.waiting(label):
+        return session.bare(request)
+
+
+def _quality(stock: list[Image.Image], fast: list[Image.Image]) -> dict[str, float | str]:
+    from accel import quality
+
+    found: dict[str, float | str] = {}
+    for measure in (quality.psnr, quality.ssim, quality.perceptual):
+        try:
+            found[measure.__name__] = measure(stock, fast)
+        except BadInput as error:
+            found[measure.__name__] = f"not measured: {error}"
+    return found
+
+
+def _title(choice: Choice) -> str:
+    name = choice.preset or (choice.plan.stem if choice.plan else "custom plan")
+    return f"{name}, changed" if choice.changes and name != "custom plan" else name
+
+
+def _files(session: Session, request: Request, plan: Plan, found: Comparison) -> dict[str, bytes]:
+    from accel.quality import difference
+
+    stock, fast = found.baseline.outcome, found.accelerated.outcome
+    amplified = difference(stock.pictures, fast.pictures, GAIN)
+    made = metadata.record(request, plan, session.model, fast)
+    return {
+        "baseline.png": metadata.png(
+            stock.pictures, metadata.record(request, Plan(), session.model, stock), request.fps
+        ),
+        "accelerated.png": metadata.png(fast.pictures, made, request.fps),
+        "difference.png": _png(amplified),
+        "sheet.png": _png(draw(request.prompt, found, amplified, GAIN)),
+        "timeline.png": _png(found.accelerated.report.timeline()),
+        REPORT: json.dumps(_document(found, made), indent=2, allow_nan=False).encode(),
+    }
+
+
+def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
+    sides = {"baseline": found.baseline, "accelerated": found.accelerated}
+    return {
+        "ratio": found.ratio,
+        "ratios": list(found.ratios),
+        "quality": {
+            name: "equal" if value == float("inf") else value
+            for name, value in found.quality.items()
+        },
+        **{
+            name: {"seconds": side.timing.to_dict(), "report": side.report.to_dict()}
+            for name, side in sides.items()
+        },
+        "record": made.model_dump(),
+    }
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""``accel generate``: one picture or clip, with its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel.errors import BadInput
+from accel.plan import Plan
+from app import clips, metadata
+from app.exits import say
+from app.files import check_target, slug, write
+from app.flags import Given
+from app.metadata import Record
+from app.plans import chosen
+from app.progress import Bar
+from app.request import Choice, Like, Printing, Request, Target, make
+from app.session import Outcome, Session
+from app.tables import print_report, print_result
+
+
+@dataclass(frozen=True)
+class Example:
+    """A file to reproduce: its record and its pictures."""
+
+    path: Path
+    record: Record
+    pictures: list[Any]
+
+
+def generate(given: Given) -> None:
+    """Make a picture and write it.
+
+    Args:
+        given: The options that were typed.
+
+    Raises:
+        AccelError: Of any kind; nothing was written then.
+    """
+    example = _example(make(Like, given).like)
+    request = _request(given, example)
+    plan = chosen(make(Choice, given), None if example is None else example.record.plan)
+    metadata.digests(request)
+    out = _target(make(Target, given), request)
+    session = Session.open(request.source)
+    with Bar() as bar:
+        outcome = session.run(request, plan, bar.follow)
+    made = metadata.record(request, plan, session.model, outcome)
+    write({out: clips.encode(out, outcome.pictures, made, request.fps)})
+    assert outcome.report is not None
+    print_report(outcome.report, outcome.seconds)
+    likeness = None if example is None else _likeness(example, made, outcome, plan)
+    print_result(
+        make(Printing, given).format,
+        [out],
+        {"seed": request.seed, "record": made.model_dump(), "like": likeness},
+    )
+
+
+def _example(path: Path | None) -> Example | None:
+    return None if path is None else Example(path, *clips.read(path))
+
+
+def _request(given: Given, example: Example | None) -> Request:
+    if example is None:
+        return make(Request, given).seeded()
+    request = make(Request, {**example.record.request, **given})
+    if request == example.record.asked:
+        example.record.check_inputs(request)
+    return request.seeded()
+
+
+def _target(target: Target, request: Request) -> Path:
+    out = target.out or Path(f"{slug(request.prompt)}-{request.seed}.png")
+    clips.check_suffix(out)
+    check_target(out, target.overwrite)
+    return out
+
+
+def _likeness(example: Example, made: Record, outcome: Outcome, plan: Plan) -> dict[str, Any]:
+    """Compare what was made with the file that it should be like, and say so."""
+    path, before = example.path, example.record
+    if made.request != before.request or plan != Plan.from_dict(before.plan):
+        say(f"like {path}, with other options: not compared")
+        return {"compared": False}
+    differences = before.fingerprint.differences(made.fingerprint)
+    equal = made.pixels == before.pixels
+    found = {"compared": True, "identical": equal, "differences": differences}
+    if equal:
+        say(f"identical to {path}, bit for bit")
+        return found
+    distance = _psnr(example.pictures, outcome.pictures)
+    if differences:
+        say(f"warning: not the bits of {path}: made elsewhere ({'; '.join(differences)})")
+    else:
+        say(f"warning: not the bits of {path}, though nothing that is recorded differs")
+    say(f"PSNR against {path}: {'of another size' if distance is None else f'{distance:.1f} dB'}")
+    return {**found, "psnr": distance}
+
+
+def _psnr(before: list[Any], after: list[Any]) -> float | None:
+    from accel.quality import psnr
+
+    try:
+        return psnr(before, after)
+    except BadInput:
+        return None

@@ -1,0 +1,168 @@
+"""``accel methods``, ``accel explain`` and ``accel env``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any, Literal, get_args, get_origin
+
+import tomli_w
+import typer
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from accel.attach import LAYERS, Accelerator
+from accel.plan import method_class
+from accel.plan import methods as all_methods
+from app.flags import Given
+from app.request import Listing, Printing, Source, make
+
+Kind = type[Accelerator]
+SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def methods(given: Given) -> None:
+    """Show the methods as a table, as JSON, or as a plan file. Imports no torch."""
+    asked = make(Listing, given)
+    kinds = all_methods() if asked.name is None else {asked.name: method_class(asked.name)}
+    ordered = sorted(kinds.values(), key=lambda kind: (LAYERS.index(kind.layer), kind.name))
+    if asked.toml:
+        typer.echo(as_toml(ordered, live=asked.name is not None))
+    elif make(Printing, given).format == "json":
+        typer.echo(json.dumps([described(kind) for kind in ordered], indent=2))
+    elif asked.name is None:
+        Console(highlight=False).print(_overview(ordered))
+    else:
+        _show(ordered[0])
+
+
+def described(kind: Kind) -> dict[str, Any]:
+    """A method in plain data."""
+    return {
+        "name": kind.name,
+        "layer": kind.layer,
+        "seam": kind.seam,
+        "supports": kind.supports,
+        "source": kind.source,
+        "summary": _summary(kind),
+        "fields": {
+            name: {
+                "default": _default(kind, name),
+                "range": allowed(field),
+                "description": field.description,
+            }
+            for name, field in kind.model_fields.items()
+        },
+    }
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field takes: ``0 ≤ number ≤ 1``, ``reuse | newton``."""
+    if get_origin(field.annotation) is Literal:
+        return " | ".join(map(str, get_args(field.annotation)))
+    kind = getattr(field.annotation, "__name__", str(field.annotation))
+    bounds = [
+        f"{sign} {getattr(note, key):g}"
+        for note in field.metadata
+        for key, sign in SIGNS.items()
+        if hasattr(note, key)
+    ]
+    return " ".join([kind, ", ".join(bounds)]).strip()
+
+
+def as_toml(kinds: list[Kind], *, live: bool) -> str:
+    """A plan file with every field at its default and explained; commented out unless live."""
+    lines = ["plan = 1"]
+    for kind in kinds:
+        lines += ["", f"# {_summary(kind)}", _line(f"[{kind.name}]", live)]
+        for name, field in kind.model_fields.items():
+            value = tomli_w.dumps({name: _default(kind, name)}).strip()
+            lines += [
+                f"# {name}: {allowed(field)}; {field.description}",
+                _line(value, live),
+            ]
+    return "\n".join(lines)
+
+
+def _line(text: str, live: bool) -> str:
+    return text if live else f"# {text}"
+
+
+def _default(kind: Kind, name: str) -> Any:
+    return kind().model_dump(mode="json")[name]
+
+
+def _summary(kind: Kind) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
+def _overview(kinds: list[Kind]) -> Table:
+    table = Table(Column("method", no_wrap=True), "what it does, and its fields", show_lines=True)
+    for kind in kinds:
+        place = Text(f"\n{kind.layer}", "dim")
+        fields = (
+            f"{name} = {_default(kind, name)}  ({allowed(field)})"
+            for name, field in kind.model_fields.items()
+        )
+        text = Text("\n".join([_summary(kind), *fields]))
+        text.append(f"\n{kind.source}", "dim")
+        table.add_row(Text(kind.name, "bold") + place, text)
+    table.caption = "`accel methods NAME` explains the fields of one"
+    return table
+
+
+def _show(kind: Kind) -> None:
+    console = Console(highlight=False)
+    console.print(Text(kind.name, "bold"), f"· {kind.layer} · {kind.supports}")
+    console.print(_summary(kind))
+    console.print(f"Source: {kind.source}\n")
+    table = Table("field", "default", "values", "what it is")
+    for name, field in kind.model_fields.items():
+        table.add_row(name, str(_default(kind, name)), allowed(field), field.description)
+    console.print(table)
+    first = next(iter(kind.model_fields))
+    console.print(f"\n--set {kind.name}.{first}={_default(kind, first)}", markup=False)
+
+
+def explain(given: Given) -> None:
+    """Load a model and say which methods fit it."""
+    import accel
+    from app import models
+
+    explanation = accel.explain(models.load(make(Source, given)).pipe)
+    if make(Printing, given).format == "json":
+        typer.echo(json.dumps(asdict(explanation), indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(Text(explanation.pipeline, "bold"), f"· {explanation.scheduler}")
+    for denoiser in explanation.denoisers:
+        console.print(Text(f"denoiser  {denoiser}"))
+    console.print(Text(f"guidance  {explanation.layout}"))
+    table = Table("method", "fits", "why")
+    for fit in explanation.fits:
+        fits = Text("yes", "green") if fit.fits else Text("no", "red")
+        table.add_row(fit.method, fits, Text(fit.reason))
+    console.print(table)
+
+
+def environment(given: Given) -> None:
+    """Show what results depend on besides their plan."""
+    from app import env
+
+    decisive: dict[str, Any] = {
+        **env.versions(),
+        **env.devices(),
+        "threads": str(env.threads()),
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    shown = {**decisive, "fingerprint": digest[:16], **env.optional()}
+    if make(Printing, given).format == "json":
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in shown.items():
+        table.add_row(Text(name, "bold"), Text(str(value)))
+    Console(highlight=False).print(table)

@@ -1,0 +1,257 @@
+"""The record in a file: how a picture was made, so that it can be made again.
+
+A PNG carries two text chunks: ``parameters``, the line that other tools show, and ``accel``, a
+versioned JSON object (``Record``). Equal fingerprints promise equal bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from accel.errors import BadInput
+from accel.plan import Plan
+from app import env
+from app.request import Request, make
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from app.models import Model
+    from app.session import Outcome
+
+FORMAT = 1
+KEY = "accel"
+
+
+class Entry(BaseModel):
+    """A part of a record: frozen, and without fields that are not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fingerprint(Entry):
+    """What a result's bits depend on, besides plan and request."""
+
+    model: str = Field(description="SHA-256 over the model's files")
+    versions: dict[str, str]
+    device: str
+    processor: str
+    threads: int
+    dtype: str
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """What is not the same, in words: ``threads: 4, now 1``."""
+        ours, theirs = _flat(self), _flat(other)
+        return [
+            f"{name}: {_short(ours.get(name))}, now {_short(theirs.get(name))}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+
+
+class Result(Entry):
+    """What the run gave."""
+
+    seconds: float
+    steps: int
+    nfe: float
+    verdicts: dict[str, dict[str, str]]
+
+
+class Record(Entry):
+    """How a file was made."""
+
+    version: Literal[1] = 1
+    request: dict[str, Any]
+    plan: dict[str, Any]
+    call: dict[str, Any]
+    inputs: dict[str, str] = Field(description="SHA-256 of the files that went in, by option")
+    fingerprint: Fingerprint
+    pixels: str = Field(description="SHA-256 over size and pixels of all frames")
+    result: Result
+
+    @property
+    def asked(self) -> Request:
+        """The request.
+
+        Raises:
+            BadInput: If it is none.
+        """
+        return make(Request, self.request, where="the record's ")
+
+    def check_inputs(self, request: Request) -> None:
+        """Refuse pictures that are not those that the record was made from.
+
+        Raises:
+            BadInput: Names the file that is missing or another.
+        """
+        now = digests(request)
+        for option, digest in self.inputs.items():
+            if now.get(option) != digest:
+                raise BadInput(
+                    f"--{option} {getattr(request, option)} is not the file that the picture was "
+                    f"made from (SHA-256 {digest[:12]}…): give that one, by --{option}."
+                )
+
+
+def record(request: Request, plan: Plan, model: Model, outcome: Outcome) -> Record:
+    """The record of a run."""
+    report = outcome.report
+    assert report is not None
+    told = report.to_dict()
+    return Record(
+        request=request.to_dict(),
+        plan=plan.to_dict(),
+        call=outcome.call,
+        inputs=digests(request),
+        fingerprint=fingerprint(model),
+        pixels=pixels(outcome.pictures),
+        result=Result(
+            seconds=outcome.seconds,
+            steps=report.steps,
+            nfe=report.nfe,
+            verdicts=told["verdicts"],
+        ),
+    )
+
+
+def fingerprint(model: Model) -> Fingerprint:
+    """What the bits of this model's results depend on, here and now."""
+    device = str(model.pipe.device)
+    return Fingerprint(
+        model=model.fingerprint,
+        versions=env.versions(),
+        device=device,
+        processor=env.processor(device),
+        threads=env.threads(),
+        dtype=str(model.pipe.dtype).removeprefix("torch."),
+    )
+
+
+def digests(request: Request) -> dict[str, str]:
+    """SHA-256 of the files that go into a request, by option.
+
+    Raises:
+        BadInput: If one cannot be read.
+    """
+    files = dict(request.pictures)
+    if request.lora is not None:
+        files["lora"] = request.lora
+    found = {}
+    for option, path in files.items():
+        try:
+            with path.open("rb") as file:
+                found[option] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BadInput(f"--{option} {path} cannot be read: {error.strerror}.") from error
+    return found
+
+
+def pixels(pictures: Sequence[Image.Image]) -> str:
+    """SHA-256 over mode, size and pixels of pictures."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.mode} {picture.width} {picture.height}\0".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def parameters(made: Record) -> str:
+    """The line that other tools read: prompt, negative prompt, settings."""
+    call, request = made.call, made.asked
+    sampler = next((name for name in made.plan.get("samplers", {})), "the model's own")
+    settings = {
+        "Steps": made.result.steps,
+        "Sampler": sampler,
+        "CFG scale": call.get("true_cfg_scale", call.get("guidance_scale")),
+        "Seed": request.seed,
+        "Size": f"{call['width']}x{call['height']}" if {"width", "height"} <= set(call) else None,
+        "Model": request.model,
+        "Model hash": made.fingerprint.model[:10],
+        "Version": f"diffusers-accel {made.fingerprint.versions.get('diffusers-accel')}",
+    }
+    stated = ", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None)
+    lines = [request.prompt, f"Negative prompt: {call.get('negative_prompt') or ''}", stated]
+    return "\n".join(lines)
+
+
+def png(pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
+    """A PNG with its record; an animated one of several frames, which loses nothing."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_text("parameters", parameters(made))
+    chunks.add_text(KEY, made.model_dump_json())
+    buffer = io.BytesIO()
+    first, *others = pictures
+    clip: dict[str, Any] = (
+        {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0}
+        if others
+        else {}
+    )
+    first.save(buffer, "PNG", pnginfo=chunks, **clip)
+    return buffer.getvalue()
+
+
+def read(path: Path) -> tuple[Record, list[Image.Image]]:
+    """The record and the pictures of a PNG that we wrote.
+
+    Raises:
+        BadInput: If it is no PNG, or carries no record that can be read.
+    """
+    from PIL import Image, ImageSequence
+
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            text = picture.info.get(KEY)
+            frames = [frame.copy() for frame in ImageSequence.Iterator(picture)]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadInput(f"{path} cannot be read as a PNG picture: {reason}.") from error
+    if not isinstance(text, str):
+        raise BadInput(
+            f"{path} carries no record of diffusers-accel: it was made, or saved again, by another "
+            "program. Give a file as `accel generate` wrote it."
+        )
+    return parse(text, str(path)), frames
+
+
+def parse(text: str, where: str) -> Record:
+    """A record from its JSON.
+
+    Raises:
+        BadInput: If it is none, or of another version.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: its record is no JSON ({error}).") from error
+    found = document.get("version") if isinstance(document, dict) else None
+    if found != FORMAT:
+        raise BadInput(
+            f"{where}: its record has version {found!r}, this diffusers-accel reads {FORMAT}."
+        )
+    try:
+        made = Record.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{where}: its record is damaged at '{name}': {first['msg']}.") from error
+    assert made.asked
+    return made
+
+
+def _flat(entry: Fingerprint) -> dict[str, str]:
+    fields = entry.model_dump()
+    return {**fields.pop("versions"), **{name: str(value) for name, value in fields.items()}}
+
+
+def _short(value: str | None) -> str:
+    return "none" if value is None else value if len(value) < 60 else f"{value[:12]}…"

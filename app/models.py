@@ -1,0 +1,227 @@
+"""Load a model: bundled by name, a folder, or a hub id; safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel.bundled import call_of, check_folder, check_safetensors, check_tokenizers, folder_of
+from accel.errors import AccelError, BadInput, BadModel
+from app import hub
+from app.request import Source
+
+if TYPE_CHECKING:
+    import torch
+
+WHOLE = 64 * 2**20
+WINDOWS, WINDOW = 256, 64 * 2**10
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model.
+
+    Attributes:
+        source: What was asked for.
+        pipe: The pipeline, on its device.
+        call: Arguments of a normal call (``call.json`` of the folder).
+        fingerprint: SHA-256 over its files; see ``fingerprint``.
+    """
+
+    source: Source
+    pipe: Any
+    call: dict[str, Any]
+    fingerprint: str
+
+
+def load(source: Source) -> Model:
+    """Load a model.
+
+    Raises:
+        BadInput: If there is no such model, device or ControlNet.
+        BadModel: If a file is missing, truncated or empty, or the hub cannot be reached.
+    """
+    import diffusers
+
+    _quiet()
+    device = device_of(source.device)
+    folder = find(source)
+    check_folder(folder)
+    options = {**_options(source), "dtype": dtype_of(source, device)}
+    pipe = _from(diffusers.DiffusionPipeline, folder, options)
+    check_tokenizers(pipe, folder)
+    folders = [folder]
+    if source.controlnet is not None:
+        control = _controlnet_folder(source)
+        folders.append(control)
+        pipe = _with_controlnet(pipe, control, options)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(device)
+    return Model(source, pipe, call_of(folder), fingerprint(folders))
+
+
+def find(source: Source) -> Path:
+    """The folder of a source's model; downloads a hub model.
+
+    Raises:
+        BadInput: If there is none.
+        BadModel: If the hub cannot be reached, or has none of that id.
+    """
+    if hub.is_id(source.model) and not Path(source.model).is_dir():
+        return hub.fetch_pipeline(source.model, source.revision, source.variant)
+    try:
+        return folder_of(source.model)
+    except BadInput as error:
+        raise BadInput(
+            f"--model {source.model}: {error} Or give the path of a folder, or a hub id "
+            "(owner/name)."
+        ) from error
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device that was asked for, or CUDA where there is one, else the CPU.
+
+    Raises:
+        BadInput: If torch knows no such device, or this machine has none.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"--device {name}: choose cpu, cuda, cuda:1 or mps.") from error
+    counts = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise BadInput(
+            f"--device {name}: torch {torch.__version__} finds no such device here; `accel env` "
+            "lists what there is."
+        )
+    return device
+
+
+def dtype_of(source: Source, device: torch.device) -> torch.dtype:
+    """The dtype that was asked for; by default float32 on the CPU, else bfloat16."""
+    import torch
+
+    named = source.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return kinds[named]
+
+
+def _options(source: Source) -> dict[str, Any]:
+    return {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "variant": source.variant,
+    }
+
+
+def _from(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    try:
+        return kind.from_pretrained(folder, **options)
+    except AccelError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise BadModel(
+            f"{folder} cannot be loaded ({type(error).__name__}: {first}): restore the file, or "
+            "download the model again."
+        ) from error
+
+
+def _controlnet_folder(source: Source) -> Path:
+    assert source.controlnet is not None
+    path = Path(source.controlnet)
+    if not path.is_dir() and hub.is_id(source.controlnet):
+        path = hub.fetch_part(source.controlnet, source.variant)
+    if not (path / "config.json").is_file():
+        raise BadInput(
+            f"--controlnet {source.controlnet}: no folder with a config.json, and no hub id; give "
+            "the folder that `save_pretrained` wrote."
+        )
+    for weights in sorted(path.glob("*.safetensors")):
+        check_safetensors(weights)
+    return path
+
+
+def _with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
+    import json
+
+    import diffusers
+
+    name = str(json.loads((folder / "config.json").read_text()).get("_class_name"))
+    if "ControlNet" not in name or name not in dir(diffusers):
+        raise BadInput(f"--controlnet {folder}: its class is {name}, which is no ControlNet.")
+    plain = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    controlnet = _from(getattr(diffusers, name), folder, plain)
+    try:
+        return diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
+    except ValueError as error:
+        raise BadInput(
+            f"--controlnet: diffusers has no ControlNet pipeline for {type(pipe).__name__}; use a "
+            "model of Stable Diffusion, SDXL, SD3, Flux, Qwen-Image or Z-Image."
+        ) from error
+
+
+def _quiet() -> None:
+    """Keep the bars of both libraries off the terminal: ours says what matters."""
+    import diffusers
+    import transformers
+
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()
+    logger = logging.getLogger("transformers.utils.import_utils")
+    if _needs_no_torchvision not in logger.filters:
+        logger.addFilter(_needs_no_torchvision)
+
+
+def _needs_no_torchvision(line: logging.LogRecord) -> bool:
+    """Drop the advice to install torchvision: we read pictures without it."""
+    return "requires torchvision" not in line.getMessage()
+
+
+def fingerprint(folders: list[Path]) -> str:
+    """SHA-256 over names, sizes and contents of the files that a model is loaded from.
+
+    Of files above 64 MiB, 256 windows of 64 KiB stand for the content: training changes weights
+    everywhere, and gigabytes are not read twice.
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in _files(folder):
+            digest.update(
+                f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode()
+            )
+            for piece in _pieces(path):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    top = [folder / "model_index.json", folder / "config.json", *folder.glob("*.safetensors")]
+    below = [
+        path for path in folder.glob("*/*") if path.suffix in (".json", ".safetensors", ".txt")
+    ]
+    return sorted(path for path in [*top, *below] if path.is_file())
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            yield file.read()
+            return
+        for window in range(WINDOWS):
+            file.seek(window * (size - WINDOW) // (WINDOWS - 1))
+            yield file.read(WINDOW)

@@ -1,0 +1,116 @@
+"""From the parts of one model, the pipeline that a request needs.
+
+Text-to-image, image-to-image, inpainting, ControlNet and image-to-video pipelines share their
+networks; diffusers maps between them (``AutoPipeline…from_pipe``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from accel.errors import BadInput
+from app.request import Request
+
+VIDEO = {"LTXPipeline": "LTXImageToVideoPipeline"}
+"""Text-to-video pipelines whose networks also continue a picture."""
+
+OPTIONAL = ("FluxKontext", "Flux2")
+"""Beginnings of the names of pipelines that take a picture, or none."""
+
+
+def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name."""
+    return dict(inspect.signature(type(pipe).__call__).parameters)
+
+
+def names(pipe: Any) -> dict[str, str]:
+    """For each of the options image, mask and control that a pipeline takes: its parameter."""
+    known = parameters(pipe)
+    found = {}
+    if "ControlNet" in type(pipe).__name__:
+        found["control"] = "control_image" if "control_image" in known else "image"
+    if "image" in known and found.get("control") != "image":
+        found["image"] = "image"
+    if "mask_image" in known:
+        found["mask"] = "mask_image"
+    return found
+
+
+def pipeline_for(pipe: Any, request: Request) -> Any:
+    """The pipeline of the same parts that takes the pictures of a request.
+
+    Raises:
+        BadInput: If there is none, or the model's own pipeline needs a picture that is missing.
+    """
+    given = request.pictures
+    _check_options(pipe, request)
+    if _fits(pipe, set(given)):
+        return pipe
+    other = _converted(pipe, request)
+    if _fits(other, set(given)):
+        return other
+    missing = ", ".join(f"--{option}" for option in given if option not in names(other))
+    lacking = ", ".join(f"--{option}" for option in _needed(other) - set(given))
+    raise BadInput(
+        f"{type(other).__name__} takes no {missing}: leave it out or choose another model."
+        if missing
+        else f"{type(other).__name__} needs {lacking}: give it."
+    )
+
+
+def _check_options(pipe: Any, request: Request) -> None:
+    if request.mask and not request.image:
+        raise BadInput("--mask needs --image: the picture to paint into.")
+    if request.strength is not None and not request.image:
+        raise BadInput("--strength needs --image: it says how much of that is redrawn.")
+    if request.controlnet and not request.control:
+        raise BadInput("--controlnet needs --control: the picture that it follows.")
+    if request.control and "ControlNet" not in type(pipe).__name__:
+        raise BadInput(
+            f"--control needs a ControlNet, and {type(pipe).__name__} has none: give --controlnet."
+        )
+
+
+def _needed(pipe: Any) -> set[str]:
+    known = parameters(pipe)
+    return {
+        option
+        for option, parameter in names(pipe).items()
+        if not type(pipe).__name__.startswith(OPTIONAL)
+        and known[parameter].default in (None, inspect.Parameter.empty)
+    }
+
+
+def _fits(pipe: Any, given: set[str]) -> bool:
+    return _needed(pipe) <= given <= set(names(pipe))
+
+
+def _converted(pipe: Any, request: Request) -> Any:
+    import diffusers
+
+    name = type(pipe).__name__
+    if request.image and name in VIDEO:
+        other = getattr(diffusers, VIDEO[name]).from_pipe(pipe)
+    else:
+        other = _mapped(pipe, request)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def _mapped(pipe: Any, request: Request) -> Any:
+    import diffusers
+
+    if request.mask:
+        task, wanted = diffusers.AutoPipelineForInpainting, "--mask"
+    elif request.image:
+        task, wanted = diffusers.AutoPipelineForImage2Image, "--image"
+    else:
+        return pipe
+    try:
+        return task.from_pipe(pipe)
+    except ValueError as error:
+        raise BadInput(
+            f"diffusers has no pipeline that makes {type(pipe).__name__} take {wanted}: leave it "
+            "out, or choose a model such as Stable Diffusion, SDXL, SD3 or Flux."
+        ) from error

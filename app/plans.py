@@ -1,0 +1,83 @@
+"""The plan that a user chose: a preset or a file, and changes to it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accel.errors import BadInput, PlanError
+from accel.plan import Plan
+from app.request import Choice
+
+HINT = "write METHOD.FIELD=VALUE, such as cache.EasyCache.threshold=0.05"
+
+
+def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of a choice.
+
+    Args:
+        choice: What was typed.
+        base: A plan as ``Plan.to_dict`` writes it, for where neither file nor preset was given.
+
+    Raises:
+        PlanError: If the plan cannot be read, or is none.
+        BadInput: If the file cannot be read, or both file and preset are given.
+    """
+    if choice.plan and choice.preset:
+        raise BadInput("--plan and --preset are both given: choose one, and change it by --set.")
+    if choice.plan:
+        document = read(choice.plan).to_dict()
+    elif choice.preset:
+        document = Plan.preset(choice.preset).to_dict()
+    else:
+        document = dict(base or {})
+    for change in choice.changes:
+        document = _changed(document, change)
+    return Plan.from_dict(document)
+
+
+def read(path: Path) -> Plan:
+    """The plan in a TOML file.
+
+    Raises:
+        BadInput: If the file is not there or not readable.
+        PlanError: If it holds no plan.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"The plan {path} cannot be read ({error.strerror}): give the path of a TOML file; "
+            "`accel methods --toml` prints one."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise PlanError(
+            f"The plan {path} is no text: `accel methods --toml` prints one."
+        ) from error
+    try:
+        return Plan.from_toml(text)
+    except PlanError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
+    left, equals, value = change.partition("=")
+    parts = left.strip().split(".")
+    if len(parts) != (3 if equals else 2) or not all(parts):
+        raise PlanError(f"--set {change}: this is no change of a plan; {HINT}.")
+    family, kind, *field = parts
+    kinds = dict(document.get(family, {}))
+    fields = dict(kinds.get(kind, {}))
+    if field:
+        fields[field[0]] = _value(value.strip())
+    return {**document, family: {**kinds, kind: fields}}
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is none is taken as the string that it is (``predictor=newton``)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

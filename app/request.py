@@ -1,0 +1,256 @@
+"""What a user asks for, in one vocabulary: CLI options, batch rows, and the record in a file.
+
+Plain dataclasses, so that ``accel --help`` reads them without importing pydantic or torch; pydantic
+checks the values when a command runs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le
+from typer import Argument, Option
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Format = Literal["text", "json"]
+Preset = Literal["exact", "balanced", "fast", "fastest"]
+T = TypeVar("T")
+
+PICTURE, MODEL, PLAN, OUTPUT = "Picture", "Model", "Plan", "Output"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which model, and where it runs. A session serves one source."""
+
+    model: Annotated[
+        str,
+        Option(
+            help="bundled name, model folder, or hub id (safetensors only)", rich_help_panel=MODEL
+        ),
+    ] = "scenes-flux"
+    controlnet: Annotated[
+        str | None,
+        Option(help="ControlNet: folder or hub id; needs --control", rich_help_panel=MODEL),
+    ] = None
+    variant: Annotated[
+        str | None, Option(help="weights variant, such as fp16", rich_help_panel=MODEL)
+    ] = None
+    revision: Annotated[
+        str | None, Option(help="branch, tag or commit of a hub model", rich_help_panel=MODEL)
+    ] = None
+    device: Annotated[
+        str | None,
+        Option(
+            help="cpu, cuda, cuda:1 or mps; default: cuda where there is one, else cpu",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    dtype: Annotated[
+        Dtype | None,
+        Option(help="default: float32 on the CPU, else bfloat16", rich_help_panel=MODEL),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Request(Source):
+    """One picture or clip. What is ``None`` is left to the model's own call arguments."""
+
+    prompt: Annotated[str, Argument(help="what to draw")] = ""
+    negative: Annotated[str | None, Option(help="negative prompt", rich_help_panel=PICTURE)] = None
+    seed: Annotated[
+        int | None,
+        Ge(0),
+        Le(2**63 - 1),
+        Option(help="noise; default: drawn, and recorded", rich_help_panel=PICTURE),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(1000),
+        Option(help="denoising steps", rich_help_panel=PICTURE),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Ge(0),
+        Le(100),
+        Option(help="guidance scale; 1 is none", rich_help_panel=PICTURE),
+    ] = None
+    height: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    width: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    frames: Annotated[
+        int | None, Ge(1), Le(1024), Option(help="frames of a clip", rich_help_panel=PICTURE)
+    ] = None
+    fps: Annotated[
+        int, Ge(1), Le(120), Option(help="frames a second in the file", rich_help_panel=PICTURE)
+    ] = 16
+    image: Annotated[
+        Path | None,
+        Option(help="start from this picture (image-to-image or -video)", rich_help_panel=PICTURE),
+    ] = None
+    mask: Annotated[
+        Path | None, Option(help="inpaint where this is white", rich_help_panel=PICTURE)
+    ] = None
+    control: Annotated[
+        Path | None, Option(help="picture for the ControlNet", rich_help_panel=PICTURE)
+    ] = None
+    strength: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Option(help="how much of --image is redrawn, 0 to 1", rich_help_panel=PICTURE),
+    ] = None
+    lora: Annotated[
+        Path | None, Option(help="LoRA weights (.safetensors)", rich_help_panel=MODEL)
+    ] = None
+
+    @property
+    def source(self) -> Source:
+        """The model and where it runs, without the picture."""
+        return Source(
+            self.model, self.controlnet, self.variant, self.revision, self.device, self.dtype
+        )
+
+    @property
+    def pictures(self) -> dict[str, Path]:
+        """The pictures that go in, by option."""
+        named = {"image": self.image, "mask": self.mask, "control": self.control}
+        return {option: path for option, path in named.items() if path is not None}
+
+    def seeded(self) -> Request:
+        """The request with its seed drawn where none was given."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**32))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON types."""
+        plain = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+        }
+        return {name: value for name, value in plain.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which methods: a plan file or a preset, and changes to it."""
+
+    plan: Annotated[
+        Path | None,
+        Option(help="plan file (`accel methods --toml` prints one)", rich_help_panel=PLAN),
+    ] = None
+    preset: Annotated[Preset | None, Option(help="plan by name", rich_help_panel=PLAN)] = None
+    changes: Annotated[
+        list[str],
+        Option(
+            "--set",
+            metavar="METHOD.FIELD=VALUE",
+            help="add or change a method, e.g. cache.EasyCache.threshold=0.05; repeatable",
+            rich_help_panel=PLAN,
+        ),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the result goes."""
+
+    out: Annotated[
+        Path | None, Option(help="default: named after prompt and seed", rich_help_panel=OUTPUT)
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="replace what is there", rich_help_panel=OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True)
+class Like:
+    """A file to reproduce."""
+
+    like: Annotated[
+        Path | None,
+        Option(
+            help="reproduce this file; other options change what it says", rich_help_panel=PICTURE
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """How often a comparison runs."""
+
+    repeats: Annotated[
+        int, Ge(1), Le(1000), Option(help="timed runs of each side", rich_help_panel=OUTPUT)
+    ] = 3
+    warmup: Annotated[
+        int,
+        Ge(1),
+        Le(100),
+        Option(help="runs of each side that are not timed", rich_help_panel=OUTPUT),
+    ] = 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which methods are shown, and how."""
+
+    name: Annotated[str | None, Argument(help="one method, such as cache.EasyCache")] = None
+    toml: Annotated[
+        bool, Option("--toml", help="as a plan file to start from", rich_help_panel=OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True)
+class Printing:
+    """How the terminal is written to."""
+
+    format: Annotated[
+        Format, Option(help="what stdout gets: paths, or JSON", rich_help_panel=OUTPUT)
+    ] = "text"
+
+
+def make(kind: type[T], values: Mapping[str, Any], where: str = "--") -> T:
+    """An instance of one of these classes from values that were not checked yet.
+
+    Args:
+        kind: The class.
+        values: By field; the fields of other classes are left aside.
+        where: What stands before a field's name in an error.
+
+    Raises:
+        BadInput: Names the first value that is of a wrong type or out of its range.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from accel.errors import BadInput
+
+    known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}  # type: ignore[attr-defined]
+    try:
+        made = TypeAdapter(kind).validate_python(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{where}{name} {first['input']!r}: {first['msg']}.") from error
+    for name in ("prompt", "negative"):
+        _check_text(f"{where}{name}", known.get(name))
+    return made
+
+
+def _check_text(name: str, text: Any) -> None:
+    from accel.errors import BadInput
+
+    if not isinstance(text, str):
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{name}: {text!r} is no Unicode text; type it in UTF-8.") from error
+    if "\0" in text:
+        raise BadInput(f"{name}: {text!r} has a zero character; leave it out.")

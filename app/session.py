@@ -1,0 +1,189 @@
+"""A session: a model, loaded once, that runs requests under plans."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel.attach import Run
+from accel.bundled import check_safetensors
+from accel.errors import AccelError, BadInput, BadOutput
+from accel.plan import Plan
+from accel.report import Report
+from app import models
+from app.call import arguments, recorded
+from app.modes import pipeline_for
+from app.request import Request, Source
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Watch = Callable[[Run], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Attributes:
+        pictures: One picture, or the frames of a clip.
+        clip: Whether it is a clip.
+        call: The arguments of the pipeline's call that are plain data.
+        seconds: The whole call, from the prompt to the picture, with the work of the device.
+        report: What the plan did; ``None`` for a bare run.
+    """
+
+    pictures: list[Image.Image]
+    clip: bool
+    call: dict[str, Any]
+    seconds: float
+    report: Report | None
+
+
+class Session:
+    """A loaded model. Runs one request after another; nothing is kept between them.
+
+    Args:
+        model: From ``models.load``, or any pipeline in a ``models.Model``.
+    """
+
+    def __init__(self, model: models.Model) -> None:
+        self.model = model
+        self._lora: Path | None = None
+
+    @classmethod
+    def open(cls, source: Source) -> Session:
+        """Load a model and open a session on it; see ``models.load`` for errors."""
+        return cls(models.load(source))
+
+    def run(self, request: Request, plan: Plan, watch: Watch | None = None) -> Outcome:
+        """Run a request under a plan.
+
+        Args:
+            request: With a seed, and of this session's source.
+            plan: The methods; an empty plan only counts.
+            watch: Called with the attached run before it starts; may add observers.
+
+        Raises:
+            BadInput: If the pipeline does not take what was asked for.
+            BadOutput: If latents or picture hold NaN or infinite values.
+            Conflict: If methods of the plan do not go together.
+            UnsupportedModel: If the pipeline cannot be served.
+        """
+        pipe, call = self._prepare(request)
+        with plan.attach(pipe) as run:
+            latest: list[Any] = [None]
+            run.trajectory.observers.append(lambda _step, result: _keep(latest, result))
+            if watch is not None:
+                watch(run)
+            with _refusals(pipe, run):
+                outcome = self._call(pipe, request, call, run.report)
+            _check_finite(latest[0], request)
+        return outcome
+
+    def bare(self, request: Request) -> Outcome:
+        """Run a request on the stock pipeline, with nothing attached."""
+        pipe, call = self._prepare(request)
+        return self._call(pipe, request, call, None)
+
+    def _prepare(self, request: Request) -> tuple[Any, dict[str, Any]]:
+        if request.source != self.model.source:
+            raise BadInput(
+                f"This session has {self.model.source}, the request wants {request.source}: open "
+                "another session."
+            )
+        pipe = pipeline_for(self.model.pipe, request)
+        self._set_lora(request.lora)
+        return pipe, arguments(pipe, request, self.model.call)
+
+    def _set_lora(self, lora: Path | None) -> None:
+        if lora == self._lora:
+            return
+        pipe = self.model.pipe
+        if self._lora is not None:
+            pipe.unload_lora_weights()
+            self._lora = None
+        if lora is not None:
+            _load_lora(pipe, lora)
+            self._lora = lora
+
+    def _call(
+        self, pipe: Any, request: Request, call: dict[str, Any], report: Report | None
+    ) -> Outcome:
+        import torch
+
+        assert request.seed is not None
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        start = time.perf_counter()
+        with _nan_is_an_error(request):
+            first = pipe(**call, generator=generator)[0][0]
+        seconds = time.perf_counter() - start
+        clip = isinstance(first, list)
+        return Outcome(first if clip else [first], clip, recorded(call), seconds, report)
+
+
+def _keep(latest: list[Any], result: Any) -> None:
+    """Hold on to the latest latents; they are looked at once, after the run."""
+    latest[0] = result[0]
+
+
+@contextmanager
+def _refusals(pipe: Any, run: Run) -> Iterator[None]:
+    """What a pipeline refuses before its first network call, it refuses of the input."""
+    try:
+        yield
+    except AccelError:
+        raise
+    except (ValueError, TypeError) as error:
+        if run.report.calls:
+            raise
+        raise BadInput(f"{type(pipe).__name__} refuses the call: {error}") from error
+
+
+@contextmanager
+def _nan_is_an_error(request: Request) -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+        try:
+            yield
+        except RuntimeWarning as error:
+            raise _bad_output("The picture", request) from error
+
+
+def _check_finite(latents: Tensor | None, request: Request) -> None:
+    """Look at the last latents; one device read, after the run."""
+    if latents is not None and not bool(latents.isfinite().all()):
+        raise _bad_output("The run", request)
+
+
+def _bad_output(what: str, request: Request) -> BadOutput:
+    half = request.dtype == "float16"
+    advice = "try --dtype bfloat16 or float32" if half else "check the model's weights"
+    return BadOutput(
+        f"{what} holds NaN or infinite values, so nothing was written: {advice}; if "
+        "`--preset exact` gives a picture, leave methods out of the plan one by one."
+    )
+
+
+def _load_lora(pipe: Any, path: Path) -> None:
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise BadInput(f"--lora {path}: give a .safetensors file that is there.")
+    check_safetensors(path)
+    if not hasattr(type(pipe), "load_lora_weights"):
+        raise BadInput(f"{type(pipe).__name__} takes no --lora: leave it out.")
+    try:
+        pipe.load_lora_weights(
+            path.parent, weight_name=path.name, local_files_only=True, use_safetensors=True
+        )
+    except (ValueError, KeyError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise BadInput(
+            f"--lora {path} does not fit {type(pipe).__name__} ({first}): give one made for this "
+            "model."
+        ) from error

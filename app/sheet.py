@@ -1,0 +1,127 @@
+"""The sheet of a comparison: both pictures and their difference, with what was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from accel.report import ACTIVE
+
+if TYPE_CHECKING:
+    from app.compare import Comparison, Side
+
+INK, PAPER, QUIET, GOOD, BAD = "#202020", "#ffffff", "#6a6a6a", "#1a7f37", "#b3261e"
+MARGIN, LINE, SMALL, LARGE = 20, 22, 15, 21
+SIDE_LEAST, SIDE_MOST = 320, 768
+LABELS = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
+Line = tuple[str, str]
+
+
+def draw(prompt: str, found: Comparison, difference: Image.Image, gain: float) -> Image.Image:
+    """Three pictures in a row, captions below, the verdicts under them.
+
+    Args:
+        prompt: The title.
+        found: What was measured.
+        difference: The amplified difference.
+        gain: How much it is amplified.
+    """
+    stock, fast = found.baseline, found.accelerated
+    pictures = [_sized(stock.outcome.pictures[0]), _sized(fast.outcome.pictures[0])]
+    pictures.append(difference.crop((0, 0, *stock.outcome.pictures[0].size)))
+    pictures[2] = _sized(pictures[2])
+    captions = [
+        [("stock", INK), *_timed(stock)],
+        [(f"{found.title}: {faster(found)}", GOOD if found.ratio > 1 else BAD), *_timed(fast)],
+        [
+            (f"difference, {gain:g} times amplified", INK),
+            *((text, QUIET) for text in measured(found)),
+        ],
+    ]
+    verdicts = _verdicts(found)
+    font, large = ImageFont.load_default(SMALL), ImageFont.load_default(LARGE)
+    side = max(picture.width for picture in pictures)
+    tallest = max(picture.height for picture in pictures)
+    title = _wrapped(prompt, large, 3 * side + 2 * MARGIN)
+    head = MARGIN + len(title) * (LARGE + 7) + 8
+    height = head + tallest + 10 + 5 * LINE + len(verdicts) * LINE + MARGIN
+    sheet = Image.new("RGB", (3 * side + 4 * MARGIN, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for row, text in enumerate(title):
+        pen.text((MARGIN, MARGIN + row * (LARGE + 7)), text, INK, large)
+    for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = MARGIN + column * (side + MARGIN)
+        sheet.paste(picture, (left, head))
+        _write(pen, (left, head + tallest + 10), caption, font)
+    _write(pen, (MARGIN, head + tallest + 10 + 5 * LINE), verdicts, font)
+    return sheet
+
+
+def faster(found: Comparison) -> str:
+    """The speed-up in words."""
+    word = "faster" if found.ratio >= 1 else "slower"
+    return f"{max(found.ratio, 1 / found.ratio):.2f} times {word}"
+
+
+def measured(found: Comparison) -> list[str]:
+    """PSNR, SSIM and perceptual distance, a line each."""
+    return [f"{LABELS[name]}  {figure(name, value)}" for name, value in found.quality.items()]
+
+
+def figure(name: str, value: float | str) -> str:
+    """One figure of quality as text."""
+    if isinstance(value, str):
+        return "not measured"
+    if name == "psnr":
+        return "equal" if value == float("inf") else f"{value:.1f} dB"
+    return f"{value:.4f}"
+
+
+def _timed(side: Side) -> list[Line]:
+    timing, report = side.timing, side.report
+    return [
+        (f"{timing.median:.2f} ± {timing.spread:.2f} s  ({len(timing.seconds)} runs)", INK),
+        (f"{report.nfe:g} network evaluations, {report.steps} steps", QUIET),
+    ]
+
+
+def _verdicts(found: Comparison) -> list[Line]:
+    return [
+        (f"{method}  {verdict.state}  {verdict.detail}", QUIET if verdict.state == ACTIVE else BAD)
+        for method, verdict in found.accelerated.report.verdicts.items()
+    ]
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    lines: list[Line],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, top = corner
+    for row, (text, colour) in enumerate(lines):
+        pen.text((left, top + row * LINE), text, colour, font)
+
+
+def _sized(picture: Image.Image) -> Image.Image:
+    """Enlarged by a whole factor where it is small, reduced where it is large."""
+    width, height = picture.size
+    if max(width, height) > SIDE_MOST:
+        share = SIDE_MOST / max(width, height)
+        return picture.resize((round(width * share), round(height * share)))
+    factor = -(-SIDE_LEAST // max(width, height))
+    return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+
+def _wrapped(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines[:4]
