@@ -18,7 +18,7 @@ CONTROLLED = {"sd_controlnet": "image", "flux_controlnet": "control_image"}
 CONTROLLED["sd3_controlnet"] = "control_image"
 CONDITIONING = ("encoder_hidden_states", "cap_feats", "class_labels")
 
-# Rounding between batch sizes, as a share of the output's spread. Observed: at most 2.4e-5.
+# Rounding between batch sizes, as a share of the spread. Observed: up to 2.7e-5 (Z-Image).
 ROUNDING = 1e-4
 
 
@@ -128,10 +128,8 @@ def louder(output: object) -> object:
     return output * torch.where(torch.arange(output.shape[-1]) % 2 == 0, 1.2, 1.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if PIPELINES[n].blocks != "unet"])
 def test_every_block_of_a_transformer_changes_its_stream(name: str) -> None:
-    if PIPELINES[name].blocks == "unet":
-        pytest.skip("the blocks of a UNet change shape")
     for call in record(PIPELINES[name], pipeline(name), steps=2).blocks.values():
         hidden = call.values.get("hidden_states", call.values.get("x"))
         outputs = call.output if isinstance(call.output, tuple) else (call.output,)
@@ -227,3 +225,13 @@ def test_pictures_decode(name: str) -> None:
     frames = PIPELINES[name].call(pipeline(name), steps=2, output_type="np")
     assert np.isfinite(frames).all()
     assert np.asarray(frames).shape[-1] == 3
+
+
+@pytest.mark.laws_full
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    tiny, pipe = PIPELINES[name], PIPELINES[name].build().to(dtype)
+    first, second = (torch.as_tensor(tiny.call(pipe, steps=2)) for _ in range(2))
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, second)
