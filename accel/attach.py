@@ -192,7 +192,7 @@ class Run:
 
     def _refuse_second_plan(self) -> None:
         for denoiser in self.denoisers:
-            if isinstance(vars(denoiser.module).get(denoiser.entry), hooks.Chain):
+            if hooks.in_place(denoiser.module, denoiser.entry):
                 raise Conflict(
                     f"pipe.{denoiser.name} already carries an attached plan: detach it first, or "
                     "put the methods of both into one Plan."
@@ -230,7 +230,7 @@ class Run:
 
     def _check_entries(self) -> None:
         for denoiser in self.denoisers:
-            if not isinstance(vars(denoiser.module).get(denoiser.entry), hooks.Chain):
+            if not hooks.in_place(denoiser.module, denoiser.entry):
                 raise BrokenAttachment(
                     f"pipe.{denoiser.name} was compiled, or its forward replaced, while a plan is "
                     "attached. Detach, compile, attach again."

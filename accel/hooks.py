@@ -7,7 +7,7 @@ chain, so that any of them can leave first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from accel.errors import BrokenAttachment
@@ -96,15 +96,31 @@ def _restore(chain: Chain) -> None:
         )
 
 
+def in_place(owner: Any, name: str) -> bool:
+    """Whether a call of ``owner.name`` still comes through a chain of ours.
+
+    It does where the chain is the attribute, or where accelerate or diffusers put a hook above it.
+    """
+    if isinstance(vars(owner).get(name), Chain):
+        return True
+    return name == "forward" and any(
+        isinstance(getattr(holder, slot), Chain) for holder, slot in _hooks_above(owner)
+    )
+
+
 def _splice(owner: Any, chain: Chain) -> bool:
     """Cut an empty chain out of the hooks that accelerate or diffusers put above it."""
-    if vars(owner).get("_old_forward") is chain:  # accelerate's add_hook_to_module
-        owner._old_forward = chain.original
-        return True
-    registry = vars(owner).get("_diffusers_hook")  # diffusers' HookRegistry
-    for reference in getattr(registry, "_fn_refs", ()):
-        for slot in ("forward", "original_forward"):
-            if getattr(reference, slot) is chain:
-                setattr(reference, slot, chain.original)
-                return True
+    for holder, slot in _hooks_above(owner):
+        if getattr(holder, slot) is chain:
+            setattr(holder, slot, chain.original)
+            return True
     return False
+
+
+def _hooks_above(owner: Any) -> Iterator[tuple[Any, str]]:
+    """Where the hooks of accelerate and diffusers keep the ``forward`` that was there before."""
+    if "_old_forward" in vars(owner):  # accelerate's add_hook_to_module
+        yield owner, "_old_forward"
+    for reference in getattr(vars(owner).get("_diffusers_hook"), "_fn_refs", ()):
+        yield reference, "forward"
+        yield reference, "original_forward"

@@ -1,0 +1,218 @@
+"""Law 3: no memory between runs. Every run is that of a fresh process."""
+
+import pytest
+import torch
+from conftest import differences, trace
+from roster import CORE, ROSTER, STEPS, cases, full, pipelines
+from tiny import PIPELINES, Ask
+
+from accel import Plan
+
+
+class Abort(Exception):
+    """What a user's callback, or a network, raises in the middle of a run."""
+
+
+def forms(name):
+    """Plans of each method's active form that serves a pipeline."""
+    return [Plan(row.active) for row in ROSTER.values() if row.serves(PIPELINES[name])]
+
+
+@cases(variants=True)
+def test_a_second_run_equals_the_first(bench, same, name, method):
+    with Plan(method).attach(bench.pipe(name)) as run:
+        outputs, events = [], []
+        for _ in range(2):
+            outputs.append(bench.call(name, steps=STEPS))
+            events.append((run.report.to_dict()["events"], run.report.nfe, run.report.steps))
+    assert same(*outputs)
+    assert events[0] == events[1]
+
+
+# Aborted runs. Each way breaks a run at a place that it counts itself: the k-th time that a
+# callback, `scheduler.step` or a layer is reached.
+
+
+def callback_raises(pipe, at):
+    def callback(pipe, index, timestep, state):
+        if index == at:
+            raise Abort
+        return state
+
+    return {"callback_on_step_end": callback}, lambda: None
+
+
+def callback_interrupts(pipe, at):
+    def callback(pipe, index, timestep, state):
+        pipe._interrupt = index >= at
+        return state
+
+    return {"callback_on_step_end": callback}, lambda: None
+
+
+def step_raises(pipe, at):
+    inner = pipe.scheduler.step
+    count = iter(range(1000))
+
+    def step(*args, **kwargs):
+        if next(count) == at:
+            raise Abort
+        return inner(*args, **kwargs)
+
+    step.__wrapped__ = inner
+    shadowed = vars(pipe.scheduler).get("step")
+    pipe.scheduler.step = step
+
+    def undo():
+        del pipe.scheduler.step
+        if shadowed is not None:
+            pipe.scheduler.step = shadowed
+
+    return {}, undo
+
+
+def layer_raises(place):
+    def raises(pipe, at):
+        network = getattr(pipe, "unet", None) or pipe.transformer
+        leaves = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        count = iter(range(1000))
+
+        def before(*_):
+            if next(count) == at:
+                raise Abort
+
+        handle = leaves[int(place * (len(leaves) - 1))].register_forward_pre_hook(before)
+        return {}, handle.remove
+
+    return raises
+
+
+WAYS = {
+    "callback raises": callback_raises,
+    "callback interrupts": callback_interrupts,
+    "scheduler raises": step_raises,
+    "first layer raises": layer_raises(0.0),
+    "middle layer raises": layer_raises(0.6),
+}
+
+
+def aborted(bench, name, way, at):
+    """Run and break it; whether it broke (the place was reached)."""
+    arguments, undo = way(bench.pipe(name), at)
+    try:
+        bench.call(name, steps=STEPS, **arguments)
+    except Abort:
+        return True
+    finally:
+        undo()
+    return way is callback_interrupts and bench.pipe(name)._interrupt
+
+
+ABORTED = [
+    pytest.param(name, plan, id=f"{name}-{plan.methods[0].name}", marks=full(name not in CORE))
+    for name in PIPELINES
+    for plan in forms(name)
+]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(("name", "plan"), ABORTED)
+def test_a_run_after_an_aborted_one_is_fresh(bench, same, name, plan, way):
+    pipe = bench.pipe(name)
+    if "callback" in way.__name__ and name == "pixart_sigma":
+        pytest.skip("the pipeline takes no callback")
+    fresh, report = bench.under(name, plan, steps=STEPS)
+    broken = 0
+    with plan.attach(pipe) as run:
+        while aborted(bench, name, way, broken):
+            broken += 1
+            assert same(bench.call(name, steps=STEPS), fresh)
+            assert run.report.to_dict()["events"] == report.to_dict()["events"]
+    assert broken >= 2
+    assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
+
+
+@pipelines(CORE)
+def test_detach_after_an_abort(bench, same, name):
+    pipe = bench.pipe(name)
+    for plan in forms(name):
+        before = trace(pipe)
+        with pytest.raises(Abort), plan.attach(pipe):
+            aborting, _ = callback_raises(pipe, 3)
+            bench.call(name, steps=STEPS, **aborting)
+        assert not differences(before, trace(pipe))
+    assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
+
+
+@pipelines(CORE)
+def test_two_pipelines_of_one_class_share_nothing(same, name):
+    tiny = PIPELINES[name]
+    plans = forms(name)
+    for plan, other in zip(plans, [*plans[1:], plans[0]], strict=True):
+        first, second = tiny.build(), tiny.build()
+        with plan.attach(first):
+            alone = tiny.call(first, steps=STEPS)
+        with other.attach(second):
+            other_alone = tiny.call(second, steps=STEPS, seed=7)
+
+        outputs = []
+
+        def between(pipe, index, timestep, state, *, pair=(second, outputs)):
+            pair[1].append(tiny.call(pair[0], steps=STEPS, seed=7))
+            return state
+
+        with plan.attach(first), other.attach(second):
+            together = tiny.call(first, steps=STEPS, callback_on_step_end=between)
+        assert same(together, alone)
+        assert len(outputs) == STEPS
+        assert all(same(output, other_alone) for output in outputs)
+
+
+@pipelines(CORE)
+def test_one_plan_on_two_pipelines_shares_nothing(same, name):
+    tiny = PIPELINES[name]
+    for plan in forms(name):
+        first, second = tiny.build(), tiny.build()
+        with plan.attach(first):
+            alone = tiny.call(first, steps=STEPS)
+
+        def between(pipe, index, timestep, state, *, other=second):
+            tiny.call(other, steps=STEPS, seed=index + 1)
+            return state
+
+        with plan.attach(first), plan.attach(second):
+            assert same(tiny.call(first, steps=STEPS, callback_on_step_end=between), alone)
+
+
+@cases(CORE)
+def test_another_size_batch_and_length_between_runs(bench, same, name, method):
+    usual = PIPELINES[name].inputs(Ask(["a fox"], [0], guidance=True))
+    sized = {"height": usual["height"] // 2} if "height" in usual else {}
+    calls = [
+        {"steps": STEPS},
+        {"steps": STEPS + 3, "batch": 3},
+        {"steps": STEPS - 1, "guidance": False},
+        {"steps": STEPS, "batch": 2, **sized},
+        {"steps": STEPS},
+    ]
+    with Plan(method).attach(bench.pipe(name)) as run:
+        for call in calls:
+            output = bench.call(name, **call)
+            fresh, report = bench.under(name, Plan(method), **call)
+            assert same(output, fresh)
+            assert (run.report.nfe, run.report.samples) == (report.nfe, report.samples)
+
+
+@pipelines(CORE)
+def test_a_run_that_never_began_leaves_nothing(bench, same, name):
+    """`set_timesteps` and a few calls of the network outside of a pipeline's loop."""
+    for plan in forms(name):
+        with plan.attach(bench.pipe(name)):
+            bench.pipe(name).scheduler.set_timesteps(3, **dynamic(bench.pipe(name)))
+            output = bench.call(name, steps=STEPS)
+        assert same(output, bench.under(name, plan, steps=STEPS)[0])
+
+
+def dynamic(pipe):
+    """What `set_timesteps` of a scheduler with dynamic shifting needs."""
+    return {"mu": 0.5} if pipe.scheduler.config.get("use_dynamic_shifting") else {}
