@@ -188,7 +188,7 @@ def build_unet(vae: AutoencoderKL) -> StableDiffusionPipeline:
         sample_size=32,
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
-        block_out_channels=(64, 96, 128),
+        block_out_channels=(64, 96, 112),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -199,6 +199,7 @@ def build_unet(vae: AutoencoderKL) -> StableDiffusionPipeline:
     scheduler = DDIMScheduler(
         prediction_type="v_prediction",
         timestep_spacing="trailing",
+        steps_offset=1,
         rescale_betas_zero_snr=True,
         beta_schedule="squaredcos_cap_v2",
         clip_sample=False,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from accel.bundled import asset
-from accel.errors import BadModel
+from accel.errors import BadInput, BadModel
 from accel.scenes.pixels import as_floats
 from accel.scenes.scene import ATTRIBUTES, Scene
 
@@ -148,9 +148,13 @@ def caption_accuracy(
 
     Raises:
         BadModel: no oracle is there.
-        ValueError: pictures and scenes differ in number.
+        BadInput: pictures and scenes differ in number.
     """
     answers = read(images, oracle)
+    if len(answers) != len(scenes):
+        raise BadInput(
+            f"found {len(answers)} pictures for {len(scenes)} scenes, needed is one each"
+        )
     hits: dict[str, list[bool]] = {}
     whole = []
     for scene, answer in zip(scenes, answers, strict=True):

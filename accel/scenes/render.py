@@ -361,7 +361,8 @@ def _frame(scene: Scene, size: int, time: float) -> Array:
     """One picture at `time` in [0, 1] of the clip; every draw is seeded by its layer."""
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     canvas = _Canvas(np.zeros((size, size, 3), np.float32), centres, centres, _layer(scene, 0))
-    way = SPEED[scene.motion.speed] * (1.0 if scene.motion.direction == "right" else -1.0) * time
+    sign = 1.0 if scene.motion.direction == "right" else -1.0
+    way = SPEED[scene.motion.speed] * sign * (time - 0.5)
     moved = {mover: way if scene.motion.mover == mover else 0.0 for mover in MOVERS}
     _sky(canvas, scene)
     canvas.rng = _layer(scene, 1)
@@ -387,8 +388,11 @@ def _layer(scene: Scene, layer: int) -> np.random.Generator:
     return np.random.default_rng([scene.seed, 100 + layer])
 
 
-def picture(scene: Scene, size: int = 128, time: float = 0.0) -> np.ndarray:
-    """Render the scene as `[size, size, 3]` uint8; `time` in [0, 1] picks a clip's moment."""
+def picture(scene: Scene, size: int = 128, time: float = 0.5) -> np.ndarray:
+    """Render the scene as `[size, size, 3]` uint8; `time` in [0, 1] picks a clip's moment.
+
+    A picture is the middle of its clip, so that what moves stays in sight.
+    """
     pixels = np.clip(_frame(scene, size, time), 0.0, 1.0)
     return (pixels * 255 + 0.5).astype(np.uint8)
 

@@ -1,0 +1,273 @@
+"""The scenes: renderer, grammar, the oracle that reads them, the models trained on them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accel.bundled import asset, root
+from accel.errors import BadInput, BadModel
+from accel.scenes import (
+    ATTRIBUTES,
+    HELD_OUT,
+    TRAINING,
+    clip,
+    clip_scene,
+    describe,
+    picture,
+    scene,
+    vocabulary,
+)
+from accel.scenes.grammar import LONGEST, words
+
+SEEDS = st.integers(0, 1_999_999)
+MODELS = [folder for folder in sorted((root() / "models").glob("scenes-*")) if folder.is_dir()]
+MIB = 2**20
+
+
+def test_import_is_torch_free():
+    code = "import sys, accel.scenes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_held_out_seeds_are_not_trained_on():
+    assert not set(TRAINING) & {HELD_OUT[0], HELD_OUT[-1]}
+    assert TRAINING[-1] < HELD_OUT[0]
+
+
+@given(seed=SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_scene_is_consistent(seed):
+    one = scene(seed)
+    assert one == scene(seed)
+    assert all(one.attributes[name] in values for name, values in ATTRIBUTES.items())
+    assert (one.house == "none") == (one.house_side == "none")
+    assert (one.trees == "0") == (one.trees_side == "none")
+    assert (one.boat == "none") == (one.boat_side == "none")
+    assert one.house_side != one.trees_side or one.house_side == "none"
+    assert (one.season == "none") == (one.land in ("dunes", "sea"))
+
+
+@given(seed=SEEDS, wording=st.integers(0, 50))
+@settings(max_examples=60, deadline=None)
+def test_caption_says_what_it_mentions(seed, wording):
+    one = describe(scene(seed), wording)
+    said = words(one.caption)
+    assert set(said) <= set(vocabulary())
+    assert len(said) <= LONGEST
+    assert set(one.mentions) <= set(ATTRIBUTES)
+    for name in ("house", "boat"):
+        assert (name in one.mentions) == (one.attributes[name] != "none")
+        assert one.attributes[name] == "none" or one.attributes[name] in said
+    assert ("trees" in one.mentions) == (one.trees != "0")
+    assert ("birds" in one.mentions) == (one.birds == "some")
+
+
+def test_wordings_differ():
+    assert len({describe(scene(5), i).caption for i in range(16)}) >= 8
+
+
+def test_equal_captions_want_equal_things():
+    wanted: dict[str, dict[str, str]] = {}
+    for seed in range(1500):
+        one = scene(seed)
+        assert wanted.setdefault(one.caption, one.wanted) == one.wanted, one.caption
+
+
+def test_clip_caption_names_the_motion():
+    for seed in range(20):
+        one = clip_scene(seed)
+        assert one.motion.direction in words(one.caption)
+        assert one.motion.speed in words(one.caption)
+        assert len(words(one.caption)) <= LONGEST
+
+
+@given(seed=SEEDS, size=st.sampled_from([64, 128]))
+@settings(max_examples=8, deadline=None)
+def test_renderer_is_deterministic(seed, size):
+    one = picture(scene(seed), size)
+    assert one.shape == (size, size, 3)
+    assert one.dtype == np.uint8
+    np.testing.assert_array_equal(one, picture(scene(seed), size))
+
+
+def test_caption_does_not_change_the_picture():
+    np.testing.assert_array_equal(picture(scene(3), 64), picture(describe(scene(3), 9), 64))
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6, 30])
+def test_a_scene_looks_alike_at_both_sizes(seed):
+    small = picture(scene(seed), 64).astype(float)
+    large = picture(scene(seed), 128).astype(float)
+    halved = large.reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.abs(halved - small).mean() < 10
+
+
+def test_pictures_have_fine_detail():
+    """Neighbouring pixels differ: there is something for an accelerator to lose."""
+    pictures = np.stack([picture(scene(seed), 128) for seed in range(8)]).astype(float)
+    assert np.abs(np.diff(pictures[:, 70:], axis=2)).mean() > 2
+
+
+def test_clip_moves_and_passes_through_the_picture():
+    moving = clip(clip_scene(4), 64, 5)
+    assert moving.shape == (5, 64, 64, 3)
+    np.testing.assert_array_equal(moving[2], picture(scene(4), 64))
+    assert all((moving[i] != moving[i + 1]).any() for i in range(4))
+
+
+def test_boat_sails_where_the_caption_says():
+    seed = next(s for s in range(500) if clip_scene(s).motion.mover == "boat")
+    one = clip_scene(seed)
+    sea = clip(replace(one, boat="none", boat_side="none"), 64, 3).astype(float)
+    columns = np.abs(clip(one, 64, 3) - sea).sum(axis=(1, 3))
+    first, _, last = (columns * np.arange(64)).sum(axis=1) / columns.sum(axis=1)
+    assert (last > first) == (one.motion.direction == "right")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    from accel.scenes.oracle import load
+
+    return load()
+
+
+class TestOracle:
+    @pytest.mark.parametrize("size", [64, 128])
+    def test_reads_held_out_renders(self, oracle, size):
+        from accel.scenes.oracle import caption_accuracy
+
+        scenes = [scene(seed) for seed in HELD_OUT[2000:2096]]
+        found = caption_accuracy([picture(s, size) for s in scenes], scenes, oracle)
+        assert found.mean >= 0.98
+        assert found.all_correct >= 0.9
+        assert set(found.by_attribute) <= set(ATTRIBUTES)
+
+    def test_finds_pictures_wrong_for_other_captions(self, oracle):
+        from accel.scenes.oracle import caption_accuracy
+
+        scenes = [scene(seed) for seed in HELD_OUT[:32]]
+        pictures = [picture(s, 64) for s in scenes]
+        found = caption_accuracy(pictures, scenes[1:] + scenes[:1], oracle)
+        assert found.mean < 0.8
+        assert found.all_correct < 0.2
+
+    def test_counts_must_match(self, oracle):
+        from accel.scenes.oracle import caption_accuracy
+
+        with pytest.raises(BadInput, match="2 scenes"):
+            caption_accuracy([picture(scene(1), 64)], [scene(1), scene(2)], oracle)
+
+    def test_missing_oracle_is_named(self, tmp_path):
+        from accel.scenes.oracle import load
+
+        with pytest.raises(BadModel, match="train_scenes"):
+            load(tmp_path)
+
+    def test_other_attributes_are_refused(self, oracle, tmp_path):
+        from accel.scenes.oracle import load
+
+        oracle.save(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config["attributes"]["time"].reverse()
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(BadModel, match="attributes"):
+            load(tmp_path)
+
+    def test_fits_its_budget(self):
+        folder = asset("models/oracle")
+        assert sum(p.stat().st_size for p in folder.rglob("*")) <= 2 * MIB
+
+
+def _size(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_assets_fit_their_budget():
+    assert _size(root()) <= 42 * MIB
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda folder: folder.name)
+def folder(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class TestModels:
+    def test_fits_its_budget(self, folder):
+        assert _size(folder) <= 14 * MIB
+
+    def test_denoiser_is_small_and_deep(self, folder, pipe):
+        denoiser = pipe.unet if "unet" in pipe.components else pipe.transformer
+        assert sum(p.numel() for p in denoiser.parameters()) <= 5.5e6
+        blocks = [n for n, _ in denoiser.named_modules() if n.endswith((".attn", ".attn1"))]
+        assert "unet" in pipe.components or len(blocks) >= 8
+
+    def test_parts_share_one_dtype(self, folder, pipe):
+        import torch
+
+        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        assert {part.dtype for part in parts} == {torch.float32}
+
+    def test_words_are_whole_tokens(self, folder, pipe):
+        for name, part in pipe.components.items():
+            if name.startswith("tokenizer"):
+                assert len(part) > len(vocabulary())
+                known = [word for word in vocabulary() if word.isalpha()]
+                assert all(len(part.tokenize(word)) == 1 for word in known)
+                assert part.unk_token_id not in part("zebra", add_special_tokens=False).input_ids
+
+    def test_prompts_pool_apart(self, folder, pipe):
+        if type(pipe.text_encoder).__name__ != "CLIPTextModel":
+            pytest.skip("no pooled text")
+        prompts = ["a red house at noon", "the sea at night", ""]
+        tokens = pipe.tokenizer(
+            prompts, padding="max_length", max_length=32, return_tensors="pt"
+        ).input_ids
+        pooled = pipe.text_encoder(tokens).pooler_output
+        for i in range(3):
+            for k in range(i):
+                assert (pooled[i] - pooled[k]).abs().max() > 1e-2
+
+    def test_normal_call_draws(self, folder, pipe):
+        import torch
+
+        call = json.loads((folder / "call.json").read_text()) | {"num_inference_steps": 1}
+        made = pipe("the sea at night", generator=torch.Generator().manual_seed(0), **call)
+        image = made.frames[0] if hasattr(made, "frames") else made.images[0]
+        shape = np.asarray(image).shape
+        assert shape[-3:-1] == (call["height"], call["width"])
+
+    def test_card_and_evaluation_are_there(self, folder):
+        judged = json.loads((folder / "evaluation.json").read_text())
+        assert 0 <= judged["guided"]["caption_accuracy"]["mean"] <= 1
+        assert folder.name in (folder / "README.md").read_text()
+
+
+def test_prompt_files_carry_their_truth():
+    lines = (asset("prompts/scenes.txt")).read_text().splitlines()
+    rows = [json.loads(line) for line in asset("prompts/scenes.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in rows] == lines
+    for row in rows:
+        one = scene(row["seed"])
+        assert row["seed"] in HELD_OUT
+        assert (one.caption, one.wanted) == (row["caption"], row["wanted"])
+
+
+def test_gallery_stays_in_the_vocabulary():
+    for line in asset("prompts/gallery.txt").read_text().splitlines():
+        assert set(words(line)) <= set(vocabulary()), line
