@@ -10,6 +10,7 @@ from accel.cache.policies import Guarded
 from accel.cache.predictors import Kind, Predictor, make
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
+from accel.seams.spaces import matching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +102,7 @@ class NetworkCache:
             x, y = call.sample[index], result.value[index]
             sample = self.decisions.sample(call, row.sample)
             if sample.leads(row):
-                sample.indicator.learn(*_matching(x, y))
+                sample.indicator.learn(*matching(x, y))
             sample.learned[row.branch] = call.step.index
             kept = self._kept.setdefault((call.denoiser.name, row), make(*self._make))
             kept.update(call.step.index, _minus_input(y, x) if self._follow else y)
@@ -120,33 +121,15 @@ class NetworkCache:
         return stack_rows(answers)
 
 
-def _matching(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts of input and output (without the row axis) that are the same quantity.
-
-    An image-to-video network takes extra channels that it does not return; PixArt's returns a
-    variance that it did not take. Along the one axis where the shapes differ, the first entries
-    are what both have.
-    """
-    if x.shape == y.shape:
-        return x, y
-    if x.ndim != y.ndim:
-        raise ValueError(f"A network's input {tuple(x.shape)} and output {tuple(y.shape)} differ.")
-    for axis, (taken, given) in enumerate(zip(x.shape, y.shape, strict=True)):
-        if taken != given:
-            width = min(taken, given)
-            x, y = x.narrow(axis, 0, width), y.narrow(axis, 0, width)
-    return x, y
-
-
 def _minus_input(y: Tensor, x: Tensor) -> Tensor:
     delta = y.clone()
-    x, v = _matching(x, delta)
+    x, v = matching(x, delta)
     v.sub_(x)
     return delta
 
 
 def _plus_input(delta: Tensor, x: Tensor) -> Tensor:
     answer = delta.clone()
-    x, v = _matching(x, answer)
+    x, v = matching(x, answer)
     v.add_(x)
     return answer

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
-from accel.seams.rows import index_rows, scatter
+from accel.seams.rows import scatter
+from accel.seams.spaces import matching
 from accel.trajectory import Step
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Unconditional:
                 continue
             step, cond, fresh = self._cond[row.sample]
             if fresh and step == call.step.index:
-                x = index_rows(call.sample, [index])[0]
-                pairs[row.sample] = (cond, result.value[index], x)
+                x, cond = matching(call.sample[index], cond)
+                _, uncond = matching(x, result.value[index])
+                pairs[row.sample] = (cond, uncond, x)
         return pairs

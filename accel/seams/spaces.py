@@ -12,8 +12,26 @@ if TYPE_CHECKING:
 
 Space = Literal["raw", "x0", "v"]
 
-NEGATED = ("ZImageTransformer2DModel", "Lumina2Transformer2DModel")
-"""Networks whose answer a pipeline negates before ``scheduler.step``."""
+NEGATED = ("ZImageTransformer2DModel", "Lumina2Transformer2DModel", "MochiTransformer3DModel")
+"""Networks that answer ``x0 − ε`` where flows answer ``ε − x0``."""
+
+
+def matching(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The parts of input and output (without the row axis) that are the same quantity.
+
+    An image-to-video network takes extra channels that it does not return; PixArt's returns a
+    variance that it did not take. Along the one axis where the shapes differ, the first entries
+    are what both have.
+    """
+    if x.shape == y.shape:
+        return x, y
+    if x.ndim != y.ndim:
+        raise ValueError(f"A network's input {tuple(x.shape)} and output {tuple(y.shape)} differ.")
+    for axis, (taken, given) in enumerate(zip(x.shape, y.shape, strict=True)):
+        if taken != given:
+            width = min(taken, given)
+            x, y = x.narrow(axis, 0, width), y.narrow(axis, 0, width)
+    return x, y
 
 
 def convert(y: Tensor, x: Tensor, step: Step, space: Space, network: str) -> Tensor:
