@@ -1,0 +1,107 @@
+"""`accel compare`: what it measures is what happened, and it says so loudly."""
+
+import json
+from pathlib import Path
+
+import pytest
+from saved import Folders, accel, done, size
+
+from accel import asset
+from accel.errors import BadInput
+from app import metadata
+from app.compare import NAMES, REPORT, Timing
+from app.request import Request
+from app.session import Session
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return Folders(tmp_path_factory.getbasetemp() / "saved-models")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_compare_writes_pictures_sheet_timeline_and_report(models: Folders) -> None:
+    result = done(
+        "compare", "a red fox in the snow", "--model", models("flux_cfg"), "--seed", 7,
+        "--steps", 6, "--set", "cache.EasyCache.threshold=1e6", "--out", "out", "--repeats", 2,
+    )  # fmt: skip
+    assert result.stdout.splitlines() == [f"out/{name}" for name in (*NAMES, REPORT)]
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted([*NAMES, REPORT])
+    report = json.loads(Path("out", REPORT).read_text())
+    assert report["baseline"]["report"]["nfe"] == 12
+    assert report["accelerated"]["report"]["nfe"] == 8  # 3 steps of warm-up and the last one
+    assert len(report["baseline"]["seconds"]["all"]) == 2
+    medians = [report[side]["seconds"]["median"] for side in ("baseline", "accelerated")]
+    assert report["ratio"] == pytest.approx(medians[0] / medians[1])
+    assert report["ratios"][0] <= report["ratio"] <= report["ratios"][1]
+    assert 0 < report["quality"]["psnr"] < 100 and report["quality"]["ssim"] < 1
+    for name in NAMES:
+        assert min(size(Path("out", name))) > 30
+    assert ("stock" in result.stderr and "faster" in result.stderr) or "slower" in result.stderr
+
+
+def test_both_pictures_can_be_made_again_from_themselves(models: Folders) -> None:
+    done(
+        "compare", "fox", "--model", models("sd15"), "--seed", 7, "--out", "out", "--repeats", 1,
+        "--steps", 6, "--set", "cache.EasyCache.threshold=1e6",
+    )  # fmt: skip
+    for side, methods in (("baseline", 0), ("accelerated", 1)):
+        again = done("generate", "--like", f"out/{side}.png", "--out", f"{side}.png")
+        assert "identical" in again.stderr
+        assert len(metadata.read(Path(f"{side}.png"))[0].result.verdicts) == methods
+
+
+def test_a_method_that_did_nothing_is_loud_and_the_pictures_are_equal(models: Folders) -> None:
+    result = done(
+        "compare", "fox", "--model", models("sd15"), "--seed", 7, "--out", "out", "--repeats", 1,
+        "--set", "cache.EasyCache.threshold=0.0001",
+    )  # fmt: skip
+    assert "INACTIVE" in result.stderr and "warning: cache.EasyCache did nothing" in result.stderr
+    report = json.loads(Path("out", REPORT).read_text())
+    assert report["quality"]["psnr"] == "equal" and report["quality"]["ssim"] == 1
+    assert report["accelerated"]["report"]["verdicts"]["cache.EasyCache"]["state"] == "INACTIVE"
+
+
+def test_stock_is_timed_with_nothing_attached(
+    models: Folders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bool] = []
+    bare = Session.bare
+
+    def watched(session: Session, request: Request) -> object:
+        pipe = session.model.pipe
+        seen.append("step" in vars(pipe.scheduler) or "forward" in vars(pipe.unet))
+        return bare(session, request)
+
+    monkeypatch.setattr(Session, "bare", watched)
+    done("compare", "fox", "--model", models("sd15"), "--out", "out", "--repeats", 3)
+    assert seen == [False] * 3
+
+
+def test_compare_refuses_a_folder_with_results_in_it(models: Folders) -> None:
+    Path("out").mkdir()
+    Path("out", REPORT).write_text("precious")
+    result = accel("compare", "fox", "--model", models("sd15"), "--out", "out")
+    assert result.exit_code == 2 and "report.json is there already" in result.stderr
+    assert [path.name for path in Path("out").iterdir()] == [REPORT]
+
+
+def test_spread_is_half_the_range() -> None:
+    timing = Timing((1.0, 5.0, 2.0))
+    assert (timing.median, timing.spread) == (2.0, 2.0)
+
+
+def test_the_bundled_model_is_compared_with_the_default_preset() -> None:
+    try:
+        asset("models/scenes-flux")
+        asset("plans/balanced.toml")
+    except BadInput:
+        pytest.skip("scenes-flux does not ship yet")
+    done("compare", "a red house", "--steps", 2, "--repeats", 1, "--seed", 7, "--out", "out")
+    assert size("out/baseline.png") == (128, 128)
