@@ -185,11 +185,12 @@ class BlockRangeCache:
             returned = inner(*args, **kwargs)
             passed.total.leave(block.outputs(returned))
             return returned
-        arguments = block.bind(args, kwargs)
-        through = self._through(passed, block.inputs(arguments))
+        through = self._through(passed, block.inputs(block.bind(args, kwargs)))
         if not passed.computed:
             return block.returns(through)
-        return self._mixed(block, passed, inner, arguments, through)
+        part = block.take(args, kwargs, passed.computed, len(passed.call.rows))
+        entering = block.inputs(block.bind(*part))
+        return self._mixed(block, passed, partial(inner, *part[0], **part[1]), entering, through)
 
     def _through(self, passed: Pass, streams: Streams) -> Streams:
         """The skipped rows of the streams, with what the range adds, the first time."""
@@ -205,14 +206,14 @@ class BlockRangeCache:
         self,
         block: Block,
         passed: Pass,
-        inner: Callable[..., Any],
-        arguments: dict[str, Any],
+        run: Callable[[], Any],
+        entering: Streams,
         through: Streams,
     ) -> Any:
+        """A part of the rows runs the block, the others go through."""
         count = len(passed.call.rows)
-        part = block.take(arguments, passed.computed, count)
-        passed.total.enter(block.inputs(part))
-        after = block.outputs(inner(**part))
+        passed.total.enter(entering)
+        after = block.outputs(run())
         passed.total.leave(after)
         joined = {
             name: scatter([(passed.computed, value), (passed.skipped, through[name])], count)

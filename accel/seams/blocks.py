@@ -57,7 +57,9 @@ class Block:
         self.module = module
         core = getattr(module, "_orig_mod", module)
         self.kind = type(core).__name__
-        self.parameters = tuple(inspect.signature(type(core).forward).parameters)[1:]
+        signature = inspect.signature(type(core).forward).parameters.values()
+        named = [p.name for p in signature if p.kind == p.POSITIONAL_OR_KEYWORD]
+        self.parameters = tuple(named[1:])
         self.hidden = next((name for name in HIDDEN if name in self.parameters), "")
         if not self.hidden:
             raise UnsupportedModel(
@@ -99,10 +101,14 @@ class Block:
             return streams["hidden"]
         return tuple(streams[name] if name else None for name in self._form)
 
-    def take(self, arguments: dict[str, Any], rows: list[int], count: int) -> dict[str, Any]:
-        """The arguments for some rows only."""
-        taken: dict[str, Any] = take_rows(arguments, rows, count, 1)
-        return taken
+    def take(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: list[int], count: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call for some of its ``count`` rows, passed as they were."""
+        unnamed = [f"*{index}" for index in range(len(self.parameters), len(args))]
+        names = [*self.parameters, *unnamed][: len(args)]
+        taken = take_rows(dict(zip(names, args, strict=True)), rows, count, 1)
+        return tuple(taken.values()), take_rows(kwargs, rows, count, 1)
 
     def wrap(self, around: Callable[..., Any]) -> Callable[[], None]:
         """Put ``around(inner, *args, **kwargs)`` around the block; returns the undo."""
