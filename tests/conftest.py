@@ -15,6 +15,8 @@ from tiny import PIPELINES
 from torch import Tensor, nn
 
 from accel import Plan, Report
+from accel.cache.policies import Guarded
+from accel.guidance import adaptive
 
 ROOT = Path(__file__).parent.parent
 DATA = (Tensor, np.ndarray, int, float, str, list, tuple, set, dict, type(None), torch.Generator)
@@ -150,6 +152,26 @@ def bits_equal(a: Any, b: Any) -> bool:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.view(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture
+def gauged(monkeypatch):
+    """Everything that a method compares with its threshold, in the order of the samples."""
+    seen = []
+
+    def compute(policy, step, value, *, inner=Guarded.compute):
+        if value is not None:
+            seen.append(value)
+        return inner(policy, step, value)
+
+    def cosine(a, b, *, inner=adaptive._cosine):
+        result = inner(a, b)
+        seen.append(float(result))
+        return result
+
+    monkeypatch.setattr(Guarded, "compute", compute)
+    monkeypatch.setattr(adaptive, "_cosine", cosine)
+    return seen
 
 
 # `make laws-full`: every law on everything, in shards, resumable

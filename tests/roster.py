@@ -26,6 +26,7 @@ class Row:
         variants: Other active forms: every predictor, space, solver.
         unserved: Signatures of blocks (`Tiny.blocks`) that it refuses, or ``*`` for all.
         branches: Whether it acts only where guidance has two branches.
+        leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
     """
 
@@ -33,6 +34,7 @@ class Row:
     variants: tuple[Accelerator, ...] = ()
     unserved: frozenset[str] = field(default_factory=frozenset)
     branches: bool = False
+    leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
 
     def serves(self, tiny: Tiny) -> bool:
@@ -69,6 +71,7 @@ ROSTER: dict[str, Row] = {
             guidance.Adaptive(threshold=-1.0, min_steps=0, min_guided=0.5, space="v"),
         ),
         branches=True,
+        leads="uncond",
         dial=lambda threshold: guidance.Adaptive(threshold=threshold, min_steps=2, min_guided=0.0),
     ),
     "guidance.Interval": Row(

@@ -1,0 +1,93 @@
+"""Law 4: no memory between samples. A sample is decided about as if it were alone."""
+
+from itertools import pairwise
+
+import pytest
+from roster import ROSTER, STEPS, full
+from test_laws_counts import computed_steps
+from tiny import PIPELINES, PROMPTS
+
+from accel import Plan
+
+BATCH = 3
+FEW = ("sd15", "sd_controlnet", "sd3", "flux", "flux_cfg", "flux_controlnet", "pixart_sigma")
+FEW += ("zimage", "wan21", "wan22")
+
+DIALS = [
+    pytest.param(tiny.name, name, id=f"{tiny.name}-{name}", marks=full(tiny.name not in FEW))
+    for name, row in ROSTER.items()
+    for tiny in PIPELINES.values()
+    if row.dial and row.acts(tiny) and tiny.batchable
+]
+FORMS = [
+    pytest.param(tiny.name, row.active, id=f"{tiny.name}-{name}", marks=full(tiny.name not in FEW))
+    for name, row in ROSTER.items()
+    for tiny in PIPELINES.values()
+    if row.acts(tiny) and tiny.batchable
+]
+
+
+def parting(bench, name, row, seen):
+    """A threshold at which the samples of a batch decide apart.
+
+    At the first decision every sample has the same history, so the middle of the widest gap
+    between their values there parts them.
+    """
+    run = Plan(row.dial(1.0 if row.branches else 1e-12)).attach(bench.pipe(name))
+    seen.clear()
+    bench.call(name, steps=STEPS, batch=BATCH)
+    run.detach()
+    values = sorted(seen[:BATCH])
+    gap, low = max((high - low, low) for low, high in pairwise(values))
+    assert gap > 1e-3 * abs(low), "too close for any threshold"
+    return low + gap / 2
+
+
+@pytest.mark.parametrize(("name", "method"), DIALS)
+def test_samples_decide_as_if_alone(bench, gauged, name, method):
+    row = ROSTER[method]
+    plan = Plan(row.dial(parting(bench, name, row, gauged)))
+    run = plan.attach(bench.pipe(name))
+    together = bench.call(name, steps=STEPS, batch=BATCH)
+    steps = computed_steps(run, *plan)
+    apart = {frozenset(steps[row.leads, sample]) for sample in range(BATCH)}
+    assert len(apart) > 1, "no sub-batch occurred"
+    for sample in range(BATCH):
+        alone = bench.call(name, steps=STEPS, **only(sample))
+        mine = computed_steps(run, *plan)
+        assert mine == {(b, 0): s for (b, k), s in steps.items() if k == sample}
+        assert close(bench, name, together, alone, sample)
+    run.detach()
+
+
+@pytest.mark.parametrize(("name", "method"), FORMS)
+def test_a_sample_is_the_same_in_company(bench, name, method):
+    plan = Plan(method)
+    with plan.attach(bench.pipe(name)):
+        together = bench.call(name, steps=STEPS, batch=BATCH)
+        for sample in range(BATCH):
+            alone = bench.call(name, steps=STEPS, **only(sample))
+            assert close(bench, name, together, alone, sample)
+
+
+@pytest.mark.parametrize(("name", "method"), [c for c in FORMS if "cache." in c.id])
+def test_the_branches_of_a_sample_go_together(bench, name, method):
+    with Plan(method).attach(bench.pipe(name)) as run:
+        bench.call(name, steps=STEPS, batch=2)
+    steps = computed_steps(run, method)
+    for sample in range(2):
+        sets = [steps[branch, sample] for branch in PIPELINES[name].order if branch != "skip"]
+        assert all(same == sets[0] for same in sets)
+
+
+def only(sample):
+    """The call that gives one sample of the batch alone."""
+    return {"prompts": [PROMPTS[sample]], "seeds": [sample]}
+
+
+def close(bench, name, together, alone, sample):
+    """Whether a sample is that of a batch, within what rounding does to the stock pipeline."""
+    stock = bench.stock(name, steps=STEPS, batch=BATCH)[sample]
+    rounding = (stock - bench.stock(name, steps=STEPS, **only(sample))[0]).abs().max()
+    error = (together[sample] - alone[0]).abs().max()
+    return error <= 10 * rounding + 1e-5 * stock.abs().max()
