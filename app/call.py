@@ -91,10 +91,13 @@ def _prompt(pipe: Any, request: Request) -> dict[str, Any]:
 
 
 def _guidance(pipe: Any, scale: float, call: Mapping[str, Any]) -> dict[str, Any]:
-    """True guidance where the network has none embedded: there it needs a negative prompt too."""
+    """True guidance where the model's own call uses it, or its network has none embedded.
+
+    It takes effect only with a negative prompt, so an empty one is given where there is none.
+    """
     network = getattr(pipe, "transformer", None)
     embedded = network is not None and bool(network.config.get("guidance_embeds", False))
-    if "true_cfg_scale" in parameters(pipe) and not embedded:
+    if "true_cfg_scale" in call or ("true_cfg_scale" in parameters(pipe) and not embedded):
         negative = call.get("negative_prompt")
         return {"true_cfg_scale": scale, "negative_prompt": "" if negative is None else negative}
     return {_parameter(pipe, "--guidance", GUIDANCE): scale}

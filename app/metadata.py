@@ -211,7 +211,10 @@ def read(path: Path) -> tuple[Record, list[Image.Image]]:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             text = picture.info.get(KEY)
-            frames = [frame.copy() for frame in ImageSequence.Iterator(picture)]
+            frames = [
+                (frame.copy(), float(frame.info.get("duration", 0)))
+                for frame in ImageSequence.Iterator(picture)
+            ]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(f"{path} cannot be read as a PNG picture: {reason}.") from error
@@ -220,7 +223,15 @@ def read(path: Path) -> tuple[Record, list[Image.Image]]:
             f"{path} carries no record of diffusers-accel: it was made, or saved again, by another "
             "program. Give a file as `accel generate` wrote it."
         )
-    return parse(text, str(path)), frames
+    made = parse(text, str(path))
+    return made, _repeated(frames, made.asked.fps)
+
+
+def _repeated(frames: list[tuple[Image.Image, float]], fps: int) -> list[Image.Image]:
+    """The frames of a clip: Pillow writes equal ones once, with the milliseconds of all."""
+    if len(frames) == 1:
+        return [frames[0][0]]
+    return [picture for picture, shown in frames for _ in range(max(1, round(shown * fps / 1000)))]
 
 
 def parse(text: str, where: str) -> Record:

@@ -43,20 +43,20 @@ def pipeline_for(pipe: Any, request: Request) -> Any:
     Raises:
         BadInput: If there is none, or the model's own pipeline needs a picture that is missing.
     """
-    given = request.pictures
+    given = set(request.pictures)
     _check_options(pipe, request)
-    if _fits(pipe, set(given)):
+    lacking = _needed(pipe) - given
+    if lacking:
+        wanted = " and ".join(f"--{option}" for option in sorted(lacking))
+        raise BadInput(f"{type(pipe).__name__} needs {wanted}: give it, or choose another model.")
+    if given <= set(names(pipe)):
         return pipe
     other = _converted(pipe, request)
-    if _fits(other, set(given)):
-        return other
-    missing = ", ".join(f"--{option}" for option in given if option not in names(other))
-    lacking = ", ".join(f"--{option}" for option in _needed(other) - set(given))
-    raise BadInput(
-        f"{type(other).__name__} takes no {missing}: leave it out or choose another model."
-        if missing
-        else f"{type(other).__name__} needs {lacking}: give it."
-    )
+    surplus = given - set(names(other))
+    if surplus:
+        named = " and ".join(f"--{option}" for option in sorted(surplus))
+        raise BadInput(f"{type(other).__name__} takes no {named}: leave it out.")
+    return other
 
 
 def _check_options(pipe: Any, request: Request) -> None:
@@ -80,10 +80,6 @@ def _needed(pipe: Any) -> set[str]:
         if not type(pipe).__name__.startswith(OPTIONAL)
         and known[parameter].default in (None, inspect.Parameter.empty)
     }
-
-
-def _fits(pipe: Any, given: set[str]) -> bool:
-    return _needed(pipe) <= given <= set(names(pipe))
 
 
 def _converted(pipe: Any, request: Request) -> Any:

@@ -183,7 +183,13 @@ def _load_lora(pipe: Any, path: Path) -> None:
         )
     except (ValueError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise BadInput(
-            f"--lora {path} does not fit {type(pipe).__name__} ({first}): give one made for this "
-            "model."
-        ) from error
+        raise _stranger(pipe, path, first) from error
+    if not pipe.get_list_adapters():
+        raise _stranger(pipe, path, "none of its weights belongs to a network of the pipeline")
+
+
+def _stranger(pipe: Any, path: Path, reason: str) -> BadInput:
+    return BadInput(
+        f"--lora {path} does not fit {type(pipe).__name__} ({reason}): give one made for this "
+        "model."
+    )

@@ -58,7 +58,7 @@ def _enlarge_eye(pipe: Any) -> None:
     pipe.register_modules(image_encoder=type(pipe.image_encoder)(config))
 
 
-def accel(*args: object, device: list[str] | None = None) -> Result:
+def run(*args: object, device: list[str] | None = None) -> Result:
     """Run the command line, on the CPU unless told, so that a GPU changes no test."""
     texts = [str(arg) for arg in args]
     runs = texts[0] in ("generate", "compare", "explain")
@@ -68,7 +68,7 @@ def accel(*args: object, device: list[str] | None = None) -> Result:
 
 def done(*args: object) -> Result:
     """Run the command line; it has to succeed."""
-    result = accel(*args)
+    result = run(*args)
     assert result.exit_code == 0, result.output
     return result
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
-from saved import Folders, accel, done, picture, size
+from saved import Folders, done, picture, run, size
 
 from accel import Plan
 from accel import methods as all_methods
@@ -266,7 +266,7 @@ def test_generate_a_clip_from_a_picture_without_a_prompt(models: Folders) -> Non
 
 def test_overwrite_is_asked_for(models: Folders) -> None:
     Path("a.png").write_text("precious")
-    refused = accel("generate", "fox", "--model", models("sd15"), "--out", "a.png")
+    refused = run("generate", "fox", "--model", models("sd15"), "--out", "a.png")
     assert refused.exit_code == 2 and "--overwrite" in refused.stderr
     assert Path("a.png").read_text() == "precious"
     done("generate", "fox", "--model", models("sd15"), "--out", "a.png", "--overwrite")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from saved import Folders, accel, done, size
+from saved import Folders, done, run, size
 
 from accel import asset
 from accel.errors import BadInput
@@ -87,7 +87,7 @@ def test_stock_is_timed_with_nothing_attached(
 def test_compare_refuses_a_folder_with_results_in_it(models: Folders) -> None:
     Path("out").mkdir()
     Path("out", REPORT).write_text("precious")
-    result = accel("compare", "fox", "--model", models("sd15"), "--out", "out")
+    result = run("compare", "fox", "--model", models("sd15"), "--out", "out")
     assert result.exit_code == 2 and "report.json is there already" in result.stderr
     assert [path.name for path in Path("out").iterdir()] == [REPORT]
 
