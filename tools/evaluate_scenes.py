@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False)
 
 REAL = 100_000
 """Renders to compare with start this far into the held-out seeds."""
-BLUR = 1.0
+BLUR = 2.0
 """Radius of the Gaussian blur in pixels, the yardstick of lost detail."""
 
 

@@ -587,6 +587,7 @@ def oracle(
             _save(state | {"optimizer": optimizer.state_dict()}, path)
             _say(step=done, loss=loss.item())
             _judge(model)
+    model.calibrate([[picture for picture, _ in known[:500]] for known in store.values()])
     model.save(out)
 
 

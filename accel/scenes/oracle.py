@@ -42,7 +42,11 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the network says: logits per attribute, features `[N, 64]`, defects `[N, 2]`."""
+    """What the network says: logits per attribute, features `[N, 64]`, defects `[N, 2]`.
+
+    Features are white over training renders, so that distances weigh faint traits such as
+    sharpness as much as the loud ones that tell day from night.
+    """
 
     logits: dict[str, Tensor]
     features: Tensor
@@ -51,6 +55,9 @@ class Reading:
 
 class Oracle(nn.Module):
     """Attribute classifier for pictures of 64 to 128 px."""
+
+    centre: Tensor
+    whiten: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +75,8 @@ class Oracle(nn.Module):
             {name: nn.Linear(FEATURES, len(values)) for name, values in ATTRIBUTES.items()}
         )
         self.defects = nn.Linear(FEATURES, 2)
+        self.register_buffer("centre", torch.zeros(FEATURES))
+        self.register_buffer("whiten", torch.eye(FEATURES))
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of every stage for pixels `[N, 3, H, W]` in [0, 1]."""
@@ -82,7 +91,19 @@ class Oracle(nn.Module):
         pooled = functional.adaptive_avg_pool2d(self.maps(pixels)[-1], 4)
         features = functional.silu(self.squeeze(pooled.flatten(1)))
         logits = {name: head(features) for name, head in self.heads.items()}
-        return Reading(logits, features, self.defects(features))
+        white = (features - self.centre) @ self.whiten
+        return Reading(logits, white, self.defects(features))
+
+    @torch.no_grad()
+    def calibrate(self, pictures: Sequence[Any]) -> None:
+        """Make the features white over sets of pictures, one set per size."""
+        self.centre.zero_()
+        self.whiten.copy_(torch.eye(FEATURES))
+        found = np.concatenate([features(group, self) for group in pictures])
+        variances, axes = np.linalg.eigh(np.cov(found.T))
+        scales = 1.0 / np.sqrt(variances + 1e-3 * variances.max())
+        self.centre.copy_(torch.from_numpy(found.mean(0)))
+        self.whiten.copy_(torch.from_numpy(axes * scales))
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json`."""
@@ -120,7 +141,7 @@ def pixels(images: Any) -> Tensor:
 
 @torch.no_grad()
 def features(images: Any, oracle: Oracle | None = None) -> NDArray[np.float64]:
-    """Penultimate features of pictures, `[N, 64]`."""
+    """Whitened penultimate features of pictures, `[N, 64]`."""
     oracle = oracle or load()
     parts = [oracle(part).features for part in torch.split(pixels(images), 64)]
     result: NDArray[np.float64] = torch.cat(parts).double().numpy()
