@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,32 +134,28 @@ def compare(given: Given) -> None:
 def measure(
     session: Session, request: Request, plan: Plan, repeats: Repeats, title: str
 ) -> Comparison:
-    """Run both sides, and say how near their pictures are."""
+    """Run both sides, and say how near their pictures are.
+
+    The warm-up is followed step by step; while the clock runs, nothing is drawn.
+    """
     with Bar() as bar:
         for index in range(repeats.warmup):
             label = f"warm-up {index + 1}/{repeats.warmup}"
             stock = session.run(request, Plan(), partial(bar.follow, label=f"{label} stock"))
-            fast = session.run(request, plan, partial(bar.follow, label=label))
+            fast = session.run(request, plan, partial(bar.follow, label=f"{label} {title}"))
+        done = bar.count("timed runs", 2 * repeats.repeats)
         seconds: tuple[list[float], list[float]] = ([], [])
+        sides = (partial(session.bare, request), partial(session.run, request, plan))
         for index in range(repeats.repeats):
-            label = f"run {index + 1}/{repeats.repeats}"
-            sides: list[tuple[int, Callable[[], Outcome]]] = [
-                (0, partial(_bare, session, request, bar, f"{label} stock")),
-                (1, partial(session.run, request, plan, partial(bar.follow, label=label))),
-            ]
-            for side, run in sides if index % 2 == 0 else reversed(sides):
-                seconds[side].append(run().seconds)
+            for side in (0, 1) if index % 2 == 0 else (1, 0):
+                seconds[side].append(sides[side]().seconds)
+                done()
     return Comparison(
         title,
         Side(stock, Timing(tuple(seconds[0]))),
         Side(fast, Timing(tuple(seconds[1]))),
         _quality(stock.pictures, fast.pictures),
     )
-
-
-def _bare(session: Session, request: Request, bar: Bar, label: str) -> Outcome:
-    with bar.waiting(label):
-        return session.bare(request)
 
 
 def _quality(stock: list[Image.Image], fast: list[Image.Image]) -> dict[str, float | str]:
@@ -192,10 +187,19 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
         ),
         "accelerated.png": metadata.png(fast.pictures, made, request.fps),
         "difference.png": _png(amplified),
-        "sheet.png": _png(draw(request.prompt, found, amplified, GAIN)),
+        "sheet.png": _png(draw(request.prompt, found, amplified, GAIN, _place(made))),
         "timeline.png": _png(found.accelerated.report.timeline()),
         REPORT: json.dumps(_document(found, made), indent=2, allow_nan=False).encode(),
     }
+
+
+def _place(made: metadata.Record) -> str:
+    """Where a comparison was made, in a line."""
+    mark = made.fingerprint
+    return (
+        f"{made.request['model']}, seed {made.request['seed']}, {mark.dtype}, {mark.processor}, "
+        f"{mark.threads} threads, torch {mark.versions['torch']}"
+    )
 
 
 def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:

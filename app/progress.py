@@ -1,10 +1,13 @@
-"""A progress bar: steps, time left, and how many steps were answered by a method."""
+"""A progress bar: steps, time left, and how many steps were answered by a method.
+
+It redraws only when a step ends, at most ten times a second, and has no thread of its own: it must
+not take time from what is measured.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,42 +15,70 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from accel.attach import Run
     from accel.trajectory import Step
 
+PAUSE = 0.1
+
 
 class Bar:
-    """Shows runs on stderr while they go; on anything but a terminal it shows nothing."""
+    """Shows runs while they go.
 
-    def __init__(self) -> None:
+    Args:
+        console: Where; by default stderr. On anything but a terminal, nothing is shown.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[skipped]} skipped"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            auto_refresh=False,
+            disable=not console.is_terminal,
         )
+        self._drawn = 0.0
 
     def follow(self, run: Run, label: str = "denoising") -> None:
-        """Show one run as a line of its own."""
-        task = self._progress.add_task(label, total=None, skipped=0)
+        """Show the steps of one run."""
+        task = self._next(label, None)
 
         def observe(step: Step, _result: Any) -> None:
-            self._progress.update(
-                task, total=step.total, completed=step.index + 1, skipped=skipped(run)
-            )
+            note = f"{skipped(run)} skipped"
+            self._progress.update(task, total=step.total, completed=step.index + 1, note=note)
+            self._draw(force=step.index + 1 == step.total)
 
         run.trajectory.observers.append(observe)
 
-    @contextmanager
-    def waiting(self, label: str) -> Iterator[None]:
-        """Show a run that is not followed: no steps, only that it goes on."""
-        task = self._progress.add_task(label, total=None, skipped=0)
-        yield
-        self._progress.update(task, total=1, completed=1)
+    def count(self, label: str, total: int) -> Callable[[], None]:
+        """Show how many of several runs are done; returns what is called after each."""
+        task = self._next(label, total)
+
+        def advance() -> None:
+            self._progress.advance(task)
+            self._draw(force=True)
+
+        return advance
+
+    def _next(self, label: str, total: int | None) -> TaskID:
+        """One line at a time: what is done goes."""
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        task = self._progress.add_task(label, total=total, note="")
+        self._draw(force=True)
+        return task
+
+    def _draw(self, *, force: bool) -> None:
+        now = time.monotonic()
+        if force or now - self._drawn > PAUSE:
+            self._drawn = now
+            self._progress.refresh()
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -18,7 +18,9 @@ LABELS = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
 Line = tuple[str, str]
 
 
-def draw(prompt: str, found: Comparison, difference: Image.Image, gain: float) -> Image.Image:
+def draw(
+    prompt: str, found: Comparison, difference: Image.Image, gain: float, place: str
+) -> Image.Image:
     """Three pictures in a row, captions below, the verdicts under them.
 
     Args:
@@ -26,6 +28,7 @@ def draw(prompt: str, found: Comparison, difference: Image.Image, gain: float) -
         found: What was measured.
         difference: The amplified difference.
         gain: How much it is amplified.
+        place: The last line: where and with what it was measured.
     """
     stock, fast = found.baseline, found.accelerated
     pictures = [_sized(stock.outcome.pictures[0]), _sized(fast.outcome.pictures[0])]
@@ -39,7 +42,7 @@ def draw(prompt: str, found: Comparison, difference: Image.Image, gain: float) -
             *((text, QUIET) for text in measured(found)),
         ],
     ]
-    verdicts = _verdicts(found)
+    verdicts = [*_verdicts(found), (place, QUIET)]
     font, large = ImageFont.load_default(SMALL), ImageFont.load_default(LARGE)
     side = max(picture.width for picture in pictures)
     tallest = max(picture.height for picture in pictures)

@@ -1,5 +1,6 @@
 """A session: one load, many runs, none of which sees another."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from rich.console import Console
 from saved import Folders, picture
 from tiny import PIPELINES
 
@@ -14,6 +16,7 @@ from accel import Plan, Run, cache
 from accel.errors import AccelWarning
 from app import metadata, models
 from app.call import arguments
+from app.progress import Bar, skipped
 from app.request import Request, Source
 from app.session import Session
 
@@ -73,8 +76,6 @@ def test_a_run_that_was_cancelled_at_any_step_leaves_nothing(sessions: dict[str,
 
 
 def test_the_watch_sees_every_step_and_what_was_skipped(sessions: dict[str, Session]) -> None:
-    from app.progress import skipped
-
     seen: list[tuple[int, int | None, int]] = []
 
     def watch(run: Run) -> None:
@@ -193,3 +194,18 @@ def test_the_fingerprint_of_large_files_reads_windows(
     before = models.fingerprint([tmp_path])
     weights.write_bytes(bytes(4999) + b"1")
     assert models.fingerprint([tmp_path]) != before
+
+
+def test_the_bar_shows_steps_skips_and_counts_on_a_terminal_only(
+    sessions: dict[str, Session],
+) -> None:
+    shown = {}
+    for terminal in (True, False):
+        console = Console(file=StringIO(), force_terminal=terminal, width=100)
+        with Bar(console) as bar:
+            sessions["sd15"].run(request(sessions["sd15"]), CACHE, bar.follow)
+            done = bar.count("timed runs", 2)
+            done()
+        shown[terminal] = console.file.getvalue()
+    assert shown[False] == ""
+    assert all(text in shown[True] for text in ("6/6", "2 skipped", "timed runs", "1/2"))
