@@ -85,9 +85,9 @@ def only(sample):
     return {"prompts": [PROMPTS[sample]], "seeds": [sample]}
 
 
-def close(bench, name, together, alone, sample):
+def close(bench, name, together, alone, sample, *, of=BATCH):
     """Whether a sample is that of a batch, within what rounding does to the stock pipeline."""
-    stock = bench.stock(name, steps=STEPS, batch=BATCH)[sample]
+    stock = bench.stock(name, steps=STEPS, batch=of)[sample]
     rounding = (stock - bench.stock(name, steps=STEPS, **only(sample))[0]).abs().max()
     error = (together[sample] - alone[0]).abs().max()
     return error <= 10 * rounding + 1e-5 * stock.abs().max()

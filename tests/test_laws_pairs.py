@@ -1,0 +1,100 @@
+"""Law 8: together or refused. Two methods keep the laws as a pair, or attaching raises Conflict."""
+
+from itertools import combinations
+
+import pytest
+from roster import ROSTER, STEPS, full
+from test_laws_counts import counting
+from test_laws_memory import Abort, callback_raises
+from test_laws_samples import close, only
+from tiny import PIPELINES
+
+from accel import Plan
+from accel.errors import Conflict
+
+FEW = ("sd15", "sd3", "flux_cfg", "flux_controlnet", "wan22")
+
+
+def together(tiny):
+    """Every pair of active methods that a pipeline is served by, and all of them."""
+    forms = [row.active for row in ROSTER.values() if row.acts(tiny)]
+    return [*combinations(forms, 2), *([tuple(forms)] if len(forms) > 2 else [])]
+
+
+PAIRS = [
+    pytest.param(
+        tiny.name,
+        Plan(*methods),
+        id=f"{tiny.name}-{'+'.join(method.name for method in methods)}",
+        marks=full(tiny.name not in FEW),
+    )
+    for tiny in PIPELINES.values()
+    for methods in together(tiny)
+]
+
+
+@pytest.fixture
+def attached(bench, name, plan):
+    """The plan on the pipeline; where it is refused, both names are said and that is that."""
+    try:
+        run = plan.attach(bench.pipe(name))
+    except Conflict as conflict:
+        named = [method.name for method in plan if method.name in str(conflict)]
+        assert len(named) == 2
+        pytest.skip(f"refused: {conflict}")
+    yield run
+    run.detach()
+
+
+@pytest.mark.parametrize(("name", "plan"), PAIRS)
+def test_a_pair_keeps_the_laws(bench, same, attached, name, plan):
+    pipe, run = bench.pipe(name), attached
+    outputs = [bench.call(name, steps=STEPS) for _ in range(2)]
+    assert same(*outputs)  # 3: no memory between runs
+    arguments, _ = callback_raises(pipe, 2)
+    if name != "pixart_sigma":  # which takes no callback
+        with pytest.raises(Abort):
+            bench.call(name, steps=STEPS, **arguments)
+        assert same(bench.call(name, steps=STEPS), outputs[0])
+    saved = run.report.verdicts.values()
+    assert any(verdict.state == "ACTIVE" for verdict in saved)
+    assert all(verdict.detail for verdict in saved)
+    run.detach()  # 2: no trace
+    assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
+
+
+@pytest.mark.parametrize(("name", "plan"), PAIRS)
+def test_a_pair_counts_what_ran_and_keeps_samples_apart(bench, name, plan):
+    pipe = bench.pipe(name)
+    with counting(pipe) as counts:
+        run = plan.attach(pipe)
+        batch = bench.call(name, steps=STEPS, batch=2)
+        run.detach()
+    assert run.report.nfe == counts["network"] / 2
+    if PIPELINES[name].batchable:
+        run = plan.attach(pipe)
+        alone = bench.call(name, steps=STEPS, **only(1))
+        run.detach()
+        assert close(bench, name, batch, alone, 1, of=2)
+
+
+@pytest.mark.parametrize(("name", "plan"), [pair for pair in PAIRS if len(pair.values[1]) == 2])
+def test_a_method_beside_one_that_is_off_is_as_if_alone(bench, same, name, plan):
+    for method, other in (plan.methods, plan.methods[::-1]):
+        if other.off() is None:
+            continue
+        alone, _ = bench.under(name, Plan(method), steps=STEPS)
+        run = Plan(method, other.off()).attach(bench.pipe(name))
+        assert same(bench.call(name, steps=STEPS), alone)
+        run.detach()
+
+
+@pytest.mark.parametrize(("name", "plan"), PAIRS)
+def test_the_order_of_writing_does_not_matter(bench, same, name, plan):
+    outputs = []
+    for methods in (plan.methods, plan.methods[::-1]):
+        run = Plan(*methods).attach(bench.pipe(name))
+        outputs.append(bench.call(name, steps=STEPS))
+        run.detach()
+    assert same(*outputs)
+    assert Plan(*plan.methods[::-1]) == plan

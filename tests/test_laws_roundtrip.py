@@ -1,0 +1,96 @@
+"""Law 7: round trip. A plan written down and read again is the same plan."""
+
+import json
+from typing import Literal, get_args, get_origin
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from roster import ROSTER
+
+from accel import Plan
+
+TRIPS = {
+    "toml": lambda plan: Plan.from_toml(plan.to_toml()),
+    "json": lambda plan: Plan.from_json(plan.to_json()),
+    "dict": lambda plan: Plan.from_dict(plan.to_dict()),
+    "json of the dict": lambda plan: Plan.from_dict(json.loads(json.dumps(plan.to_dict()))),
+    "toml of the json": lambda plan: Plan.from_toml(Plan.from_json(plan.to_json()).to_toml()),
+}
+
+
+def field(info):
+    """Values of a pydantic field, within its range."""
+    kind = info.annotation
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind is bool:
+        return st.booleans()
+    bounds = {key: value for meta in info.metadata for key, value in vars_of(meta).items()}
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if kind is int:
+        return st.integers(low, high)
+    assert kind is float, f"say in {__name__} how to draw a {kind}"
+    return st.floats(
+        low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds, allow_nan=False
+    )
+
+
+def vars_of(meta):
+    return {name: getattr(meta, name) for name in ("ge", "gt", "le", "lt") if hasattr(meta, name)}
+
+
+@st.composite
+def methods(draw, kind):
+    """A method with any legal fields."""
+    fields = draw(st.fixed_dictionaries({n: field(info) for n, info in kind.model_fields.items()}))
+    try:
+        return kind(**fields)
+    except ValidationError:  # fields that do not go together
+        assume(False)
+
+
+@st.composite
+def plans(draw):
+    """Any plan."""
+    kinds = [type(row.active) for row in ROSTER.values()]
+    return Plan(
+        *(draw(methods(kind)) for kind in draw(st.lists(st.sampled_from(kinds), unique=True)))
+    )
+
+
+@pytest.mark.parametrize("trip", TRIPS.values(), ids=TRIPS)
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_a_plan_survives_the_trip(trip, plan):
+    back = trip(plan)
+    assert back == plan
+    assert hash(back) == hash(plan)
+    assert repr(back) == repr(plan)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans())
+def test_what_is_written_is_json(plan):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads(plan.to_json(), parse_constant=refuse)
+    json.dumps(plan.to_dict(), allow_nan=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=plans(), data=st.data())
+def test_order_does_not_matter(plan, data):
+    shuffled = data.draw(st.permutations(plan.methods))
+    assert Plan(*shuffled) == plan
+    assert hash(Plan(*shuffled)) == hash(plan)
+    assert Plan(*shuffled).to_toml() == plan.to_toml()
+
+
+@pytest.mark.parametrize("row", ROSTER.values(), ids=ROSTER)
+def test_every_form_of_the_roster_survives(row):
+    for method in (row.active, *row.variants, row.active.off()):
+        if method is not None:
+            assert all(trip(Plan(method)) == Plan(method) for trip in TRIPS.values())
