@@ -145,6 +145,10 @@ def _clouds(canvas: _Canvas, scene: Scene, shift: float, veil: Array) -> None:
     field, threshold = Field.draw(canvas.rng), canvas.rng.uniform(-0.05, 0.2)
     if scene.clouds == "clear":
         return
+    still = field.sample(canvas.y * 1.6, canvas.x * 0.75, first=2, roughness=0.62)
+    sky = (canvas.y > 0.05) & (canvas.y < 0.4)
+    # A cloudy sky is visibly cloudy: two fifths of its band at least carry some cloud.
+    threshold = min(threshold, float(np.quantile(still[sky], 0.6)))
     thick = field.sample(canvas.y * 1.6, (canvas.x - shift) * 0.75, first=2, roughness=0.62)
     band = np.exp(-(((canvas.y - 0.22) / 0.20) ** 2))[:, None]
     density = np.clip((thick - threshold + 0.5 * (band - 0.6)) * 1.6, 0.0, 1.0) * band
