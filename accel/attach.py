@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer
 
 from accel import hooks
 from accel.errors import AccelWarning, BrokenAttachment, Conflict
@@ -58,6 +59,10 @@ class Accelerator(BaseModel, ABC):
     seam: ClassVar[str]
     supports: ClassVar[str]
     source: ClassVar[str]
+
+    @field_serializer("*", when_used="json")
+    def _infinity_is_text(self, value: Any) -> Any:
+        return str(value) if isinstance(value, float) and math.isinf(value) else value
 
     @classmethod
     @abstractmethod

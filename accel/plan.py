@@ -206,11 +206,13 @@ def build(name: str, fields: Any) -> Accelerator:
 
 def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
     first = error.errors()[0]
-    field = ".".join(map(str, first["loc"])) or "its fields"
+    field = ".".join(map(str, first["loc"]))
     known = ", ".join(kind.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{name} has no field '{field}': it has {known}."
-    return f"{name}.{field} = {first['input']!r}: {first['msg']}. Run `accel methods {name}`."
+    found = f"{name}.{field} = {first['input']!r}" if field else name
+    needed = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{found}: {needed}. Run `accel methods {name}`."
 
 
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Law 7: round trip. A plan written down and read again is the same plan."""
 
 import json
+import math
 from typing import Literal, get_args, get_origin
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from roster import ROSTER
 
-from accel import Plan
+from accel import Plan, cache, guidance
 
 TRIPS = {
     "toml": lambda plan: Plan.from_toml(plan.to_toml()),
@@ -72,6 +73,7 @@ def test_a_plan_survives_the_trip(trip, plan):
 
 @settings(max_examples=60, deadline=None)
 @given(plan=plans())
+@example(plan=Plan(cache.EasyCache(threshold=math.inf), guidance.Interval(high=math.inf)))
 def test_what_is_written_is_json(plan):
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")

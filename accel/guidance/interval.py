@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
 from accel.attach import Accelerator, Site, Undo
 
@@ -46,10 +46,6 @@ class Interval(Accelerator):
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
         return self
-
-    @field_serializer("high", when_used="json")
-    def _infinite(self, value: float) -> float | str:
-        return "inf" if math.isinf(value) else value
 
     @classmethod
     def off(cls) -> Self:
