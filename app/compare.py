@@ -15,10 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from accel.errors import BadInput
 from accel.plan import Plan
 from accel.report import Report
-from app import metadata
+from app import metadata, nearness
 from app.files import check_folder, slug, write
 from app.flags import Given
 from app.plans import chosen
@@ -154,20 +153,8 @@ def measure(
         title,
         Side(stock, Timing(tuple(seconds[0]))),
         Side(fast, Timing(tuple(seconds[1]))),
-        _quality(stock.pictures, fast.pictures),
+        nearness.measure(stock.pictures, fast.pictures),
     )
-
-
-def _quality(stock: list[Image.Image], fast: list[Image.Image]) -> dict[str, float | str]:
-    from accel import quality
-
-    found: dict[str, float | str] = {}
-    for measure in (quality.psnr, quality.ssim, quality.perceptual):
-        try:
-            found[measure.__name__] = measure(stock, fast)
-        except BadInput as error:
-            found[measure.__name__] = f"not measured: {error}"
-    return found
 
 
 def _title(choice: Choice) -> str:

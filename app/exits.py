@@ -32,7 +32,7 @@ def told(debug: bool) -> Iterator[None]:
         _show_warnings()
         try:
             yield
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             say("interrupted: nothing was written")

@@ -8,7 +8,7 @@ from typing import Any
 
 from accel.errors import BadInput
 from accel.plan import Plan
-from app import clips, metadata
+from app import clips, metadata, nearness
 from app.exits import say
 from app.files import check_target, slug, write
 from app.flags import Given
@@ -65,10 +65,21 @@ def _example(path: Path | None) -> Example | None:
 def _request(given: Given, example: Example | None) -> Request:
     if example is None:
         return make(Request, given).seeded()
-    request = make(Request, {**example.record.request, **given})
-    if request == example.record.asked:
-        example.record.check_inputs(request)
+    record = example.record
+    place = {"dtype": record.fingerprint.dtype, "device": _device(record.fingerprint.device)}
+    request = make(Request, {**record.request, **place, **given})
+    record.check_inputs(request, given)
     return request.seeded()
+
+
+def _device(recorded: str) -> str | None:
+    """The recorded device where this machine has it; the fingerprints tell if it has not."""
+    from app.models import device_of
+
+    try:
+        return str(device_of(recorded))
+    except BadInput:
+        return None
 
 
 def _target(target: Target, request: Request) -> Path:
@@ -81,7 +92,7 @@ def _target(target: Target, request: Request) -> Path:
 def _likeness(example: Example, made: Record, outcome: Outcome, plan: Plan) -> dict[str, Any]:
     """Compare what was made with the file that it should be like, and say so."""
     path, before = example.path, example.record
-    if made.request != before.request or plan != Plan.from_dict(before.plan):
+    if not made.asks_like(before) or plan != Plan.from_dict(before.plan):
         say(f"like {path}, with other options: not compared")
         return {"compared": False}
     differences = before.fingerprint.differences(made.fingerprint)
@@ -100,9 +111,7 @@ def _likeness(example: Example, made: Record, outcome: Outcome, plan: Plan) -> d
 
 
 def _psnr(before: list[Any], after: list[Any]) -> float | None:
-    from accel.quality import psnr
-
     try:
-        return psnr(before, after)
+        return nearness.psnr(before, after)
     except BadInput:
         return None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from accel.errors import BadInput
 from accel.plan import Plan
 from app import env
-from app.request import Request, make
+from app.request import Request, Source, make
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,19 +87,27 @@ class Record(Entry):
         """
         return make(Request, self.request, where="the record's ")
 
-    def check_inputs(self, request: Request) -> None:
+    def check_inputs(self, request: Request, given: Container[str]) -> None:
         """Refuse pictures that are not those that the record was made from.
+
+        Args:
+            request: What is to be made.
+            given: The options that were typed: of these, other files are meant.
 
         Raises:
             BadInput: Names the file that is missing or another.
         """
         now = digests(request)
         for option, digest in self.inputs.items():
-            if now.get(option) != digest:
+            if option not in given and now.get(option) != digest:
                 raise BadInput(
                     f"--{option} {getattr(request, option)} is not the file that the picture was "
                     f"made from (SHA-256 {digest[:12]}…): give that one, by --{option}."
                 )
+
+    def asks_like(self, other: Record) -> bool:
+        """Whether the same was asked for, wherever model and files lie."""
+        return self.inputs == other.inputs and _words(self.request) == _words(other.request)
 
 
 def record(request: Request, plan: Plan, model: Model, outcome: Outcome) -> Record:
@@ -259,9 +268,15 @@ def parse(text: str, where: str) -> Record:
     return made
 
 
+def _words(request: dict[str, Any]) -> dict[str, Any]:
+    """A request without places: fingerprint and digests stand for model, device and files."""
+    places = {one.name for one in fields(Source)} | {"image", "mask", "control", "lora"}
+    return {name: value for name, value in request.items() if name not in places}
+
+
 def _flat(entry: Fingerprint) -> dict[str, str]:
-    fields = entry.model_dump()
-    return {**fields.pop("versions"), **{name: str(value) for name, value in fields.items()}}
+    plain = entry.model_dump()
+    return {**plain.pop("versions"), **{name: str(value) for name, value in plain.items()}}
 
 
 def _short(value: str | None) -> str:

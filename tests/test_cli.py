@@ -2,10 +2,13 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from saved import Folders, done, picture, run, size
 
 from accel import Plan
 from accel import methods as all_methods
-from app import metadata
+from accel.plan import PRESETS
+from app import metadata, request
 
 COMMANDS = ("generate", "compare", "methods", "explain", "env")
 
@@ -287,3 +291,59 @@ def test_plan_from_the_command_line_is_toml_when_it_is_written_out(models: Folde
 def equal(one: str, other: str) -> bool:
     """Whether two files have the same pixels."""
     return metadata.read(Path(one))[0].pixels == metadata.read(Path(other))[0].pixels
+
+
+def test_like_finds_files_by_content_wherever_they_lie(models: Folders) -> None:
+    start = picture(Path("start.png"))
+    shutil.copytree(models("sd15"), "model")
+    done("generate", "fox", "--model", "model", "--image", start, "--out", "a.png", "--seed", 2)
+    moved, elsewhere = start.rename("moved.png"), Path("model").rename("elsewhere")
+    like = ["--like", "a.png", "--out", "b.png", "--image", moved, "--model", elsewhere]
+    assert "identical" in done("generate", *like).stderr
+
+
+def test_like_keeps_the_dtype(models: Folders) -> None:
+    half = ["--dtype", "bfloat16", "--model", models("sd15")]
+    done("generate", "fox", *half, "--out", "a.png", "--seed", 2)
+    assert "identical" in done("generate", "--like", "a.png", "--out", "b.png").stderr
+
+
+# Models of the hub
+
+
+def test_the_size_of_a_download_is_said_before(
+    models: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [
+        ("model_index.json", 100),
+        ("unet/diffusion_pytorch_model.safetensors", 2_000_000_000),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", 1_000_000_000),
+        ("unet/diffusion_pytorch_model.bin", 2_000_000_000),
+        ("everything.safetensors", 9_000_000_000),
+    ]
+    siblings = [SimpleNamespace(rfilename=name, size=size) for name, size in listed]
+    asked: list[dict[str, object]] = []
+
+    def download(_name: str, **options: object) -> str:
+        asked.append(options)
+        return models("sd15")
+
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info",
+        lambda *_args, **_more: SimpleNamespace(siblings=siblings),
+    )
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    full = done("generate", "fox", "--model", "no-such-owner/model", "--out", "a.png")
+    assert full.stderr.startswith("downloading no-such-owner/model: 2.00 GB")
+    assert asked[0]["use_safetensors"] is True and asked[0]["trust_remote_code"] is False
+    monkeypatch.setattr("app.models._from", stop)
+    half = ["--model", "no-such-owner/model", "--variant", "fp16", "--out", "b.png"]
+    assert "1.00 GB" in run("generate", "fox", *half).stderr
+
+
+def stop(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_presets_of_the_options_are_those_of_a_plan() -> None:
+    assert get_args(request.Preset) == PRESETS

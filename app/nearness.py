@@ -1,0 +1,50 @@
+"""How near two results are: the figures of ``accel.quality``, for pictures and clips alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accel.errors import BadInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Pictures = list["Image.Image"]
+
+
+def measure(stock: Pictures, fast: Pictures) -> dict[str, float | str]:
+    """PSNR in dB, SSIM and perceptual distance; where there is none, the reason."""
+    from accel import quality
+
+    return {
+        "psnr": _figure(psnr, stock, fast),
+        "ssim": _figure(quality.ssim, stock, fast),
+        "perceptual": _figure(quality.perceptual, stock, fast),
+    }
+
+
+def psnr(one: Pictures, other: Pictures) -> float:
+    """PSNR in dB over all pixels of all frames: infinite only if every frame is equal.
+
+    Raises:
+        BadInput: If sizes or numbers of frames differ.
+    """
+    from accel import quality
+
+    return quality.psnr(_joined(one), _joined(other))
+
+
+def _joined(pictures: Pictures) -> Any:
+    return np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def _figure(
+    distance: Callable[[Pictures, Pictures], float], stock: Pictures, fast: Pictures
+) -> float | str:
+    try:
+        return distance(stock, fast)
+    except BadInput as error:
+        return f"not measured: {error}"
