@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 import typer
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,7 +22,7 @@ from app.flags import Given
 from app.request import Listing, Printing, Source, make
 
 Kind = type[Accelerator]
-SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+SIGNS = {Ge: "≥ {0.ge:g}", Gt: "> {0.gt:g}", Le: "≤ {0.le:g}", Lt: "< {0.lt:g}"}
 
 
 def methods(given: Given) -> None:
@@ -64,12 +65,7 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return " | ".join(map(str, get_args(field.annotation)))
     kind = getattr(field.annotation, "__name__", str(field.annotation))
-    bounds = [
-        f"{sign} {getattr(note, key):g}"
-        for note in field.metadata
-        for key, sign in SIGNS.items()
-        if hasattr(note, key)
-    ]
+    bounds = [SIGNS[type(note)].format(note) for note in field.metadata if type(note) in SIGNS]
     return " ".join([kind, ", ".join(bounds)]).strip()
 
 

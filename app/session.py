@@ -175,12 +175,11 @@ def _load_lora(pipe: Any, path: Path) -> None:
     if not path.is_file() or path.suffix != ".safetensors":
         raise BadInput(f"--lora {path}: give a .safetensors file that is there.")
     check_safetensors(path)
-    if not hasattr(type(pipe), "load_lora_weights"):
+    put_on = getattr(pipe, "load_lora_weights", None)
+    if put_on is None:
         raise BadInput(f"{type(pipe).__name__} takes no --lora: leave it out.")
     try:
-        pipe.load_lora_weights(
-            path.parent, weight_name=path.name, local_files_only=True, use_safetensors=True
-        )
+        put_on(path.parent, weight_name=path.name, local_files_only=True, use_safetensors=True)
     except (ValueError, KeyError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise _stranger(pipe, path, first) from error
