@@ -128,7 +128,12 @@ class Trajectory:
 
     @property
     def running(self) -> bool:
-        """Whether a run has begun and not yet made all its steps."""
+        """Whether a run has begun and not yet made all its steps.
+
+        Raises:
+            BrokenAttachment: If the pipeline's scheduler was replaced after the plan was attached.
+        """
+        self._check_scheduler()
         return self.levels is not None and (self.total is None or self.index < self.total)
 
     @property
@@ -138,15 +143,18 @@ class Trajectory:
         Raises:
             BrokenAttachment: If the pipeline's scheduler was replaced after the plan was attached.
         """
+        self._check_scheduler()
+        if self._step is None:
+            self._step = self._locate()
+        return self._step
+
+    def _check_scheduler(self) -> None:
         if self.pipe.scheduler is not self.scheduler:
             raise BrokenAttachment(
                 f"pipe.scheduler was replaced by a {type(self.pipe.scheduler).__name__} while a "
                 f"plan that follows the {type(self.scheduler).__name__} is attached. Detach, set "
                 "the scheduler, attach again – or put the sampler into the plan."
             )
-        if self._step is None:
-            self._step = self._locate()
-        return self._step
 
     def _locate(self) -> Step:
         assert self.levels is not None
