@@ -185,7 +185,7 @@ def _place(made: metadata.Record) -> str:
     mark = made.fingerprint
     return (
         f"{made.request['model']}, seed {made.request['seed']}, {mark.dtype}, {mark.processor}, "
-        f"{mark.threads} threads, torch {mark.versions['torch']}"
+        f"{mark.threads} thread{'s' * (mark.threads > 1)}, torch {mark.versions['torch']}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.attach import Run
 from accel.bundled import check_safetensors
-from accel.errors import AccelError, BadInput, BadOutput
+from accel.errors import AccelError, AccelWarning, BadInput, BadOutput
 from accel.plan import Plan
 from accel.report import Report
 from app import models
@@ -125,7 +125,9 @@ class Session:
             first = pipe(**call, generator=generator)[0][0]
         seconds = time.perf_counter() - start
         clip = isinstance(first, list)
-        return Outcome(first if clip else [first], clip, recorded(call), seconds, report)
+        pictures = first if clip else [first]
+        _check_size(pictures[0], call)
+        return Outcome(pictures, clip, recorded(call), seconds, report)
 
 
 def _keep(latest: list[Any], result: Any) -> None:
@@ -160,6 +162,17 @@ def _check_finite(latents: Tensor | None, request: Request) -> None:
     """Look at the last latents; one device read, after the run."""
     if latents is not None and not bool(latents.isfinite().all()):
         raise _bad_output("The run", request)
+
+
+def _check_size(picture: Image.Image, call: dict[str, Any]) -> None:
+    """Some pipelines make another size than they are asked for, without an error."""
+    asked = (call.get("width", picture.width), call.get("height", picture.height))
+    if picture.size != asked:
+        warnings.warn(
+            f"asked for {asked[0]}x{asked[1]}, the pipeline made {picture.width}x{picture.height}",
+            AccelWarning,
+            stacklevel=4,
+        )
 
 
 def _bad_output(what: str, request: Request) -> BadOutput:

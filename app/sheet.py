@@ -42,7 +42,7 @@ def draw(
             *((text, QUIET) for text in measured(found)),
         ],
     ]
-    verdicts = [*_verdicts(found), (place, QUIET)]
+    verdicts = [*_verdicts(found), ("", QUIET), (place, QUIET)]
     font, large = ImageFont.load_default(SMALL), ImageFont.load_default(LARGE)
     side = max(picture.width for picture in pictures)
     tallest = max(picture.height for picture in pictures)

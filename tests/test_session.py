@@ -209,3 +209,17 @@ def test_the_bar_shows_steps_skips_and_counts_on_a_terminal_only(
         shown[terminal] = console.file.getvalue()
     assert shown[False] == ""
     assert all(text in shown[True] for text in ("6/6", "2 skipped", "timed runs", "1/2"))
+
+
+def test_another_size_than_asked_for_is_a_warning(
+    sessions: dict[str, Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = sessions["sd15"]
+    postprocess = session.model.pipe.image_processor.postprocess
+    monkeypatch.setattr(
+        session.model.pipe.image_processor,
+        "postprocess",
+        lambda *args, **more: [image.resize((8, 8)) for image in postprocess(*args, **more)],
+    )
+    with pytest.warns(AccelWarning, match="asked for 32x32, the pipeline made 8x8"):
+        session.run(request(session), Plan())
