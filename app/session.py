@@ -17,7 +17,7 @@ from accel.plan import Plan
 from accel.report import Report
 from app import models
 from app.call import arguments, recorded
-from app.modes import pipeline_for
+from app.modes import parameters, pipeline_for
 from app.request import Request, Source
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ class Session:
 
         assert request.seed is not None
         generator = torch.Generator("cpu").manual_seed(request.seed)
+        form = {"output_type": "pil"} if "output_type" in parameters(pipe) else {}
         start = time.perf_counter()
         with _nan_is_an_error(request):
-            first = pipe(**call, generator=generator)[0][0]
+            first = pipe(**{**call, **form}, generator=generator)[0][0]
         seconds = time.perf_counter() - start
         clip = isinstance(first, list)
         pictures = first if clip else [first]

@@ -223,3 +223,13 @@ def test_another_size_than_asked_for_is_a_warning(
     )
     with pytest.warns(AccelWarning, match="asked for 32x32, the pipeline made 8x8"):
         session.run(request(session), Plan())
+
+
+@pytest.mark.parametrize("name", ["wan21", "ltx"])
+def test_clips_are_frames_whatever_the_pipeline_gives_by_itself(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 48}
+    session = Session(models.Model(Source(), pipe, call, ""))
+    outcome = session.run(Request(prompt="fox", seed=1, steps=2), Plan())
+    assert outcome.clip and [frame.size for frame in outcome.pictures] == [(32, 32)] * 9
