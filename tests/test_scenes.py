@@ -271,3 +271,25 @@ def test_prompt_files_carry_their_truth():
 def test_gallery_stays_in_the_vocabulary():
     for line in asset("prompts/gallery.txt").read_text().splitlines():
         assert set(words(line)) <= set(vocabulary()), line
+
+
+@pytest.mark.parametrize("name", ["scenes-flux", "scenes-unet", "scenes-wan"])
+def test_every_family_can_be_built_and_learns(name, monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from scenes_models import FAMILIES
+
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    pipe = family.build(family.vae())
+    shape = (2, 16, 2, 8, 8) if family.clips else (2, 8, 8, 8)
+    loss = family.loss(pipe, torch.randn(shape), [scene(1).caption, ""])
+    loss.backward()
+    assert 0.5 < loss.item() < 4
+    learning = [dict(family.modules(pipe))[part] for part in family.learns]
+    assert all(any(p.grad is not None for p in part.parameters()) for part in learning)
+    assert sum(p.numel() for p in learning[0].parameters()) <= 5.5e6
+    stored = 2 * sum(p.numel() for part in (learning[0], pipe.vae) for p in part.parameters())
+    stored += 4 * sum(p.numel() for part in learning[1:] for p in part.parameters())
+    assert stored <= 13.95 * MIB  # the rest is tokenizers and configs

@@ -151,7 +151,7 @@ accelerators can be tried and measured offline. It knows the grammar's words and
 * A normal call: `call.json`; `accel.load("{name}")` returns pipeline and call.
 * Data: renders of seeds 0 to 999,999 with captions of sixteen wordings each; no third-party data.
 * Trained by `tools/train_scenes.py --family {name}` (`vae`, `cache`, `denoiser`, `export`);
-  `denoiser --start-from` this folder goes on from these weights.
+  its stage `adopt` goes on from this folder.
 {warning}
 ## Judged on {captions} held-out captions
 

@@ -1,9 +1,10 @@
-"""Train the bundled models on procedural scenes: `train_scenes.py vae|cache|denoiser|export`.
+"""Train the bundled models on procedural scenes: `train_scenes.py [options] STAGE`.
 
 Stages hand over through a run folder: `vae` writes `vae.pt`, `cache` encodes training pictures
 to `latents-*.pt`, `denoiser` trains denoiser and text encoders to `denoiser.pt`, and `export`
-writes the pipeline folder. Every stage resumes where its checkpoint left off. `oracle` trains
-the attribute classifier. On a CPU, pin the process to cores and set `--threads` to their number.
+writes the pipeline folder; `adopt` starts a run from such a folder. Every stage resumes where its
+checkpoint left off. `oracle` trains the attribute classifier. On a CPU, pin the process to cores
+and set `--threads` to their number.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from diffusers import DiffusionPipeline
 from PIL import Image
 from scenes_models import FAMILIES, Family
 from torch import Tensor, nn
@@ -394,12 +396,9 @@ class Training:
     first: int = 0
 
     @classmethod
-    def start(cls, at: Setting, start_from: Path | None) -> "Training":
-        """Start afresh, from an exported pipeline, or where the last checkpoint left off."""
-        pipe = _pipeline(at.family, at.run, at.seed)
-        if start_from is not None:
-            _adopt(at.family, pipe, start_from)
-        pipe.to(at.device)
+    def start(cls, at: Setting) -> "Training":
+        """Start afresh, or where the checkpoint left off."""
+        pipe = _pipeline(at.family, at.run, at.seed).to(at.device)
         modules = dict(at.family.modules(pipe))
         for module in modules.values():
             module.train().requires_grad_(True)
@@ -414,10 +413,11 @@ class Training:
         return self.at.run / "denoiser.pt"
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint."""
+        """Take over a checkpoint; one that `adopt` wrote has no optimiser yet."""
         self.first, self.average.weights = state["step"], state["average"]
         _restore(self.at.family, self.pipe, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self, done: int) -> None:
         """Write a checkpoint."""
@@ -451,12 +451,13 @@ def denoiser(
     big_after: Annotated[int, typer.Option(help="128 px joins after this step")] = 3400,
     big_share: Annotated[float, typer.Option(help="share of 128 px steps from then on")] = 0.75,
     rate: float = 1.2e-3,
-    start_from: Annotated[Path | None, typer.Option(help="pipeline folder to go on from")] = None,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
     at: Setting = context.obj
-    training, plan = Training.start(at, start_from), Schedule(rate, steps)
+    training, plan = Training.start(at), Schedule(rate, steps)
     first, known = training.first, [s for s in at.family.sizes if _cached(at.run, s)]
+    if not known:
+        raise typer.BadParameter(f"{at.run} holds no latents: run the stage `cache` first")
     stores = {size: Latents.read(at.family, at.run, size) for size in known}
     rng = np.random.default_rng([at.seed, first])
     torch.manual_seed(at.seed + first)
@@ -479,11 +480,16 @@ def denoiser(
             training.draw(done, 128 if 128 in stores and done > big_after else 64)
 
 
-def _adopt(family: Family, pipe: Any, folder: Path) -> None:
-    """Take over the weights of an exported pipeline; the optimiser starts afresh."""
-    known = type(pipe).from_pretrained(folder)
-    for name, module in family.modules(pipe):
-        module.load_state_dict(getattr(known, name).state_dict())
+@app.command()
+def adopt(context: typer.Context, folder: Path) -> None:
+    """Start a run from an exported pipeline: `cache` and `denoiser` then go on from its weights."""
+    at: Setting = context.obj
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    state = {f"vae.{name}": value for name, value in pipe.vae.state_dict().items()}
+    _save({"step": 0, "model": pipe.vae.state_dict(), "average": state}, at.run / "vae.pt")
+    parts = at.family.modules(pipe)
+    weights = {f"{p}.{k}": v for p, module in parts for k, v in module.state_dict().items()}
+    _save({"step": 0, "weights": weights, "average": weights}, at.run / "denoiser.pt")
 
 
 @app.command()
