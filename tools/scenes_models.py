@@ -4,6 +4,7 @@ Every part is a stock diffusers or transformers class, so that a trained folder 
 plain `DiffusionPipeline.from_pretrained`. Legend: B samples, C latent channels, F frames, H, W.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -251,9 +252,16 @@ def _ids(tokenizer: Any, captions: list[str], device: torch.device) -> Any:
     ).to(device)
 
 
-def _logit_normal(count: int, mu: float, device: torch.device) -> Tensor:
-    """Noise levels in (0, 1) as the shifted scheduler spends its steps on them. Shape [B]."""
-    return torch.sigmoid(mu + torch.randn(count, device=device))
+def _levels(count: int, mu: float, device: torch.device) -> Tensor:
+    """Noise levels in (0, 1) for a scheduler shifted by e^mu. Shape [B].
+
+    Half are logit-normal, half spread as the scheduler's own steps: the first alone is too thin
+    at high noise, where counts and sides are decided.
+    """
+    middle = torch.sigmoid(mu + torch.randn(count, device=device))
+    even, shift = torch.rand(count, device=device), math.exp(mu)
+    spread = shift * even / (1 + (shift - 1) * even)
+    return torch.where(torch.rand(count, device=device) < 0.5, middle, spread)
 
 
 def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tensor:
@@ -266,7 +274,7 @@ def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tenso
     image_ids = pipe._prepare_latent_image_ids(
         count, height // 2, width // 2, device, latents.dtype
     )
-    sigma = _logit_normal(count, 0.3 if clean.shape[1] <= 64 else 0.8, device)
+    sigma = _levels(count, 0.3 if clean.shape[1] <= 64 else 0.8, device)
     noise = torch.randn_like(clean)
     level = sigma[:, None, None]
     velocity = pipe.transformer(
@@ -298,7 +306,7 @@ def wan_loss(pipe: WanPipeline, latents: Tensor, captions: list[str]) -> Tensor:
     tokens = _ids(pipe.tokenizer, captions, latents.device)
     text = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     text = text * tokens.attention_mask[..., None]
-    sigma = _logit_normal(len(latents), 0.7, latents.device)
+    sigma = _levels(len(latents), 0.7, latents.device)
     noise = torch.randn_like(latents)
     level = sigma[:, None, None, None, None]
     velocity = pipe.transformer(
