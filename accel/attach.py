@@ -242,7 +242,7 @@ class Run:
                 )
 
     def _on_step(self, _step: Step, _result: Any) -> None:
-        self.report.samples = self.reader.samples or 1
+        self.report.samples = self.reader.batch
         self.report.tick()
 
     def detach(self) -> None:

@@ -88,6 +88,15 @@ class Step:
         return self.levels.at(self.position)
 
     @property
+    def time(self) -> float:
+        """ln((α + c)/(σ + c)), c = 0.02: the half log-SNR λ, kept finite at both ends.
+
+        Networks change evenly in it, so it is what predictors extrapolate in.
+        """
+        _, alpha, noise = self.level
+        return math.log((alpha + 0.02) / (noise + 0.02))
+
+    @property
     def sigma(self) -> float:
         """Noise level σ/α (the units of EDM); infinite at the start of a flow."""
         return self.level[0]

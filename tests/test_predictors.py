@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.cache.predictors import Newton, Reuse, make
+from accel.cache.predictors import Forecast, Newton, Reuse
 
-MAKES = {"reuse": lambda: make("reuse", 1)} | {
-    f"newton{order}": lambda order=order: make("newton", order) for order in (1, 2, 3)
+MAKES = {"reuse": Forecast("reuse").make} | {
+    f"newton{order}": Forecast("newton", order).make for order in (1, 2, 3)
 }
 
 
@@ -100,3 +100,20 @@ def test_the_dtype_stays(build, dtype):
         predictor.update(position, torch.ones(2, dtype=dtype))
     assert predictor.predict(5).dtype == dtype
     assert torch.equal(predictor.predict(5), torch.ones(2, dtype=dtype))
+
+
+@given(st.floats(0, 0.99), st.integers(1, 9))
+def test_damping_leaves_out_its_share_of_the_change(damping, ahead):
+    plain, damped = Newton(1), Newton(1, damping)
+    for position, value in ((0.0, 1.0), (1.0, 3.0)):
+        plain.update(position, torch.tensor([value]))
+        damped.update(position, torch.tensor([value]))
+    change = plain.predict(1.0 + ahead) - 3.0
+    assert torch.allclose(damped.predict(1.0 + ahead), 3.0 + (1 - damping) * change)
+
+
+def test_a_second_value_at_the_newest_position_replaces_it():
+    newton = Newton(1)
+    for position, value in ((0.0, 1.0), (1.0, 9.0), (1.0, 3.0)):
+        newton.update(position, torch.tensor([value]))
+    assert newton.predict(2.0).item() == pytest.approx(5.0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from accel.cache.decisions import Decisions
 from accel.cache.indicators import ProbeChange
 from accel.cache.policies import Guarded
-from accel.cache.predictors import Kind, Predictor, make
+from accel.cache.predictors import Forecast, Predictor
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import index_rows, scatter
@@ -109,11 +109,11 @@ class BlockRangeCache:
         self,
         tally: Tally,
         policy: Callable[[], Guarded],
-        predictor: tuple[Kind, int],
+        forecast: Forecast,
     ) -> None:
         self.decisions = Decisions(ProbeChange, policy)
         self._tally = tally
-        self._make = predictor
+        self._forecast = forecast
         self._kept: dict[tuple[str, Row, Stream], Predictor] = {}
         self._pass: Pass | None = None
 
@@ -236,19 +236,17 @@ class BlockRangeCache:
     def _update(self, call: Call, rows: list[int], stream: Stream, value: Tensor) -> None:
         for position, index in enumerate(rows):
             key = (call.denoiser.name, call.rows[index], stream)
-            kept = self._kept.setdefault(key, make(*self._make))
-            kept.update(call.step.index, value[position])
+            kept = self._kept.setdefault(key, self._forecast.make())
+            kept.update(call.step.time, value[position])
 
     def _predict(self, passed: Pass) -> dict[Stream, Tensor]:
         call, name = passed.call, passed.call.denoiser.name
         rows = [call.rows[index] for index in passed.skipped]
         streams = [key[2] for key in self._kept if key[:2] == (name, rows[0])]
-        self._tally.record(
-            call.step.index, rows, "reused" if self._make[0] == "reuse" else "predicted"
-        )
+        self._tally.record(call.step.index, rows, self._forecast.state)
         return {
             stream: stack_rows(
-                [self._kept[name, row, stream].predict(call.step.index) for row in rows]
+                [self._kept[name, row, stream].predict(call.step.time) for row in rows]
             )
             for stream in streams
         }

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
 from accel.cache.policies import Accumulated, Guarded
+from accel.cache.predictors import Forecast
 
 
 class EasyCache(Accelerator):
@@ -43,9 +44,15 @@ class EasyCache(Accelerator):
     last: bool = Field(default=True, description="always compute the last step")
     predictor: Literal["reuse", "newton"] = Field(
         default="newton",
-        description="'reuse' keeps v − x (the paper); 'newton' extrapolates v in the step",
+        description="'reuse' keeps v − x (the paper); 'newton' extrapolates v in the log-SNR",
     )
     order: int = Field(default=1, ge=1, le=3, description="degree of the Newton polynomial")
+    damping: float = Field(
+        default=0.4,
+        ge=0.0,
+        lt=1.0,
+        description="share of the change that 'newton' extrapolates that is left out",
+    )
 
     @classmethod
     def off(cls) -> Self:
@@ -66,7 +73,7 @@ class EasyCache(Accelerator):
             site.tally,
             InputChange,
             lambda: Guarded(Accumulated(self.threshold), self.warmup, self.max_skips, self.last),
-            (self.predictor, self.order),
+            Forecast(self.predictor, self.order, self.damping),
         )
         site.tally.reason = lambda: cache.decisions.why_idle("the estimated change", self.threshold)
         yield from cache.attach(site)

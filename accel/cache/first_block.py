@@ -13,6 +13,7 @@ from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
 from accel.cache.policies import Below, Guarded
+from accel.cache.predictors import Forecast
 
 
 class FirstBlock(Accelerator):
@@ -46,6 +47,12 @@ class FirstBlock(Accelerator):
         description="'reuse' keeps the residual of the other blocks; 'newton' extrapolates it",
     )
     order: int = Field(default=1, ge=1, le=3, description="degree of the Newton polynomial")
+    damping: float = Field(
+        default=0.4,
+        ge=0.0,
+        lt=1.0,
+        description="share of the change that 'newton' extrapolates that is left out",
+    )
 
     @classmethod
     def off(cls) -> Self:
@@ -68,7 +75,7 @@ class FirstBlock(Accelerator):
         cache = BlockRangeCache(
             site.tally,
             lambda: Guarded(Below(self.threshold), self.warmup, self.max_skips, self.last),
-            (self.predictor, self.order),
+            Forecast(self.predictor, self.order, self.damping),
         )
         site.tally.reason = lambda: cache.decisions.why_idle(
             "the first block's change", self.threshold

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from accel.cache.decisions import Decisions
 from accel.cache.policies import Guarded
-from accel.cache.predictors import Kind, Predictor, make
+from accel.cache.predictors import Forecast, Predictor
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
 from accel.seams.spaces import matching
@@ -37,7 +37,7 @@ class NetworkCache:
     """Answers a call of a network from what earlier calls gave.
 
     With predictor ``reuse`` the kept quantity is v − x, so that the answer follows the present
-    input (EasyCache, section 3); with ``newton`` it is v, as a polynomial in the step.
+    input (EasyCache, section 3); with ``newton`` it is v, as a polynomial in `Step.time`.
 
     State is one predictor for each denoiser, sample and branch. Reads the device once a step.
     """
@@ -47,12 +47,12 @@ class NetworkCache:
         tally: Tally,
         indicator: Callable[[], Indicator],
         policy: Callable[[], Guarded],
-        predictor: tuple[Kind, int],
+        forecast: Forecast,
     ) -> None:
         self.decisions = Decisions(indicator, policy)
         self._tally = tally
-        self._follow = predictor[0] == "reuse"
-        self._make = predictor
+        self._follow = forecast.kind == "reuse"
+        self._forecast = forecast
         self._kept: dict[tuple[str, Row], Predictor] = {}
 
     def attach(self, site: Site) -> Iterator[Undo]:
@@ -104,20 +104,20 @@ class NetworkCache:
             if sample.leads(row):
                 sample.indicator.learn(*matching(x, y))
             sample.learned[row.branch] = call.step.index
-            kept = self._kept.setdefault((call.denoiser.name, row), make(*self._make))
-            kept.update(call.step.index, _minus_input(y, x) if self._follow else y)
+            kept = self._kept.setdefault((call.denoiser.name, row), self._forecast.make())
+            kept.update(call.step.time, _minus_input(y, x) if self._follow else y)
         self._tally.record(call.step.index, call.rows, "computed")
 
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
         answers = []
         for index in rows:
             kept = self._kept[call.denoiser.name, call.rows[index]]
-            value = kept.predict(call.step.index)
+            value = kept.predict(call.step.time)
             if self._follow:
                 value = _plus_input(value, call.sample[index])
             answers.append(value)
         rows_done = (call.rows[index] for index in rows)
-        self._tally.record(call.step.index, rows_done, "reused" if self._follow else "predicted")
+        self._tally.record(call.step.index, rows_done, self._forecast.state)
         return stack_rows(answers)
 
 

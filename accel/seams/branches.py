@@ -116,6 +116,7 @@ class Reader:
     _context: str | None = None
     _ordinals: dict[str, int] = field(default_factory=dict)
     _at: int = -1
+    _seen: int = 1
     _known: dict[int, tuple[Tensor, str]] = field(default_factory=dict)
 
     def attach(self, denoisers: tuple[Denoiser, ...]) -> list[Callable[[], None]]:
@@ -135,6 +136,11 @@ class Reader:
         self._known.clear()
 
     @property
+    def batch(self) -> int:
+        """Samples of the run, as prepared or else as last seen in a call."""
+        return self.samples or self._seen
+
+    @property
     def running(self) -> bool:
         """Whether a run is under way."""
         return self.trajectory.running
@@ -144,7 +150,7 @@ class Reader:
         step = self.trajectory.now
         count = len(arguments[denoiser.sample_name])
         branches = self._branches(denoiser, arguments, count, step.index)
-        samples = count // len(branches)
+        samples = self._seen = count // len(branches)
         rows = tuple(Row(branch, sample) for branch in branches for sample in range(samples))
         return Call(denoiser, step, rows, arguments)
 
