@@ -76,7 +76,7 @@ ROSTER: dict[str, Row] = {
     ),
     "guidance.Interval": Row(
         active=guidance.Interval(low=0.5, high=4.0),
-        variants=(guidance.Interval(low=1.5), guidance.Interval(low=0.0, high=3.0)),
+        variants=(guidance.Interval(low=1.5), guidance.Interval(low=0.0, high=1.5)),
         branches=True,
     ),
     "samplers.DPMSolverPP": Row(

@@ -97,7 +97,7 @@ def layout_of(pipe: Any) -> Layout:
     """
     name = type(pipe).__name__
     matches = [prefix for prefix in LAYOUTS if name.startswith(prefix)]
-    if not matches or name.startswith(REFUSED):
+    if not matches or name.startswith(REFUSED) or "Modular" in name:
         raise UnsupportedModel(
             f"{name}: the order of its guidance branches is not known, and guessing it would mix "
             "them up. Add its layout to accel/seams/branches.py (docs/adding-a-method.md)."
@@ -144,6 +144,11 @@ class Reader:
     def running(self) -> bool:
         """Whether a run is under way."""
         return self.trajectory.running
+
+    def note(self, denoiser: Denoiser, arguments: dict[str, Any]) -> None:
+        """Learn the number of samples from a call, where the pipeline prepares latents unseen."""
+        if self.samples is None:
+            self._seen = self._samples(arguments, len(arguments[denoiser.sample_name]))
 
     def read(self, denoiser: Denoiser, arguments: dict[str, Any]) -> Call:
         """One call, its rows named."""

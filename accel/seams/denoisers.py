@@ -176,6 +176,10 @@ class Reader(Protocol):
         """Whether a run is under way: a call outside one is left alone."""
         ...
 
+    def note(self, denoiser: Denoiser, arguments: dict[str, Any]) -> None:
+        """Look at a call that no method is around."""
+        ...
+
     def read(self, denoiser: Denoiser, arguments: dict[str, Any]) -> Call:
         """One call, its rows named."""
         ...
@@ -204,6 +208,7 @@ class Onion:
             return inner(*args, **kwargs)
         arguments = dict(zip(self.denoiser.parameters, args, strict=False)) | kwargs
         if not self._layers:
+            self._reader.note(self.denoiser, arguments)
             self._count(len(arguments[self.denoiser.sample_name]))
             return inner(*args, **kwargs)
         call = self._reader.read(self.denoiser, arguments)
