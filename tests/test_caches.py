@@ -100,9 +100,9 @@ def test_nan_latents_are_computed_not_reused(bench, method):
 
 
 def answers(bench, name, plan, **call):
-    """What the pipeline gets from its network, call by call, the network's inputs, and events."""
+    """What the pipeline gets from its network, call by call, with its inputs, and when."""
     pipe = bench.pipe(name)
-    seen = []
+    seen, times = [], []
 
     def write(inner, *args, **kwargs):
         native = inner(*args, **kwargs)
@@ -110,6 +110,7 @@ def answers(bench, name, plan, **call):
         x = kwargs.get(denoiser.sample_name, args[0] if args else None)
         x, v = (part if torch.is_tensor(part) else torch.stack(part) for part in (x, native[0]))
         seen.append((x.clone(), v.clone()))
+        times.append(run.trajectory.now.time)
         return native
 
     run = plan.attach(pipe)
@@ -117,7 +118,7 @@ def answers(bench, name, plan, **call):
     bench.call(name, **call)
     undo()
     run.detach()
-    return seen, run.report
+    return seen, times
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "flux_schnell", "zimage", "cogvideox"])
@@ -131,11 +132,22 @@ def test_easycache_reuse_keeps_the_difference_to_the_input(bench, name):
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "flux_schnell", "zimage", "cogvideox"])
 def test_easycache_newton_draws_a_line(bench, name):
-    method = cache.EasyCache(threshold=1e9, warmup=2, predictor="newton", order=1)
-    seen, _ = answers(bench, name, Plan(method), steps=6)
-    v0, v1 = seen[0][1], seen[1][1]
-    for step in (2, 3, 4):
-        assert torch.allclose(seen[step][1], v1 + (step - 1) * (v1 - v0), atol=1e-4)
+    """Through the last two computed answers, over `Step.time`; damped, a part of the way."""
+    times = []
+
+    class Timed(cache.EasyCache):
+        def attach(self, site):
+            times.clear()
+            yield from super().attach(site)
+            yield site.on_step(lambda step, _: times.append(step.time))
+
+    for damping in (0.0, 0.4):
+        method = Timed(threshold=1e9, warmup=2, predictor="newton", order=1, damping=damping)
+        seen, _ = answers(bench, name, Plan(method), steps=6)
+        (_, v0), (_, v1), *skipped = seen[:5]
+        slope = (1 - damping) * (v1 - v0) / (times[1] - times[0])
+        for (_, v), time in zip(skipped, times[2:5], strict=True):
+            assert torch.allclose(v, v1 + (time - times[1]) * slope, atol=1e-4, rtol=1e-4)
 
 
 def stream(block, args, kwargs, returned):

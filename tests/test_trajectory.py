@@ -115,6 +115,8 @@ def test_sigma_falls_and_the_last_step_is_the_last(bench, watch, name):
     steps = steps_of(bench, name, watch, steps=6)
     sigmas = [step.sigma for step in steps]
     assert sigmas == sorted({*sigmas}, reverse=True)
+    times = [step.time for step in steps]
+    assert times == sorted({*times})
     assert [step.index for step in steps] == list(range(len(steps)))
     assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
     assert {step.total for step in steps} == {len(steps)}
