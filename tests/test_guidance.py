@@ -81,10 +81,11 @@ def test_the_guard_holds_against_latching_at_once(bench, fields, guided):
         assert computed == set(range(guided))
 
 
-def test_a_cached_answer_is_no_evidence(bench):
+@pytest.mark.parametrize("kind", [cache.EasyCache, cache.FirstBlock])
+def test_a_cached_answer_is_no_evidence(bench, kind):
     """Adaptive never looks at pairs that a cache answered: only computed steps can end it."""
     method = guidance.Adaptive(threshold=-1.0, min_steps=4, min_guided=0.0)
-    plan = Plan(method, cache.EasyCache(threshold=1e9, warmup=2))
+    plan = Plan(method, kind(threshold=1e9, warmup=2))
     run = plan.attach(bench.pipe("flux_cfg"))
     bench.call("flux_cfg", steps=8)
     run.detach()

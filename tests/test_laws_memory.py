@@ -9,6 +9,10 @@ from tiny import PIPELINES, Ask
 from accel import Plan
 
 
+PAIR = ("sd15", "flux_cfg")
+"""One of each guidance layout, for what is long."""
+
+
 class Abort(Exception):
     """What a user's callback, or a network, raises in the middle of a run."""
 
@@ -109,7 +113,7 @@ def aborted(bench, name, way, at):
 
 
 ABORTED = [
-    pytest.param(name, plan, id=f"{name}-{plan.methods[0].name}", marks=full(name not in CORE))
+    pytest.param(name, plan, id=f"{name}-{plan.methods[0].name}", marks=full(name not in PAIR))
     for name in PIPELINES
     for plan in forms(name)
 ]
@@ -144,7 +148,7 @@ def test_detach_after_an_abort(bench, same, name):
     assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
 
 
-@pipelines(CORE)
+@pipelines(PAIR)
 def test_two_pipelines_of_one_class_share_nothing(same, name):
     tiny = PIPELINES[name]
     plans = forms(name)
@@ -168,7 +172,7 @@ def test_two_pipelines_of_one_class_share_nothing(same, name):
         assert all(same(output, other_alone) for output in outputs)
 
 
-@pipelines(CORE)
+@pipelines(PAIR)
 def test_one_plan_on_two_pipelines_shares_nothing(same, name):
     tiny = PIPELINES[name]
     for plan in forms(name):
@@ -216,3 +220,29 @@ def test_a_run_that_never_began_leaves_nothing(bench, same, name):
 def dynamic(pipe):
     """What `set_timesteps` of a scheduler with dynamic shifting needs."""
     return {"mu": 0.5} if pipe.scheduler.config.get("use_dynamic_shifting") else {}
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "flux_cfg"])
+def test_tensors_that_change_roles_between_runs(bench, same, name):
+    """What was the conditional text in one run may be the unconditional one in the next."""
+    pipe = bench.pipe(name)
+    texts = [pipe.encode_prompt(text, text, max_sequence_length=48)[:2] for text in ("a fox", "")]
+    roles = [
+        {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds": cond[0],
+            "pooled_prompt_embeds": cond[1],
+            "negative_prompt_embeds": uncond[0],
+            "negative_pooled_prompt_embeds": uncond[1],
+        }
+        for cond, uncond in (texts, texts[::-1])
+    ]
+    plan = Plan(ROSTER["guidance.Adaptive"].active)
+    fresh = []
+    for role in roles:
+        with plan.attach(pipe):
+            fresh.append(bench.call(name, steps=STEPS, **role))
+    with plan.attach(pipe):
+        assert same(bench.call(name, steps=STEPS, **roles[0]), fresh[0])
+        assert same(bench.call(name, steps=STEPS, **roles[1]), fresh[1])
