@@ -8,7 +8,6 @@ from tiny import PIPELINES, Ask
 
 from accel import Plan
 
-
 PAIR = ("sd15", "flux_cfg")
 """One of each guidance layout, for what is long."""
 
