@@ -165,8 +165,8 @@ renders. `evaluation.json` has every attribute. Written by `tools/evaluate_scene
 
 ## Limits
 
-Colours, counts and sides are bound as well as the table says. Words outside the grammar, more
-than one house, people and other places are not known.
+Below 80 %: {weak}. Words outside the grammar, more than one house, people and other places are
+not known.
 """
 
 
@@ -181,6 +181,8 @@ def card(folder: Path, report: dict[str, Any]) -> str:
         for name, found in named.items()
     ]
     rows.append(f"| renders blurred by {BLUR} px | | | {report['blurred']['frechet']:.3f} |")
+    shares = report["guided"]["caption_accuracy"]["by_attribute"]
+    weak = [f"{name} {100 * share:.0f} %" for name, share in shares.items() if share < 0.8]
     warning = "\nUnfinished weights: training goes on from them, figures will change.\n"
     return CARD.format(
         kind="video" if "num_frames" in report["call"] else "image",
@@ -190,6 +192,7 @@ def card(folder: Path, report: dict[str, Any]) -> str:
         parts=", ".join(f"`{part}` ({index[part][1]})" for part in parts),
         warning=warning if report["provisional"] else "",
         captions=report["captions"],
+        weak=", ".join(weak) or "none",
         rows="\n".join(rows),
     )
 

@@ -255,13 +255,16 @@ def _ids(tokenizer: Any, captions: list[str], device: torch.device) -> Any:
 def _levels(count: int, mu: float, device: torch.device) -> Tensor:
     """Noise levels in (0, 1) for a scheduler shifted by e^mu. Shape [B].
 
-    Half are logit-normal, half spread as the scheduler's own steps: the first alone is too thin
-    at high noise, where counts and sides are decided.
+    Two fifths are logit-normal, two fifths spread as the scheduler's own steps, and one fifth lies
+    above 0.9: there the side of an object is decided, and nowhere else, so that training on
+    logit-normal levels alone (4 in 1000 above 0.95) never learns what left and right mean.
     """
     middle = torch.sigmoid(mu + torch.randn(count, device=device))
     even, shift = torch.rand(count, device=device), math.exp(mu)
     spread = shift * even / (1 + (shift - 1) * even)
-    return torch.where(torch.rand(count, device=device) < 0.5, middle, spread)
+    layout = 0.9 + 0.1 * torch.rand(count, device=device)
+    which = torch.rand(count, device=device)
+    return torch.where(which < 0.4, middle, torch.where(which < 0.8, spread, layout))
 
 
 def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tensor:
