@@ -7,16 +7,16 @@ Runtime-Adaptive Caching", arXiv 2507.02860, section 3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
-from accel.cache.policies import Accumulated, Guarded
-from accel.cache.predictors import Forecast
+from accel.attach import Site, Undo
+from accel.cache.adaptive import AdaptiveCache
+from accel.cache.policies import Accumulated
 
 
-class EasyCache(Accelerator):
+class EasyCache(AdaptiveCache):
     """Sum an estimate of the output's relative change; compute when it reaches the threshold.
 
     The estimate is k · mean|x_i − x_{i−1}| / mean|v_p|, with k = mean|Δv| / mean|Δx| over the last
@@ -38,30 +38,10 @@ class EasyCache(Accelerator):
     warmup: int = Field(
         default=3, ge=2, description="steps at the start that are always computed (≥ 2)"
     )
-    max_skips: int = Field(
-        default=0, ge=0, description="consecutive skips after which a step is computed; 0: no cap"
-    )
-    last: bool = Field(default=True, description="always compute the last step")
     predictor: Literal["reuse", "newton"] = Field(
         default="newton",
         description="'reuse' keeps v − x (the paper); 'newton' extrapolates v in the log-SNR",
     )
-    order: int = Field(default=1, ge=1, le=3, description="degree of the Newton polynomial")
-    damping: float = Field(
-        default=0.4,
-        ge=0.0,
-        lt=1.0,
-        description="share of the change that 'newton' extrapolates that is left out",
-    )
-
-    @classmethod
-    def off(cls) -> Self:
-        """Threshold 0."""
-        return cls(threshold=0.0)
-
-    def why_off(self) -> str | None:
-        """Threshold 0 computes every step."""
-        return "threshold is 0" if self.threshold == 0 else None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser."""
@@ -72,8 +52,8 @@ class EasyCache(Accelerator):
         cache = NetworkCache(
             site.tally,
             InputChange,
-            lambda: Guarded(Accumulated(self.threshold), self.warmup, self.max_skips, self.last),
-            Forecast(self.predictor, self.order, self.damping),
+            lambda: self.guarded(Accumulated(self.threshold)),
+            self.forecast,
         )
         site.tally.reason = lambda: cache.decisions.why_idle("the estimated change", self.threshold)
         yield from cache.attach(site)

@@ -7,16 +7,16 @@ the residual of the first transformer block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
-from accel.cache.policies import Below, Guarded
-from accel.cache.predictors import Forecast
+from accel.attach import Site, Undo
+from accel.cache.adaptive import AdaptiveCache
+from accel.cache.policies import Below
 
 
-class FirstBlock(Accelerator):
+class FirstBlock(AdaptiveCache):
     """Skip the blocks behind the first while its residual changes little since the last compute.
 
     Per sample; what is injected between blocks (ControlNet) stays live on skipped steps. Reads
@@ -38,30 +38,10 @@ class FirstBlock(Accelerator):
     warmup: int = Field(
         default=2, ge=1, description="steps at the start that are always computed (≥ 1)"
     )
-    max_skips: int = Field(
-        default=0, ge=0, description="consecutive skips after which a step is computed; 0: no cap"
-    )
-    last: bool = Field(default=True, description="always compute the last step")
     predictor: Literal["reuse", "newton"] = Field(
         default="reuse",
         description="'reuse' keeps the residual of the other blocks; 'newton' extrapolates it",
     )
-    order: int = Field(default=1, ge=1, le=3, description="degree of the Newton polynomial")
-    damping: float = Field(
-        default=0.4,
-        ge=0.0,
-        lt=1.0,
-        description="share of the change that 'newton' extrapolates that is left out",
-    )
-
-    @classmethod
-    def off(cls) -> Self:
-        """Threshold 0."""
-        return cls(threshold=0.0)
-
-    def why_off(self) -> str | None:
-        """Threshold 0 computes every step."""
-        return "threshold is 0" if self.threshold == 0 else None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser.
@@ -74,8 +54,8 @@ class FirstBlock(Accelerator):
         yield site.claim("blocks")
         cache = BlockRangeCache(
             site.tally,
-            lambda: Guarded(Below(self.threshold), self.warmup, self.max_skips, self.last),
-            Forecast(self.predictor, self.order, self.damping),
+            lambda: self.guarded(Below(self.threshold)),
+            self.forecast,
         )
         site.tally.reason = lambda: cache.decisions.why_idle(
             "the first block's change", self.threshold
