@@ -99,6 +99,15 @@ CORE = ("sd15", "sd3", "flux_cfg", "wan22")
 """What CI runs of the longest laws: batched and two calls, UNet and blocks, two denoisers."""
 
 
+NO_CALLBACK = ("pixart_sigma", "dit")
+"""Pipelines without ``callback_on_step_end``."""
+
+
+def takes_callback(tiny: Tiny) -> bool:
+    """Whether a run can be watched, broken or interrupted at the end of a step."""
+    return tiny.name not in NO_CALLBACK
+
+
 def pipelines(ci: Iterable[str] = CI, *, where: Callable[[Tiny], bool] = lambda _: True) -> Any:
     """Parametrize a test over the tiny pipelines; those that CI leaves out are ``laws_full``."""
     return pytest.mark.parametrize("name", [p for p in params(ci) if where(PIPELINES[p.values[0]])])
