@@ -217,9 +217,10 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
+            aside = report.when != "call" and report.outcome == "failed"
             line = {
                 "test": report.nodeid,
-                "outcome": report.outcome if report.when == "call" else f"{report.when} failed",
+                "outcome": f"{report.when} failed" if aside else report.outcome,
                 "seconds": round(report.duration, 2),
                 "code": self._code,
             }

@@ -1,6 +1,7 @@
 """Caches: the answers they give where nothing is computed, and what must stay live."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from roster import CI, pipelines
 from tiny import PIPELINES
 
 from accel import Plan, cache, errors, hooks
+from accel.cache.decisions import Decisions
 from accel.cache.indicators import InputChange, ProbeChange, relative_l1
 from accel.cache.policies import Accumulated, Below, Guarded
 from accel.seams.blocks import find_blocks
@@ -66,6 +68,25 @@ def test_easycache_predicts_the_change_of_a_linear_network():
     assert indicator.measure(xs[3]).item() == pytest.approx(
         relative_l1(a * xs[3], a * xs[2]).item()
     )
+
+
+def test_a_new_leader_is_measured_afresh():
+    """Where an outer method leaves a call out, another branch leads: it is not compared."""
+
+    def asked(index, *branches):
+        rows = [SimpleNamespace(sample=0, branch=branch) for branch in branches]
+        step = SimpleNamespace(index=index)
+        return SimpleNamespace(rows=rows, step=step, denoiser=SimpleNamespace(name="transformer"))
+
+    decisions = Decisions(ProbeChange, lambda: None)
+    first = asked(0, "uncond", "cond")
+    assert decisions.leaders(first) == {0: 1}
+    sample = decisions.sample(first, 0)
+    sample.indicator.learn(torch.ones(3))
+    assert decisions.leaders(asked(1, "cond")) == {0: 0}
+    assert sample.indicator.measure(torch.ones(3)) == 0.0
+    assert decisions.leaders(asked(2, "uncond")) == {0: 0}
+    assert sample.indicator.measure(torch.ones(5)) is None
 
 
 def test_indicators_keep_no_tensor_of_others():

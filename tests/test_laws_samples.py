@@ -39,7 +39,7 @@ def parting(bench, name, row, seen):
     run.detach()
     values = sorted(seen[:BATCH])
     gap, low = max((high - low, low) for low, high in pairwise(values))
-    assert gap > 1e-3 * abs(low), "too close for any threshold"
+    assert gap > 1e-4 * abs(low), "too close for any threshold"
     return low + gap / 2
 
 
@@ -86,8 +86,11 @@ def only(sample):
 
 
 def close(bench, name, together, alone, sample, *, of=BATCH):
-    """Whether a sample is that of a batch, within what rounding does to the stock pipeline."""
+    """Whether a sample is that of a batch, within what rounding does to the stock pipeline.
+
+    Extrapolation magnifies rounding at every skipped step; a neighbour would show by hundredths.
+    """
     stock = bench.stock(name, steps=STEPS, batch=of)[sample]
     rounding = (stock - bench.stock(name, steps=STEPS, **only(sample))[0]).abs().max()
     error = (together[sample] - alone[0]).abs().max()
-    return error <= 10 * rounding + 1e-5 * stock.abs().max()
+    return error <= 100 * rounding + 1e-5 * stock.abs().max()

@@ -77,12 +77,17 @@ class Decisions(Generic[Measure]):
         """Row of the leading branch, for each sample that this step has not decided about yet."""
         rows: dict[int, int] = {}
         for index, row in enumerate(call.rows):
-            sample = self.sample(call, row.sample)
-            undecided = sample.decided != call.step.index
+            undecided = self.sample(call, row.sample).decided != call.step.index
             if undecided and (row.sample not in rows or row.branch == "cond"):
                 rows[row.sample] = index
-                sample.leader = row.branch
+        for number, index in rows.items():
+            self._lead(self.sample(call, number), call.rows[index].branch)
         return rows
+
+    def _lead(self, sample: Sample[Measure], branch: str) -> None:
+        """Let a branch lead. A new leader is measured afresh: branches are not comparable."""
+        if branch != sample.leader:
+            sample.leader, sample.indicator = branch, self._indicator()
 
     def decide(self, call: Call, values: dict[int, Tensor | None]) -> None:
         """Decide about some samples from their indicators; reads the device at most once."""
