@@ -292,11 +292,22 @@ def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tenso
     return (velocity.float() - (noise - clean)).square().mean()
 
 
+def _times(count: int, steps: int, device: torch.device) -> Tensor:
+    """Training timesteps in [0, steps). Shape [B].
+
+    Four fifths are uniform, one fifth lies above 85 % of the range, for the reason of `_levels`.
+    """
+    even, layout = torch.rand(2, count, device=device)
+    layout = 0.85 + 0.15 * layout
+    share = torch.where(torch.rand(count, device=device) < 0.8, even, layout)
+    return (share * steps).long().clamp(max=steps - 1)
+
+
 def unet_loss(pipe: StableDiffusionPipeline, latents: Tensor, captions: list[str]) -> Tensor:
     """v-prediction loss over latents [B, C, H, W]."""
     text = pipe.text_encoder(_ids(pipe.tokenizer, captions, latents.device).input_ids)[0]
     steps = pipe.scheduler.config.num_train_timesteps
-    times = torch.randint(0, steps, (len(latents),), device=latents.device)
+    times = _times(len(latents), steps, latents.device)
     noise = torch.randn_like(latents)
     noisy = pipe.scheduler.add_noise(latents, noise, times)
     target = pipe.scheduler.get_velocity(latents, noise, times)

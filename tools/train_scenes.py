@@ -481,12 +481,26 @@ def denoiser(
 
 
 @app.command()
-def adopt(context: typer.Context, folder: Path) -> None:
+def adopt(
+    context: typer.Context,
+    folder: Path,
+    vae_only: Annotated[
+        bool, typer.Option("--vae-only", help="another family's autoencoder; a fresh denoiser")
+    ] = False,
+) -> None:
     """Start a run from an exported pipeline: `cache` and `denoiser` then go on from its weights."""
     at: Setting = context.obj
-    pipe = DiffusionPipeline.from_pretrained(folder)
-    state = {f"vae.{name}": value for name, value in pipe.vae.state_dict().items()}
-    _save({"step": 0, "model": pipe.vae.state_dict(), "average": state}, at.run / "vae.pt")
+    pipe, ours = DiffusionPipeline.from_pretrained(folder), at.family.vae()
+    try:
+        ours.load_state_dict(pipe.vae.state_dict())
+    except RuntimeError as reason:
+        raise typer.BadParameter(
+            f"the autoencoder in {folder} is not that of {at.family.name}"
+        ) from reason
+    state = {f"vae.{name}": value for name, value in ours.state_dict().items()}
+    _save({"step": 0, "model": ours.state_dict(), "average": state}, at.run / "vae.pt")
+    if vae_only:
+        return
     parts = at.family.modules(pipe)
     weights = {f"{p}.{k}": v for p, module in parts for k, v in module.state_dict().items()}
     _save({"step": 0, "weights": weights, "average": weights}, at.run / "denoiser.pt")
