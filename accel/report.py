@@ -57,13 +57,22 @@ class Tally:
         off: Why it is off by its own fields, or ``None``.
         reason: Says why nothing was saved, asked at the end of a run in which nothing was.
         change: What was changed for good while attached (a sampler), or ``None``.
+        memory: Bytes that the method keeps at this moment.
+        peak: The most that it kept at the end of a step of the present run.
     """
 
     method: str
     off: str | None = None
     reason: Callable[[], str] = lambda: "it had nothing to do in this run"
     change: str | None = None
+    memory: Callable[[], int] = lambda: 0
+    peak: int = 0
     events: list[Event] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Forget the run before."""
+        self.events.clear()
+        self.peak = 0
 
     def record(self, step: int, rows: Iterable[tuple[str, int]], state: State) -> None:
         """Add what happened to some rows (branch, sample) at a step."""
@@ -111,7 +120,7 @@ class Report:
         self.steps = self.calls = self.rows = 0
         self.step_seconds.clear()
         for tally in self.tallies:
-            tally.events.clear()
+            tally.start()
         self._clock = time.perf_counter()
 
     def count(self, rows: int) -> None:
@@ -125,6 +134,13 @@ class Report:
         self.step_seconds.append(now - self._clock)
         self._clock = now
         self.steps += 1
+        for tally in self.tallies:
+            tally.peak = max(tally.peak, tally.memory())
+
+    @property
+    def cached_bytes(self) -> int:
+        """The most that all methods together kept between steps."""
+        return sum(tally.peak for tally in self.tallies)
 
     @property
     def nfe(self) -> float:
@@ -151,6 +167,7 @@ class Report:
             "samples": self.samples,
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
+            "cached_bytes": {tally.method: tally.peak for tally in self.tallies},
             "verdicts": {
                 method: {"state": verdict.state, "detail": verdict.detail}
                 for method, verdict in self.verdicts.items()
@@ -166,6 +183,8 @@ class Report:
             f"{self.pipeline}: {self.steps} steps, {self.nfe:g} network evaluations a sample, "
             f"{self.seconds:.2f} s in the loop"
         )
+        if self.cached_bytes:
+            head += f", {self.cached_bytes / 2**20:.1f} MiB kept"
         width = max((len(tally.method) for tally in self.tallies), default=0)
         lines = [
             f"  {method:<{width}}  {verdict.state:<8}  {verdict.detail}"

@@ -43,6 +43,11 @@ class Levels:
         kept = (products[int(t)] for t in timesteps.tolist())
         return [math.sqrt((1.0 - product) / max(product, 1e-12)) for product in kept]
 
+    @cached_property
+    def timesteps(self) -> list[float]:
+        """The timesteps of the schedule."""
+        return [float(timestep) for timestep in self._scheduler.timesteps.tolist()]
+
     def at(self, position: int) -> tuple[float, float, float]:
         """The triple (σ/α, α, σ) at a position of the schedule."""
         level = self.sigmas[min(position, len(self.sigmas) - 1)]
@@ -95,6 +100,11 @@ class Step:
         """
         _, alpha, noise = self.level
         return math.log((alpha + 0.02) / (noise + 0.02))
+
+    @property
+    def timestep(self) -> float:
+        """What the scheduler calls this noise level, mostly 1000 to 0. Tells no position."""
+        return self.levels.timesteps[min(self.position, len(self.levels.timesteps) - 1)]
 
     @property
     def sigma(self) -> float:

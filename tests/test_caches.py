@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from roster import CI, pipelines
 from tiny import PIPELINES
 
 from accel import Plan, cache, errors, hooks
 from accel.cache.decisions import Decisions
 from accel.cache.indicators import InputChange, ProbeChange, relative_l1
-from accel.cache.policies import Accumulated, Below, Guarded
+from accel.cache.policies import Accumulated, Below, Every, Guarded, Listed, Within
 from accel.seams.blocks import find_blocks
 from accel.seams.denoisers import find_denoisers
 
@@ -20,7 +22,8 @@ class At:
     """A step, to a policy."""
 
     def __init__(self, index, total=100):
-        self.index, self.last = index, index == total - 1
+        self.index, self.total, self.last = index, total, index == total - 1
+        self.timestep = 999 - 20 * index
 
 
 # Policies: closed forms.
@@ -36,6 +39,41 @@ def test_below_does_not_accumulate():
     policy = Guarded(Below(0.5), warmup=2, max_skips=3, last=True)
     computed = [i for i in range(11) if policy.compute(At(i, 11), 0.3)]
     assert computed == [0, 1, 5, 9, 10]
+
+
+def computed_set(rule, total=50, **guards):
+    policy = Guarded(rule, **{"warmup": 1, "max_skips": 0, "last": False} | guards)
+    return [i for i in range(total) if policy.compute(At(i, total), None)]
+
+
+@given(st.integers(1, 12), st.integers(1, 60))
+def test_every_computes_each_interval_th_step(interval, total):
+    assert computed_set(Every(interval), total) == list(range(0, total, interval))
+
+
+def test_the_interval_begins_anew_at_a_forced_step():
+    """TaylorSeer's sets: interval 4 after 2 forced steps, interval 6 after 3."""
+    assert computed_set(Every(4), warmup=2) == [0, *range(1, 50, 4)]
+    assert computed_set(Every(6), warmup=3) == [0, 1, *range(2, 50, 6)]
+
+
+def test_within_a_range_of_timesteps_every_second_step_is_computed():
+    """Pyramid Attention Broadcast's closed form: 50 steps, range 2 in (100, 800)."""
+    computed = computed_set(Within(2, 100, 800))
+    assert len(computed) == 33
+    assert [i for i in range(50) if i not in computed] == list(range(11, 45, 2))
+
+
+def test_a_list_is_refused_for_another_number_of_steps():
+    assert computed_set(Listed((0, 3, 7), total=10), 10) == [0, 3, 7]
+    assert computed_set(Listed((0, 3, 7)), 20) == [0, 3, 7]
+    with pytest.raises(errors.UnsupportedModel, match=r"10 evaluations.*has 50"):
+        computed_set(Listed((0, 3, 7), total=10))
+
+
+def test_a_budget_caps_the_skips_in_all():
+    policy = Guarded(Every(99), warmup=1, max_skips=0, last=False, budget=3)
+    assert [i for i in range(8) if policy.compute(At(i), None)] == [0, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("rule", [Below(1e9), Accumulated(1e9)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import differences, trace
-from roster import CORE, ROSTER, STEPS, cases, full, pipelines, takes_callback
+from roster import CORE, LEADERS, ROSTER, STEPS, cases, full, pipelines, takes_callback
 from tiny import PIPELINES, Ask
 
 from accel import Plan
@@ -17,8 +17,8 @@ class Abort(Exception):
 
 
 def forms(name):
-    """Plans of each method's active form that acts on a pipeline."""
-    return [Plan(row.active) for row in ROSTER.values() if row.acts(PIPELINES[name])]
+    """Plans of the leader of each engine that acts on a pipeline."""
+    return [Plan(ROSTER[m].active) for m in LEADERS.values() if ROSTER[m].acts(PIPELINES[name])]
 
 
 @cases(variants=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig
-from roster import CI, CORE, ROSTER, off_plans, pipelines
+from roster import CI, CORE, ROSTER, full, in_ci, off_plans, pipelines
 from tiny import PIPELINES
 
 from accel import Plan, errors
@@ -12,8 +12,19 @@ OFF = off_plans()
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@pytest.mark.parametrize("plan", OFF.values(), ids=OFF)
-@pipelines(CI)
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        pytest.param(
+            tiny.name,
+            plan,
+            id=f"{tiny.name}-{off}",
+            marks=full((off in ROSTER and not in_ci(tiny, off, CI)) or tiny.name not in CI),
+        )
+        for tiny in PIPELINES.values()
+        for off, plan in OFF.items()
+    ],
+)
 def test_off_is_off(bench, same, name, plan):
     with plan.attach(bench.pipe(name)) as run:
         output = bench.call(name, steps=3, batch=2)
@@ -32,10 +43,9 @@ def test_off_is_off_at_half_precision(bench, same, name, dtype):
         assert same(bench.call(name, steps=3, dtype=dtype), stock)
 
 
-@pytest.mark.parametrize("plan", OFF.values(), ids=OFF)
 @pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
-def test_off_is_off_with_lora(same, name, plan):
-    tiny = PIPELINES[name]
+def test_off_is_off_with_lora(same, name):
+    plan, tiny = OFF["all"], PIPELINES[name]
     pipe = tiny.build()
     bare = tiny.call(pipe, steps=3)
     network = getattr(pipe, tiny.denoisers[0])

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from roster import ROSTER, STEPS, full, takes_callback
+from roster import CORE, LEADERS, ROSTER, STEPS, full, takes_callback
 from test_laws_counts import counting
 from test_laws_memory import Abort, callback_raises
 from test_laws_samples import close, only
@@ -16,9 +16,19 @@ FEW = ("sd15", "sd3", "flux_cfg", "flux_controlnet", "wan22")
 
 
 def together(tiny):
-    """Every pair of active methods that a pipeline is served by, and all of them."""
-    forms = [row.active for row in ROSTER.values() if row.acts(tiny)]
-    return [*combinations(forms, 2), *([tuple(forms)] if len(forms) > 2 else [])]
+    """The pairs of active methods that a pipeline is served by, and one of each engine at once.
+
+    On most pipelines the engines are paired, by their leaders; on those of ``CORE`` all methods.
+    """
+    rows = {name: row for name, row in ROSTER.items() if row.acts(tiny)}
+    leaders = [row.active for name, row in rows.items() if name in LEADERS.values()]
+    forms = [row.active for row in rows.values()] if tiny.name in CORE else leaders
+    return [*combinations(forms, 2), *([tuple(leaders)] if len(leaders) > 2 else [])]
+
+
+def led(methods):
+    """Whether all are the leaders of their engines."""
+    return all(method.name in LEADERS.values() for method in methods)
 
 
 PAIRS = [
@@ -26,7 +36,7 @@ PAIRS = [
         tiny.name,
         Plan(*methods),
         id=f"{tiny.name}-{'+'.join(method.name for method in methods)}",
-        marks=full(tiny.name not in FEW),
+        marks=full(tiny.name not in FEW or not led(methods)),
     )
     for tiny in PIPELINES.values()
     for methods in together(tiny)

@@ -75,7 +75,7 @@ WRONG = {
     "not a choice": (
         "[cache.FirstBlock]\npredictor = 'magic'",
         "'magic'",
-        "'reuse' or 'newton'",
+        "'foca' or 'dmd'",
     ),
     "fields at odds": ("[guidance.Interval]\nlow = 3\nhigh = 2", "low (3)", "below high (2)"),
     "sampler at odds": ("[samplers.DPMSolverPP]\norder = 3\neta = 1", "eta=1.0", "Set order=2"),

@@ -1,15 +1,30 @@
 """Predictors: exact where theory says so, and nobody else's tensors."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.cache.predictors import Forecast, Newton, Reuse
+from accel.cache.predictors import DMD, Forecast
 
-MAKES = {"reuse": Forecast("reuse").make} | {
-    f"newton{order}": Forecast("newton", order).make for order in (1, 2, 3)
+MAKES = {kind: Forecast(kind).make for kind in ("reuse", "foca", "dmd")} | {
+    f"{kind}{order}": Forecast(kind, order).make
+    for kind in ("newton", "taylor", "hicache")
+    for order in (1, 2, 3)
 }
+
+
+def newton_of(order, damping=0.0):
+    return Forecast("newton", order, damping).make()
+
+
+def taught(predictor, values):
+    """A predictor that has learnt ``{position: number}``."""
+    for position, value in values.items():
+        predictor.update(position, torch.tensor([float(value)], dtype=torch.float64))
+    return predictor
 
 
 def polynomial(coefficients, at):
@@ -36,7 +51,7 @@ def polynomials(draw):
 @given(polynomials())
 def test_newton_is_exact_for_polynomials_up_to_its_order(case):
     order, coefficients, positions, at = case
-    newton = Newton(order)
+    newton = newton_of(order)
     for position in positions:
         newton.update(position, polynomial(coefficients, position))
     expected = polynomial(coefficients, at)
@@ -48,7 +63,7 @@ def test_newton_is_exact_for_polynomials_up_to_its_order(case):
 def test_newton_is_wrong_above_its_order(case):
     """The law above can fail: one degree more is not met."""
     order, _, positions, at = case
-    newton = Newton(order)
+    newton = newton_of(order)
     for position in positions:
         newton.update(position, torch.tensor([float(position) ** (order + 1)]))
     assert abs(newton.predict(at) - float(at) ** (order + 1)) > 0.5
@@ -56,7 +71,7 @@ def test_newton_is_wrong_above_its_order(case):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_newton_with_few_nodes_is_of_the_degree_that_they_allow(order):
-    newton = Newton(order)
+    newton = newton_of(order)
     newton.update(3, torch.tensor([5.0]))
     assert newton.predict(9).item() == 5.0
     newton.update(4, torch.tensor([7.0]))
@@ -64,7 +79,7 @@ def test_newton_with_few_nodes_is_of_the_degree_that_they_allow(order):
 
 
 def test_newton_forgets_what_is_older_than_its_order():
-    newton, fresh = Newton(1), Newton(1)
+    newton, fresh = newton_of(1), newton_of(1)
     newton.update(0, torch.tensor([1000.0]))
     for predictor in (newton, fresh):
         predictor.update(5, torch.tensor([1.0]))
@@ -73,7 +88,7 @@ def test_newton_forgets_what_is_older_than_its_order():
 
 
 def test_reuse_is_the_last_value():
-    reuse = Reuse()
+    reuse = Forecast("reuse").make()
     reuse.update(0, torch.tensor([1.0]))
     reuse.update(3, torch.tensor([2.0]))
     assert reuse.predict(7).item() == 2.0
@@ -104,7 +119,7 @@ def test_the_dtype_stays(build, dtype):
 
 @given(st.floats(0, 0.99), st.integers(1, 9))
 def test_damping_leaves_out_its_share_of_the_change(damping, ahead):
-    plain, damped = Newton(1), Newton(1, damping)
+    plain, damped = newton_of(1), newton_of(1, damping)
     for position, value in ((0.0, 1.0), (1.0, 3.0)):
         plain.update(position, torch.tensor([value]))
         damped.update(position, torch.tensor([value]))
@@ -113,7 +128,104 @@ def test_damping_leaves_out_its_share_of_the_change(damping, ahead):
 
 
 def test_a_second_value_at_the_newest_position_replaces_it():
-    newton = Newton(1)
+    newton = newton_of(1)
     for position, value in ((0.0, 1.0), (1.0, 9.0), (1.0, 3.0)):
         newton.update(position, torch.tensor([value]))
     assert newton.predict(2.0).item() == pytest.approx(5.0)
+
+
+# The other families: what each is exact for, and the closed forms of their papers.
+
+
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 9), st.floats(-3, 3), st.floats(-3, 3))
+def test_taylor_is_exact_for_lines(order, gap, ahead, slope, offset):
+    nodes = [gap * k for k in range(order + 2)]
+    taylor = taught(Forecast("taylor", order).make(), {t: slope * t + offset for t in nodes})
+    at = nodes[-1] + ahead
+    assert taylor.predict(at).item() == pytest.approx(slope * at + offset, abs=1e-6)
+
+
+def test_a_taylor_sum_misses_a_parabola_that_newton_meets():
+    parabola = {t: t * t for t in (0, 4, 8, 12)}
+    assert taught(Forecast("taylor", 2).make(), parabola).predict(15).item() == pytest.approx(213)
+    assert taught(newton_of(2), parabola).predict(15).item() == pytest.approx(225)
+
+
+def test_taylor_follows_the_recursion_of_the_paper_over_uneven_gaps():
+    """D_{j+1} = (D_j − D_j of the compute before) / gap, whatever the gaps."""
+    values = {0: 1.0, 1: 3.0, 5: -2.0, 7: 4.0}
+    before, kept, gap = [], 0, 1
+    for position, value in values.items():
+        gap, kept = position - kept or 1, position
+        row = [value]
+        for old in before[:2]:
+            row.append((row[-1] - old) / gap)
+        before = row
+    expected = sum(d * 2.0**j / math.factorial(j) for j, d in enumerate(before))
+    assert taught(Forecast("taylor", 2).make(), values).predict(9).item() == pytest.approx(expected)
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.floats(0.1, 1.0))
+def test_the_slope_of_hicache_counts_twice_the_square_of_its_scale(gap, ahead, scale):
+    line = {0: 0.0, gap: float(gap)}
+    found = taught(Forecast("hicache", 1, scale=scale).make(), line).predict(gap + ahead).item()
+    assert found == pytest.approx(gap + 2 * scale**2 * ahead)
+
+
+def test_hicache_of_degree_two_adds_the_second_hermite_polynomial():
+    values, scale, k = {0: 1.0, 1: 2.0, 2: 5.0}, 0.5, 3
+    x = scale * k
+    expected = 5.0 + 3.0 * scale * 2 * x + 2.0 / 2 * scale**2 * (4 * x**2 - 2)
+    found = taught(Forecast("hicache", 2, scale=scale).make(), values).predict(2 + k).item()
+    assert found == pytest.approx(expected)
+
+
+def test_foca_mixes_the_last_full_difference_with_the_latest():
+    foca = taught(Forecast("foca").make(), {0: 1.0, 4: 3.0})
+    first = 3.0 + 1 / 2 * (2.0 + 2.0)
+    second = 3.0 + 2 / 2 * (2.0 + (first - 3.0))
+    assert foca.predict(5).item() == pytest.approx(first)
+    assert foca.predict(6).item() == pytest.approx(second)
+    assert foca.predict(6).item() == pytest.approx(second), "asking twice changes nothing"
+    foca.predict(7)
+    third = foca.predict(7).item()
+    assert foca.predict(8).item() == pytest.approx(3.0 + 9 / 4 / 2 * (2.0 + (third - second)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0.5, 1.1), min_size=1, max_size=2, unique=True), st.integers(1, 4))
+def test_dmd_is_exact_for_sums_of_exponentials(roots, ahead):
+    amplitudes = torch.randn(7, len(roots), dtype=torch.float64)
+    gap, dmd = 2, DMD()
+
+    def value(position):
+        return amplitudes @ torch.tensor([r ** (position / gap) for r in roots]).double()
+
+    for k in range(DMD.LENGTH):
+        dmd.update(gap * k, value(gap * k))
+    at = gap * (DMD.LENGTH - 1) + ahead
+    close_roots = len(roots) == 2 and abs(roots[0] - roots[1]) < 0.05
+    tolerance = 0.05 if close_roots else 2e-3
+    assert torch.allclose(dmd.predict(at), value(at), rtol=tolerance, atol=tolerance)
+
+
+@given(st.integers(1, 3), st.integers(1, 9))
+def test_dmd_answers_a_line_until_it_has_four_even_values(count, ahead):
+    values = {t: 2.0 * t + 1.0 for t in range(count)}
+    expected = 2.0 * (count - 1 + ahead) + 1.0 if count > 1 else 1.0
+    assert taught(DMD(), values).predict(count - 1 + ahead).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["reuse", "newton", "taylor", "hicache", "foca", "dmd"])
+def test_bytes_are_those_of_the_values_kept_and_halve_in_bfloat16(kind):
+    sizes = {}
+    for keep in ("native", "bfloat16"):
+        forecast = Forecast(kind, 2, keep=keep)
+        predictor = forecast.make()
+        for position in range(8):
+            predictor.update(position, torch.ones(10))
+        predictor.predict(8)
+        sizes[keep] = predictor.bytes
+    assert sizes["native"] == 40 * forecast.depth
+    assert sizes["bfloat16"] == sizes["native"] / 2
+    assert predictor.predict(9).dtype == torch.float32

@@ -1,22 +1,21 @@
-"""The cache around a range of blocks behind a probe: site of First-Block-Cache and its kin.
+"""The cache around ranges of blocks: site of First-Block-Cache, DBCache, TeaCache and their kin.
 
-The first block always runs and is the probe. On a skipped step the blocks behind it hand their
-streams through, and the first of them adds what the whole range added when it was computed: the
-sum over the blocks of (out − in), each measured at the block itself, for each stream. Whatever a
-pipeline injects *between* blocks (ControlNet, VACE) therefore acts once and for real on every
-step; "last output minus first input" would swallow it and add it a second time.
+Blocks in front of the range always run and may be the probe; blocks behind it always run too. On
+a skipped step the blocks of the range hand their streams through, and the first of them adds what
+the whole range added when it was computed: the sum over the blocks of (out − in), each measured
+at the block itself, for each stream. Whatever a pipeline injects *between* blocks (ControlNet,
+VACE) therefore acts once and for real on every step; "last output minus first input" would
+swallow it and add it a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.cache.decisions import Decisions
-from accel.cache.indicators import ProbeChange
-from accel.cache.policies import Guarded
 from accel.cache.predictors import Forecast, Predictor
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from accel.attach import Site, Undo
     from accel.report import Tally
     from accel.seams.blocks import Block, Streams
+    from accel.trajectory import Step
 
 
 Stream = tuple[str, int]
@@ -81,51 +81,118 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+class Indicator(Protocol):
+    """Measures one sample from a signal of its leading row."""
+
+    def measure(self, signal: Tensor) -> Tensor | None:
+        """The change at this step: a scalar tensor, or ``None`` where nothing is known yet."""
+        ...
+
+    def learn(self, signal: Tensor) -> None:
+        """The step is computed."""
+        ...
+
+
+class Unmeasured:
+    """The indicator of rules that need none."""
+
+    def measure(self, signal: Tensor) -> None:
+        """Nothing."""
+
+    def learn(self, signal: Tensor) -> None:
+        """Nothing."""
+
+
+Entry = Callable[["Block", dict[str, Any]], "Tensor"]
+"""From the block in front of which is decided and its arguments to a signal ``[rows, …]``."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which blocks may be skipped, of ``count``.
+
+    Attributes:
+        ranges: The ranges, each kept up to date at every compute.
+        front: The block before which is decided. With 0 nothing has run yet; else the gain of
+            the blocks in front of it is the signal.
+        choose: Which range is skipped at a step.
+    """
+
+    ranges: tuple[range, ...]
+    front: int = 0
+    choose: Callable[[Step], int] = lambda step: 0  # noqa: ARG005
+
+
 @dataclass
 class Pass:
     """One call of the network on its way through the blocks.
 
     Attributes:
+        probe: What the blocks in front add.
+        decided: Whether it is known which rows run.
         computed: Rows that run the range for real.
         skipped: Rows that do not.
+        span: The blocks that the skipped rows leave out.
         pending: What is still to be added to the skipped rows, by stream.
-        total: What the computed rows gain over the range.
+        totals: What the computed rows gain over each range.
     """
 
     call: Call
+    totals: list[Sum]
+    probe: Sum = field(default_factory=Sum)
+    decided: bool = False
     computed: list[int] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    span: range = range(0)
     pending: dict[Stream, Tensor] = field(default_factory=dict)
-    total: Sum = field(default_factory=Sum)
 
 
 class BlockRangeCache:
-    """First block as probe, the rest as range; one per denoiser.
+    """Skips ranges of blocks; one for all denoisers of a pipeline.
 
-    State is one predictor for each sample, branch and stream. Reads the device once a step.
+    State is one predictor for each denoiser, sample, branch, range and stream. Reads the device
+    once a step if its indicator measures anything.
+
+    Args:
+        tally: Where it says what it did.
+        decisions: Decide for each sample.
+        spans: From the number of blocks of a denoiser to what may be skipped.
+        forecast: How it fills in.
+        entry: The signal where nothing has run before the decision; ``None`` for rules that
+            measure nothing.
     """
 
     def __init__(
         self,
         tally: Tally,
-        policy: Callable[[], Guarded],
+        decisions: Decisions[Any],
+        spans: Callable[[int], Spans],
         forecast: Forecast,
+        entry: Entry | None = None,
     ) -> None:
-        self.decisions = Decisions(ProbeChange, policy)
+        self.decisions = decisions
         self._tally = tally
+        self._make_spans = spans
+        self._spans: dict[str, Spans] = {}
         self._forecast = forecast
-        self._kept: dict[tuple[str, Row, Stream], Predictor] = {}
+        self._entry = entry
+        self._kept: dict[tuple[str, Row, int, Stream], Predictor] = {}
         self._pass: Pass | None = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline."""
+        site.tally.memory = lambda: sum(kept.bytes for kept in self._kept.values())
         yield site.on_start(self.reset)
         for denoiser in site.denoisers:
-            first, *rest = site.blocks(denoiser)
+            blocks = site.blocks(denoiser)
+            spans = self._spans[denoiser.name] = self._make_spans(len(blocks))
+            if not any(spans.ranges):
+                site.tally.reason = partial(_nothing_left, len(blocks))
+                continue
             yield site.around(denoiser, self)
-            yield first.wrap(partial(self._probe, first))
-            for block in rest:
-                yield block.wrap(partial(self._ranged, block))
+            last = max(index for span in spans.ranges for index in span)
+            for block in blocks[: last + 1]:
+                yield block.wrap(partial(self._block, block))
 
     def reset(self) -> None:
         """Forget the run before."""
@@ -135,7 +202,8 @@ class BlockRangeCache:
 
     def __call__(self, call: Call, inner: Inner) -> Result:
         """Follow one call of the network through its blocks."""
-        self._pass = Pass(call)
+        spans = self._spans[call.denoiser.name]
+        self._pass = Pass(call, [Sum() for _ in spans.ranges])
         try:
             result = inner(call)
             passed = self._pass
@@ -147,50 +215,100 @@ class BlockRangeCache:
         )
         return Result(result.value, fresh, result.native)
 
-    def _probe(self, block: Block, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        returned = inner(*args, **kwargs)
-        if self._pass is None:
-            return returned
-        before = block.inputs(block.bind(args, kwargs))["hidden"]
-        residual = block.outputs(returned)["hidden"] - before
-        call = self._pass.call
-        _check_rows(block, residual, call)
-        leaders = self.decisions.leaders(call)
-        values = {
-            sample: self.decisions.sample(call, sample).indicator.measure(residual[row])
-            for sample, row in leaders.items()
-        }
-        self.decisions.decide(call, values)
-        for sample, row in leaders.items():
-            state = self.decisions.sample(call, sample)
-            if state.compute:
-                state.indicator.learn(residual[row])
-        self._split(self._pass)
-        return returned
-
-    def _split(self, passed: Pass) -> None:
-        for index, row in enumerate(passed.call.rows):
-            state = self.decisions.sample(passed.call, row.sample)
-            rows = passed.computed if state.must_compute(row.branch) else passed.skipped
-            rows.append(index)
-        if passed.skipped:
-            passed.pending = self._predict(passed)
-
-    def _ranged(self, block: Block, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _block(self, block: Block, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         passed = self._pass
         if passed is None:
             return inner(*args, **kwargs)
-        if not passed.skipped:
-            passed.total.enter(block.inputs(block.bind(args, kwargs)))
-            returned = inner(*args, **kwargs)
-            passed.total.leave(block.outputs(returned))
-            return returned
+        spans = self._spans[passed.call.denoiser.name]
+        arguments = block.bind(args, kwargs)
+        if not passed.decided and block.index == spans.front:
+            self._decide(passed, spans, block, arguments)
+        if not passed.decided:
+            return self._in_front(passed, block, arguments, partial(inner, *args, **kwargs))
+        if passed.skipped and block.index in passed.span:
+            return self._bypassed(passed, spans, block, inner, args, kwargs)
+        sums = self._sums(passed, spans, block)
+        if not sums or not passed.computed:
+            return inner(*args, **kwargs)
+        _enter(sums, _rows_of(block.inputs(arguments), passed))
+        returned = inner(*args, **kwargs)
+        _leave(sums, _rows_of(block.outputs(returned), passed))
+        return returned
+
+    def _in_front(
+        self, passed: Pass, block: Block, arguments: dict[str, Any], run: Callable[[], Any]
+    ) -> Any:
+        """A block of the probe."""
+        passed.probe.enter({"hidden": block.inputs(arguments)["hidden"]})
+        returned = run()
+        passed.probe.leave({"hidden": block.outputs(returned)["hidden"]})
+        return returned
+
+    def _sums(self, passed: Pass, spans: Spans, block: Block) -> list[Sum]:
+        pairs = zip(spans.ranges, passed.totals, strict=True)
+        return [total for span, total in pairs if block.index in span]
+
+    def _decide(self, passed: Pass, spans: Spans, block: Block, arguments: dict[str, Any]) -> None:
+        call = passed.call
+        signal = self._signal(passed, spans, block, arguments)
+        leaders = self.decisions.leaders(call)
+        if signal is None:
+            self.decisions.decide(call, dict.fromkeys(leaders))
+        else:
+            _check_rows(block, signal, call)
+            self._measure(call, leaders, signal)
+        for index, row in enumerate(call.rows):
+            state = self.decisions.sample(call, row.sample)
+            rows = passed.computed if state.must_compute(row.branch) else passed.skipped
+            rows.append(index)
+        passed.decided = True
+        if passed.skipped:
+            chosen = spans.choose(call.step)
+            passed.span = spans.ranges[chosen]
+            passed.pending = self._predict(passed, chosen)
+
+    def _signal(
+        self, passed: Pass, spans: Spans, block: Block, arguments: dict[str, Any]
+    ) -> Tensor | None:
+        if spans.front:
+            gains = passed.probe.total()
+            return next(iter(gains.values()))
+        return None if self._entry is None else self._entry(block, arguments)
+
+    def _measure(self, call: Call, leaders: dict[int, int], signal: Tensor) -> None:
+        states = {sample: self.decisions.sample(call, sample) for sample in leaders}
+        values = {
+            sample: states[sample].indicator.measure(signal[row]) for sample, row in leaders.items()
+        }
+        self.decisions.decide(call, values)
+        for sample, row in leaders.items():
+            if states[sample].compute:
+                states[sample].indicator.learn(signal[row])
+
+    def _bypassed(
+        self,
+        passed: Pass,
+        spans: Spans,
+        block: Block,
+        inner: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """The skipped rows go through, the others run the block."""
         through = self._through(passed, block.inputs(block.bind(args, kwargs)))
         if not passed.computed:
             return block.returns(through)
-        part = block.take(args, kwargs, passed.computed, len(passed.call.rows))
-        entering = block.inputs(block.bind(*part))
-        return self._mixed(block, passed, partial(inner, *part[0], **part[1]), entering, through)
+        count = len(passed.call.rows)
+        part, named = block.take(args, kwargs, passed.computed, count)
+        sums = self._sums(passed, spans, block)
+        _enter(sums, block.inputs(block.bind(part, named)))
+        after = block.outputs(inner(*part, **named))
+        _leave(sums, after)
+        joined = {
+            name: scatter([(passed.computed, value), (passed.skipped, through[name])], count)
+            for name, value in after.items()
+        }
+        return block.returns(joined)
 
     def _through(self, passed: Pass, streams: Streams) -> Streams:
         """The skipped rows of the streams, with what the range adds, the first time."""
@@ -202,30 +320,11 @@ class BlockRangeCache:
                 through[name] = value + gain
         return through
 
-    def _mixed(
-        self,
-        block: Block,
-        passed: Pass,
-        run: Callable[[], Any],
-        entering: Streams,
-        through: Streams,
-    ) -> Any:
-        """A part of the rows runs the block, the others go through."""
-        count = len(passed.call.rows)
-        passed.total.enter(entering)
-        after = block.outputs(run())
-        passed.total.leave(after)
-        joined = {
-            name: scatter([(passed.computed, value), (passed.skipped, through[name])], count)
-            for name, value in after.items()
-        }
-        return block.returns(joined)
-
     def _learn(self, passed: Pass) -> None:
         call = passed.call
-        if passed.computed:
-            for stream, value in passed.total.total().items():
-                self._update(call, passed.computed, stream, value)
+        for number, total in enumerate(passed.totals if passed.computed else ()):
+            for stream, value in total.total().items():
+                self._update(call, passed.computed, (number, stream), value)
         for index in passed.computed:
             row = call.rows[index]
             self.decisions.sample(call, row.sample).learned[row.branch] = call.step.index
@@ -233,28 +332,52 @@ class BlockRangeCache:
             call.step.index, (call.rows[index] for index in passed.computed), "computed"
         )
 
-    def _update(self, call: Call, rows: list[int], stream: Stream, value: Tensor) -> None:
-        for position, index in enumerate(rows):
-            key = (call.denoiser.name, call.rows[index], stream)
-            kept = self._kept.setdefault(key, self._forecast.make())
-            kept.update(call.step.time, value[position])
+    def _update(
+        self, call: Call, rows: list[int], which: tuple[int, Stream], value: Tensor
+    ) -> None:
+        position = self._forecast.position(call.step)
+        for place, index in enumerate(rows):
+            key = (call.denoiser.name, call.rows[index], *which)
+            self._kept.setdefault(key, self._forecast.make()).update(position, value[place])
 
-    def _predict(self, passed: Pass) -> dict[Stream, Tensor]:
+    def _predict(self, passed: Pass, chosen: int) -> dict[Stream, Tensor]:
         call, name = passed.call, passed.call.denoiser.name
         rows = [call.rows[index] for index in passed.skipped]
-        streams = [key[2] for key in self._kept if key[:2] == (name, rows[0])]
+        streams = [key[3] for key in self._kept if key[:3] == (name, rows[0], chosen)]
         self._tally.record(call.step.index, rows, self._forecast.state)
+        position = self._forecast.position(call.step)
         return {
             stream: stack_rows(
-                [self._kept[name, row, stream].predict(call.step.time) for row in rows]
+                [self._kept[name, row, chosen, stream].predict(position) for row in rows]
             )
             for stream in streams
         }
 
 
-def _check_rows(block: Block, residual: Tensor, call: Call) -> None:
-    if len(residual) != len(call.rows):
+def _enter(sums: Sequence[Sum], streams: Streams) -> None:
+    for total in sums:
+        total.enter(streams)
+
+
+def _leave(sums: Sequence[Sum], streams: Streams) -> None:
+    for total in sums:
+        total.leave(streams)
+
+
+def _rows_of(streams: Streams, passed: Pass) -> Streams:
+    """The computed rows of the streams."""
+    if not passed.skipped:
+        return streams
+    return {name: index_rows(value, passed.computed) for name, value in streams.items()}
+
+
+def _nothing_left(count: int) -> str:
+    return f"no block is left to skip: the blocks that always run are all {count}"
+
+
+def _check_rows(block: Block, signal: Tensor, call: Call) -> None:
+    if len(signal) != len(call.rows):
         raise UnsupportedModel(
-            f"{block.kind} works on {len(residual)} rows where the call has {len(call.rows)}: "
+            f"{block.kind} works on {len(signal)} rows where the call has {len(call.rows)}: "
             "frames are folded into the batch, so block caches do not fit. Use cache.EasyCache."
         )

@@ -7,13 +7,14 @@ Runtime-Adaptive Caching", arXiv 2507.02860, section 3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from accel.attach import Site, Undo
-from accel.cache.adaptive import AdaptiveCache
+from accel.cache.fields import AdaptiveCache
 from accel.cache.policies import Accumulated
+from accel.cache.predictors import Kind
 
 
 class EasyCache(AdaptiveCache):
@@ -38,22 +39,19 @@ class EasyCache(AdaptiveCache):
     warmup: int = Field(
         default=3, ge=2, description="steps at the start that are always computed (≥ 2)"
     )
-    predictor: Literal["reuse", "newton"] = Field(
+    predictor: Kind = Field(
         default="newton",
-        description="'reuse' keeps v − x (the paper); 'newton' extrapolates v in the log-SNR",
+        description="'reuse' keeps v − x (the paper); the others keep v: 'newton' (polynomial in "
+        "the log-SNR), 'taylor', 'hicache', 'foca', 'dmd'",
     )
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser."""
+        from accel.cache.decisions import Decisions
         from accel.cache.indicators import InputChange
         from accel.cache.network import NetworkCache
 
         yield site.claim("denoiser")
-        cache = NetworkCache(
-            site.tally,
-            InputChange,
-            lambda: self.guarded(Accumulated(self.threshold)),
-            self.forecast,
-        )
-        site.tally.reason = lambda: cache.decisions.why_idle("the estimated change", self.threshold)
-        yield from cache.attach(site)
+        decisions = Decisions(InputChange, lambda: self.guarded(Accumulated(self.threshold)))
+        site.tally.reason = lambda: decisions.why_idle("the estimated change", self.threshold)
+        yield from NetworkCache(site.tally, decisions, self.forecast).attach(site)

@@ -7,12 +7,12 @@ the residual of the first transformer block.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from accel.attach import Site, Undo
-from accel.cache.adaptive import AdaptiveCache
+from accel.cache.fields import AdaptiveCache
 from accel.cache.policies import Below
 
 
@@ -38,10 +38,6 @@ class FirstBlock(AdaptiveCache):
     warmup: int = Field(
         default=2, ge=1, description="steps at the start that are always computed (≥ 1)"
     )
-    predictor: Literal["reuse", "newton"] = Field(
-        default="reuse",
-        description="'reuse' keeps the residual of the other blocks; 'newton' extrapolates it",
-    )
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser.
@@ -49,15 +45,14 @@ class FirstBlock(AdaptiveCache):
         Raises:
             UnsupportedModel: For a network without a plain list of blocks (every UNet).
         """
-        from accel.cache.block_range import BlockRangeCache
+        from accel.cache.block_range import BlockRangeCache, Spans
+        from accel.cache.decisions import Decisions
+        from accel.cache.indicators import ProbeChange
 
         yield site.claim("blocks")
+        decisions = Decisions(ProbeChange, lambda: self.guarded(Below(self.threshold)))
+        site.tally.reason = lambda: decisions.why_idle("the first block's change", self.threshold)
         cache = BlockRangeCache(
-            site.tally,
-            lambda: self.guarded(Below(self.threshold)),
-            self.forecast,
-        )
-        site.tally.reason = lambda: cache.decisions.why_idle(
-            "the first block's change", self.threshold
+            site.tally, decisions, lambda count: Spans((range(1, count),), front=1), self.forecast
         )
         yield from cache.attach(site)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.cache.decisions import Decisions
-from accel.cache.policies import Guarded
 from accel.cache.predictors import Forecast, Predictor
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Indicator(Protocol):
-    """Measures one sample from the network's input."""
+    """Measures one sample from the network's input and output."""
 
     def measure(self, x: Tensor) -> Tensor | None:
         """The change at this step: a scalar tensor, or ``None`` where nothing is known yet."""
@@ -31,6 +29,16 @@ class Indicator(Protocol):
     def learn(self, x: Tensor, v: Tensor) -> None:
         """A step was computed with input ``x`` and output ``v``."""
         ...
+
+
+class Unmeasured:
+    """The indicator of rules that need none."""
+
+    def measure(self, x: Tensor) -> None:
+        """Nothing."""
+
+    def learn(self, x: Tensor, v: Tensor) -> None:
+        """Nothing."""
 
 
 class NetworkCache:
@@ -45,11 +53,10 @@ class NetworkCache:
     def __init__(
         self,
         tally: Tally,
-        indicator: Callable[[], Indicator],
-        policy: Callable[[], Guarded],
+        decisions: Decisions[Any],
         forecast: Forecast,
     ) -> None:
-        self.decisions = Decisions(indicator, policy)
+        self.decisions = decisions
         self._tally = tally
         self._follow = forecast.kind == "reuse"
         self._forecast = forecast
@@ -57,6 +64,7 @@ class NetworkCache:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser of a pipeline."""
+        site.tally.memory = lambda: sum(kept.bytes for kept in self._kept.values())
         yield site.on_start(self.reset)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
@@ -105,14 +113,16 @@ class NetworkCache:
                 sample.indicator.learn(*matching(x, y))
             sample.learned[row.branch] = call.step.index
             kept = self._kept.setdefault((call.denoiser.name, row), self._forecast.make())
-            kept.update(call.step.time, _minus_input(y, x) if self._follow else y)
+            kept.update(
+                self._forecast.position(call.step), _minus_input(y, x) if self._follow else y
+            )
         self._tally.record(call.step.index, call.rows, "computed")
 
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
-        answers = []
+        answers, position = [], self._forecast.position(call.step)
         for index in rows:
             kept = self._kept[call.denoiser.name, call.rows[index]]
-            value = kept.predict(call.step.time)
+            value = kept.predict(position)
             if self._follow:
                 value = _plus_input(value, call.sample[index])
             answers.append(value)

@@ -1,11 +1,13 @@
-"""When to compute: from one number a step to yes or no. Pure Python, one object a sample."""
+"""When to compute: from a number a step, or none, to yes or no. One object a sample."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from accel.errors import UnsupportedModel
 from accel.trajectory import Step
 
 
@@ -17,17 +19,34 @@ class Policy(Protocol):
         ...
 
 
+class Rule(Protocol):
+    """The part of a policy that tells methods apart."""
+
+    def due(self, step: Step, value: float | None) -> bool:
+        """Whether this step has to be computed. Asked once at every step."""
+        ...
+
+    def computed(self, step: Step) -> None:
+        """The step is computed, by this rule or by a guard."""
+        ...
+
+
+def known(value: float | None) -> bool:
+    """Whether an indicator could be measured; what it could not measure computes."""
+    return value is not None and not math.isnan(value)
+
+
 @dataclass
 class Below:
     """Skip while the indicator is below the threshold (First-Block-Cache)."""
 
     threshold: float
 
-    def exceeded(self, value: float) -> bool:
-        """Whether this step has to be computed."""
-        return not value < self.threshold
+    def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
+        """Whether the threshold is reached."""
+        return value is None or not value < self.threshold
 
-    def computed(self) -> None:
+    def computed(self, step: Step) -> None:
         """Nothing is kept."""
 
 
@@ -38,39 +57,117 @@ class Accumulated:
     threshold: float
     total: float = 0.0
 
-    def exceeded(self, value: float) -> bool:
-        """Whether this step has to be computed."""
+    def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
+        """Whether the sum, this step included, reaches the threshold."""
+        if value is None:
+            return True
         self.total += value
         return not self.total < self.threshold
 
-    def computed(self) -> None:
+    def computed(self, step: Step) -> None:  # noqa: ARG002
         """Begin a new sum."""
         self.total = 0.0
 
 
 @dataclass
+class Every:
+    """Compute when ``interval`` steps have gone since the last compute (FORA, DeepCache)."""
+
+    interval: int
+    newest: int | None = None
+
+    def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
+        """Whether the interval is over."""
+        return self.newest is None or step.index - self.newest >= self.interval
+
+    def computed(self, step: Step) -> None:
+        """Begin a new interval."""
+        self.newest = step.index
+
+
+@dataclass
+class Listed:
+    """Compute at listed steps, counted from 0.
+
+    Attributes:
+        steps: The steps.
+        total: Evaluations of the runs that the list was made for; ``None`` for any.
+    """
+
+    steps: Sequence[int]
+    total: int | None = None
+
+    def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
+        """Whether the step is in the list.
+
+        Raises:
+            UnsupportedModel: If the run has another number of evaluations than the list is for.
+        """
+        if self.total is not None and step.total != self.total:
+            raise UnsupportedModel(
+                f"The list of computed steps is for runs of {self.total} evaluations; this one "
+                f"has {step.total}. Make a list for it, or use a rule with an interval."
+            )
+        return step.index in self.steps
+
+    def computed(self, step: Step) -> None:
+        """Nothing is kept."""
+
+
+@dataclass
+class Within:
+    """Inside a range of timesteps compute every ``interval``-th step, outside it all of them.
+
+    Pyramid Attention Broadcast's rule: the step counts from 0, and both ends are exclusive.
+
+    Attributes:
+        interval: Steps that share one compute.
+        low: Timesteps at or below it are computed.
+        high: Timesteps at or above it are computed.
+    """
+
+    interval: int
+    low: float
+    high: float
+
+    def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
+        """Whether the step is outside the range, or has its turn."""
+        inside = self.low < step.timestep < self.high
+        return not inside or step.index % self.interval == 0
+
+    def computed(self, step: Step) -> None:
+        """Nothing is kept."""
+
+
+@dataclass
 class Guarded:
-    """A rule inside the guards that every adaptive cache shares.
+    """A rule inside the guards that every cache shares.
 
     Attributes:
         rule: Decides where no guard does.
         warmup: Steps at the start that are always computed.
         max_skips: Consecutive skips after which a step is computed; 0 for no cap.
         last: Whether the last step is always computed.
+        budget: Skips in all after which every step is computed; 0 for no cap.
     """
 
-    rule: Below | Accumulated
+    rule: Rule
     warmup: int
     max_skips: int
     last: bool
+    budget: int = 0
     skips: int = 0
+    skipped: int = 0
 
     def compute(self, step: Step, value: float | None) -> bool:
         """Whether to compute at this step. An indicator that is NaN computes."""
-        needed = value is None or math.isnan(value) or self.rule.exceeded(value)
+        value = value if known(value) else None
+        needed = self.rule.due(step, value)
         needed = needed or step.index < self.warmup or (self.last and step.last)
-        needed = needed or 0 < self.max_skips <= self.skips
+        needed = needed or 0 < self.max_skips <= self.skips or 0 < self.budget <= self.skipped
         self.skips = 0 if needed else self.skips + 1
         if needed:
-            self.rule.computed()
+            self.rule.computed(step)
+        else:
+            self.skipped += 1
         return needed

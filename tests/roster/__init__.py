@@ -1,0 +1,94 @@
+"""One row a method: what the laws must know of it. A method that has no row here is not accepted.
+
+A newcomer adds a row to the file of its engine: an `active` form that acts within `STEPS` steps on
+every tiny pipeline that the method serves, and what it does not serve. The laws do the rest.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from tiny import PIPELINES, Tiny
+
+from accel import Plan
+from roster import blocks, guidance, network, solvers
+from roster.row import STEPS as STEPS
+from roster.row import Row as Row
+
+ROWS: dict[str, Row] = network.ROWS | blocks.ROWS | guidance.ROWS | solvers.ROWS
+LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
+"""The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
+
+ROSTER: dict[str, Row] = dict(sorted(ROWS.items()))
+
+EXTRA = ("sd_controlnet", "sd35_skip_layer", "flux_img2img", "wan22")
+"""Pipelines that CI runs beside one for each (branch layout × block signature)."""
+
+
+def _one_each() -> tuple[str, ...]:
+    chosen = {(tiny.layout, tiny.blocks): tiny.name for tiny in reversed(PIPELINES.values())}
+    return tuple(name for name in PIPELINES if name in {*chosen.values(), *EXTRA})
+
+
+CI = _one_each()
+CORE = ("sd15", "sd3", "flux_cfg", "wan22")
+"""What CI runs of the longest laws: batched and two calls, UNet and blocks, two denoisers."""
+
+
+NO_CALLBACK = ("pixart_sigma", "dit")
+"""Pipelines without ``callback_on_step_end``."""
+
+
+def takes_callback(tiny: Tiny) -> bool:
+    """Whether a run can be watched, broken or interrupted at the end of a step."""
+    return tiny.name not in NO_CALLBACK
+
+
+def pipelines(ci: Iterable[str] = CI, *, where: Callable[[Tiny], bool] = lambda _: True) -> Any:
+    """Parametrize a test over the tiny pipelines; those that CI leaves out are ``laws_full``."""
+    return pytest.mark.parametrize("name", [p for p in params(ci) if where(PIPELINES[p.values[0]])])
+
+
+def params(ci: Iterable[str]) -> list[Any]:
+    """Every tiny pipeline as a parameter."""
+    return [pytest.param(name, marks=full(name not in ci)) for name in PIPELINES]
+
+
+def in_ci(tiny: Tiny, name: str, ci: Iterable[str]) -> bool:
+    """Whether CI runs a method on a pipeline."""
+    return tiny.name in ci and (name == LEADERS[ROWS[name].engine] or tiny.name in CORE)
+
+
+def cases(ci: Iterable[str] = CI, *, variants: bool = False) -> Any:
+    """Parametrize over ``(name, method)``: every active form × every pipeline it acts on.
+
+    Args:
+        ci: Pipelines that CI runs.
+        variants: Whether CI runs the variants too (`laws-full` always does).
+    """
+    return pytest.mark.parametrize(
+        ("name", "method"),
+        [
+            pytest.param(
+                tiny.name,
+                method,
+                marks=full(not in_ci(tiny, name, ci) or (place > 0 and not variants)),
+                id=f"{tiny.name}-{method.name}{place or ''}",
+            )
+            for name, row in ROSTER.items()
+            for place, method in enumerate((row.active, *row.variants))
+            for tiny in PIPELINES.values()
+            if row.acts(tiny)
+        ],
+    )
+
+
+def full(condition: bool) -> tuple[Any, ...]:
+    """The marks of a case that only `make laws-full` runs."""
+    return (pytest.mark.laws_full,) if condition else ()
+
+
+def off_plans() -> dict[str, Plan]:
+    """Every method at its ``off()`` alone, all of them together, and the empty plan."""
+    offs = [off for row in ROSTER.values() if (off := row.active.off()) is not None]
+    return {"empty": Plan(), "all": Plan(*offs)} | {off.name: Plan(off) for off in offs}

@@ -1,0 +1,42 @@
+"""What the laws must know of one method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tiny import Tiny
+
+from accel import Accelerator
+
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the laws must know of one method.
+
+    Attributes:
+        engine: What does the work. CI runs every engine on every layout and kind of block, and
+            every method on the pipelines of ``CORE``.
+        active: Acts within ``STEPS`` steps on every tiny pipeline that it serves.
+        variants: Other active forms: every predictor, space, solver.
+        unserved: Signatures of blocks (`Tiny.blocks`) that it refuses, or ``*`` for all.
+        branches: Whether it acts only where guidance has two branches.
+        leads: The branch whose events show what a sample decides.
+        dial: The method at a threshold, where it decides from the samples themselves.
+    """
+
+    engine: str
+    active: Accelerator
+    variants: tuple[Accelerator, ...] = ()
+    unserved: frozenset[str] = field(default_factory=frozenset)
+    branches: bool = False
+    leads: str = "cond"
+    dial: Callable[[float], Accelerator] | None = None
+
+    def serves(self, tiny: Tiny) -> bool:
+        """Whether it attaches to a pipeline."""
+        return tiny.blocks not in self.unserved
+
+    def acts(self, tiny: Tiny) -> bool:
+        """Whether its active forms do something on a pipeline."""
+        return self.serves(tiny) and (len(tiny.order) > 1 or not self.branches)
