@@ -192,7 +192,7 @@ def test_one_plan_on_two_pipelines_shares_nothing(same, name):
 @cases(CORE)
 def test_another_size_batch_and_length_between_runs(bench, same, name, method):
     usual = PIPELINES[name].inputs(Ask(["a fox"], [0], guidance=True))
-    sized = {"height": usual["height"] // 2} if "height" in usual else {}
+    sized = {"height": usual["height"] * 2} if "height" in usual else {}
     calls = [
         {"steps": STEPS},
         {"steps": STEPS + 3, "batch": 3},
