@@ -187,7 +187,8 @@ class Run:
         self.claims = {}
         self.onions = {}
         self.report = Report(
-            type(pipe).__name__, [Tally(method.name, method.why_off()) for method in methods]
+            type(pipe).__name__,
+            [Tally(method.name, method.why_off(), site=method.seam) for method in methods],
         )
         self.trajectory = Trajectory(pipe, lambda scheduled: evaluations(pipe, scheduled))
         self.reader = Reader(pipe, layout_of(pipe), self.trajectory)

@@ -57,6 +57,7 @@ class Tally:
         off: Why it is off by its own fields, or ``None``.
         reason: Says why nothing was saved, asked at the end of a run in which nothing was.
         change: What was changed for good while attached (a sampler), or ``None``.
+        site: What its events are about: the whole ``denoiser``, ``blocks``, ``modules``, ….
         memory: Bytes that the method keeps at this moment.
         peak: The most that it kept at the end of a step of the present run.
     """
@@ -65,6 +66,7 @@ class Tally:
     off: str | None = None
     reason: Callable[[], str] = lambda: "it had nothing to do in this run"
     change: str | None = None
+    site: str = ""
     memory: Callable[[], int] = lambda: 0
     peak: int = 0
     events: list[Event] = field(default_factory=list)
@@ -172,6 +174,7 @@ class Report:
                 method: {"state": verdict.state, "detail": verdict.detail}
                 for method, verdict in self.verdicts.items()
             },
+            "sites": {tally.method: tally.site for tally in self.tallies},
             "events": {
                 tally.method: [[e.step, e.branch, e.sample, e.state] for e in tally.events]
                 for tally in self.tallies

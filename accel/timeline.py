@@ -1,4 +1,4 @@
-"""Draw a report: a row for each method and branch, a column for each step."""
+"""Draw a report: a row for each method, site and branch, a column for each step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 COLOURS = {"computed": (47, 85, 151), "reused": (244, 177, 131), "predicted": (169, 209, 142)}
 INK, PAPER, RULE = (40, 40, 40), (255, 255, 255), (225, 225, 225)
-CELL, GAP, LEFT, TOP, LEGEND = 18, 2, 220, 40, 34
+CELL, GAP, LEFT, TOP, LEGEND = 18, 2, 270, 40, 34
 
 
 def draw(report: Report) -> Image.Image:
-    """A picture ``[44 + 20·rows, 220 + 20·steps]`` of computed, reused and predicted steps.
+    """A picture ``[74 + 20·rows, 282 + 20·steps]`` of computed, reused and predicted steps.
 
     In a batch, a cell shows the share of the samples by the height of its colours.
     """
@@ -44,7 +44,7 @@ def _rows(report: Report) -> dict[str, dict[int, list[Event]]]:
     rows: dict[str, dict[int, list[Event]]] = {}
     for tally in report.tallies:
         for event in tally.events:
-            label = f"{tally.method} · {event.branch}"
+            label = f"{tally.method} · {tally.site} · {event.branch}"
             rows.setdefault(label, {}).setdefault(event.step, []).append(event)
     return dict(sorted(rows.items()))
 

@@ -75,6 +75,8 @@ def test_the_dictionary_is_json_and_says_all(run):
     assert (said["steps"], said["samples"]) == (STEPS, 2)
     assert said["nfe"] == run.report.nfe
     assert len(said["step_seconds"]) == STEPS
+    assert said["sites"] == {"cache.EasyCache": "denoiser", "guidance.Interval": "branches"}
+    assert said["cached_bytes"]["cache.EasyCache"] > said["cached_bytes"]["guidance.Interval"] == 0
     assert said["seconds"] == pytest.approx(sum(said["step_seconds"]))
     assert all(second > 0 for second in said["step_seconds"])
     events = said["events"]["cache.EasyCache"]
