@@ -31,7 +31,7 @@ def test_names():
         "methods",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
-    assert accel.cache.__all__ == ["EasyCache", "FirstBlock"]
+    assert accel.cache.__all__ == ["DeepCache", "EasyCache", "FirstBlock"]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]
     assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]
 

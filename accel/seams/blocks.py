@@ -112,9 +112,13 @@ class Block:
 
     def wrap(self, around: Callable[..., Any]) -> Callable[[], None]:
         """Put ``around(inner, *args, **kwargs)`` around the block; returns the undo."""
-        compiled = getattr(self.module, "_compiled_call_impl", None)
-        entry = "forward" if compiled is None else "_compiled_call_impl"
-        return hooks.wrap(self.module, entry, around)
+        return wrap_call(self.module, around)
+
+
+def wrap_call(module: Any, around: Callable[..., Any]) -> Callable[[], None]:
+    """Put ``around(inner, *args, **kwargs)`` around a module, compiled or not; returns the undo."""
+    compiled = getattr(module, "_compiled_call_impl", None)
+    return hooks.wrap(module, "forward" if compiled is None else "_compiled_call_impl", around)
 
 
 def _stream_order(kind: str) -> tuple[str, ...]:
