@@ -6,7 +6,9 @@ takes PIL images, arrays `[..., H, W, 3]` and tensors `[..., 3, H, W]`, uint8 or
 uint8 is converted before any difference is taken, so nothing wraps around.
 
 `perceptual`, `frechet` and `kernel` use the features of the scenes oracle: they are meaningful
-for scenes, and only among each other (no LPIPS, no Inception).
+for scenes, and only among each other (no LPIPS, no Inception). Given sets of clips
+`[N, F, H, W, 3]` (F ≥ 2), these three take the clip oracle, which sees motion too; one clip alone
+is a set of pictures.
 
 Source: SSIM, Wang et al. 2004 (through scikit-image); Fréchet distance, arXiv 1706.08500 §3;
 kernel distance, arXiv 1801.01401 §4. Legend: N pictures, D features.
@@ -20,9 +22,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from accel.errors import BadInput
-from accel.scenes.pixels import Floats, as_array, as_floats
+from accel.scenes.pixels import Floats, are_clips, as_array, as_clips, as_floats
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from accel.scenes.motion import ClipOracle
     from accel.scenes.oracle import Oracle
 
 Doubles = NDArray[np.float64]
@@ -66,7 +71,7 @@ def ssim(a: Any, b: Any) -> float:
     return float(np.mean(values))
 
 
-def perceptual(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
+def perceptual(a: Any, b: Any, oracle: "Oracle | ClipOracle | None" = None) -> float:
     """Distance of the oracle's normalised feature maps, mean over pictures; 0 for equal ones.
 
     Raises:
@@ -74,12 +79,10 @@ def perceptual(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
     """
     import torch
 
-    from accel.scenes.oracle import load, pixels
-
     _pair(a, b)
-    oracle = oracle or load()
+    judge = oracle or _judge(a)
     with torch.no_grad():
-        ours, theirs = oracle.maps(pixels(a)), oracle.maps(pixels(b))
+        ours, theirs = _maps(a, judge), _maps(b, judge)
         layers = [
             (torch.nn.functional.normalize(one) - torch.nn.functional.normalize(other))
             .square()
@@ -90,8 +93,8 @@ def perceptual(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
         return float(torch.stack(layers).mean())
 
 
-def frechet(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
-    """Fréchet distance between two sets of pictures in the oracle's features; at least 0.
+def frechet(a: Any, b: Any, oracle: "Oracle | ClipOracle | None" = None) -> float:
+    """Fréchet distance between two sets of pictures or clips, in the oracle's features; at least 0.
 
     Biased upwards for small sets: compare only figures of equal set sizes, of 128 or more.
 
@@ -107,8 +110,8 @@ def frechet(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
     return float(max(0.0, gap @ gap + spread))
 
 
-def kernel(a: Any, b: Any, oracle: "Oracle | None" = None) -> float:
-    """Unbiased squared kernel distance (cubic kernel) between two sets of pictures.
+def kernel(a: Any, b: Any, oracle: "Oracle | ClipOracle | None" = None) -> float:
+    """Unbiased squared kernel distance (cubic kernel) between two sets of pictures or clips.
 
     Expected to be 0 for two sets of one distribution, so single figures may be negative.
 
@@ -146,13 +149,33 @@ def _pair(a: Any, b: Any) -> tuple[Floats, Floats]:
     return as_floats(first), as_floats(second)
 
 
-def _features(images: Any, oracle: "Oracle | None") -> Doubles:
-    from accel.scenes.oracle import features
+def _features(images: Any, oracle: "Oracle | ClipOracle | None") -> Doubles:
+    from accel.scenes import motion
+    from accel.scenes.oracle import Oracle, features
 
-    found = features(images, oracle)
+    judge = oracle or _judge(images)
+    found = features(images, judge) if isinstance(judge, Oracle) else motion.features(images, judge)
     if len(found) < 2:
-        raise BadInput("found one picture, needed are sets of at least two")
+        raise BadInput("found one picture or clip, needed are sets of at least two")
     return found
+
+
+def _judge(images: Any) -> "Oracle | ClipOracle":
+    """The bundled oracle for what there is: pictures or clips."""
+    from accel.scenes import motion, oracle
+
+    return motion.load() if are_clips(images) else oracle.load()
+
+
+def _maps(images: Any, judge: "Oracle | ClipOracle") -> "list[Tensor]":
+    """Feature maps of all pictures or frames, and of the motion if a clip oracle judges."""
+    from accel.scenes.motion import ClipOracle, small
+    from accel.scenes.oracle import pixels
+
+    if isinstance(judge, ClipOracle):
+        moves = judge.motion.maps(small(as_clips(images)))
+        return [*judge.picture.maps(pixels(images)), *moves]
+    return judge.maps(pixels(images))
 
 
 def _root(matrix: Doubles) -> Doubles:

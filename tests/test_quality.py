@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from accel.errors import AccelError, BadInput
 from accel.quality import difference, frechet, kernel, perceptual, psnr, ssim
-from accel.scenes import HELD_OUT, picture, scene
+from accel.scenes import HELD_OUT, clip, clip_scene, picture, scene
 from accel.scenes.oracle import load
 
 PICTURES = arrays(np.uint8, (12, 13, 3))
@@ -26,8 +26,14 @@ def real():
 
 
 def _blur(pictures, radius=1.0):
-    soft = [Image.fromarray(p).filter(ImageFilter.GaussianBlur(radius)) for p in pictures]
-    return np.stack([np.asarray(p) for p in soft])
+    flat = pictures.reshape(-1, *pictures.shape[-3:])
+    soft = [Image.fromarray(p).filter(ImageFilter.GaussianBlur(radius)) for p in flat]
+    return np.stack([np.asarray(p) for p in soft]).reshape(pictures.shape)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return np.stack([clip(clip_scene(seed), 64, 9) for seed in HELD_OUT[:64]])
 
 
 def test_uint8_does_not_wrap_around():
@@ -132,6 +138,44 @@ def test_set_distances_tell_blur_from_other_scenes(oracle, real):
         assert distance(real, real, oracle) < distance(real[:48], other, oracle)
         ordered = distance(real[:48], blurred, oracle)
         assert distance(blurred, real[:48], oracle) == pytest.approx(ordered, rel=1e-6, abs=1e-6)
+
+
+def test_clip_sets_are_judged_by_their_motion(clips):
+    """Frozen clips are made of perfect pictures: only what looks at motion tells them."""
+    still = np.repeat(clips[:32, 4:5], 9, axis=1)
+    for distance in (frechet, kernel):
+        floor = distance(clips[:32], clips[32:])
+        assert distance(still, clips[32:]) > floor
+        assert distance(_blur(clips[:32]), clips[32:]) > floor
+        assert distance(clips, clips) < floor
+    assert perceptual(clips[:4], still[:4]) > perceptual(clips[:4], clips[:4]) == 0
+
+
+def test_an_oracle_for_pictures_judges_frames(oracle, clips):
+    flat = clips.reshape(-1, *clips.shape[-3:])
+    assert frechet(clips[:8], clips[8:16], oracle) == frechet(flat[:72], flat[72:144], oracle)
+
+
+def test_every_form_of_clips_gives_the_same_figures(clips):
+    forms = [
+        lambda x: x,
+        list,
+        lambda x: x.astype(np.float64) / 255,
+        lambda x: torch.from_numpy(x).permute(0, 1, 4, 2, 3),
+        lambda x: [[Image.fromarray(frame) for frame in one] for one in x],
+    ]
+    values = [frechet(form(clips[:3]), form(clips[3:6])) for form in forms]
+    np.testing.assert_allclose(values, values[0], rtol=1e-4)
+
+
+def test_clips_of_mixed_lengths_are_refused(clips):
+    with pytest.raises(BadInput, match="clips of one set differ"):
+        frechet([clips[0], clips[1][:5]], clips[:2])
+
+
+def test_one_clip_is_no_set(clips):
+    with pytest.raises(BadInput, match="at least two"):
+        frechet(clips[:1], clips)
 
 
 def test_frechet_of_equal_sets_is_nought(oracle, real):

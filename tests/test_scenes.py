@@ -16,6 +16,7 @@ from accel.errors import BadInput, BadModel
 from accel.scenes import (
     ATTRIBUTES,
     HELD_OUT,
+    MOTIONS,
     TRAINING,
     clip,
     clip_scene,
@@ -85,6 +86,8 @@ def test_clip_caption_names_the_motion():
         one = clip_scene(seed)
         assert one.motion.direction in words(one.caption)
         assert one.motion.speed in words(one.caption)
+        assert one.wanted.items() >= {n: getattr(one.motion, n) for n in MOTIONS}.items()
+        assert not set(scene(seed).mentions) & set(MOTIONS)
         assert len(words(one.caption)) <= LONGEST
 
 
@@ -185,6 +188,82 @@ class TestOracle:
         assert sum(p.stat().st_size for p in folder.rglob("*")) <= 2 * MIB
 
 
+@pytest.fixture(scope="module")
+def clip_oracle():
+    from accel.scenes.motion import load
+
+    return load()
+
+
+@pytest.fixture(scope="module")
+def moving():
+    scenes = [clip_scene(seed) for seed in HELD_OUT[3000:3064]]
+    return scenes, np.stack([clip(one) for one in scenes])
+
+
+class TestClipOracle:
+    def test_reads_held_out_clips(self, clip_oracle, moving):
+        from accel.scenes.motion import caption_accuracy
+
+        scenes, clips = moving
+        every = [replace(one, mentions=(*ATTRIBUTES, *MOTIONS)) for one in scenes]
+        found = caption_accuracy(clips, every, clip_oracle)
+        assert list(found.by_attribute) == [*ATTRIBUTES, *MOTIONS]
+        assert found.mean >= 0.98
+        assert min(found.by_attribute[name] for name in MOTIONS) >= 0.95
+
+    def test_any_length_is_read(self, clip_oracle, moving):
+        from accel.scenes.motion import caption_accuracy
+
+        scenes, clips = moving
+        short = [clip[::4] for clip in clips]
+        assert caption_accuracy(short, scenes, clip_oracle).mean >= 0.95
+
+    def test_a_clip_backwards_goes_the_other_way(self, clip_oracle, moving):
+        from accel.scenes.motion import read
+
+        scenes, clips = moving
+        answers = read(clips[:, ::-1], clip_oracle)
+        turned = [
+            a["direction"] != s.motion.direction for a, s in zip(answers, scenes, strict=True)
+        ]
+        assert np.mean(turned) >= 0.95
+
+    def test_a_picture_is_not_asked_what_moves(self, oracle, moving):
+        from accel.scenes.oracle import caption_accuracy
+
+        scenes, clips = moving
+        found = caption_accuracy(clips[:, 8], scenes, oracle)
+        assert found.mean >= 0.98
+        assert not set(found.by_attribute) & set(MOTIONS)
+
+    def test_pictures_and_other_counts_are_refused(self, clip_oracle, moving):
+        from accel.scenes.motion import caption_accuracy
+
+        scenes, clips = moving
+        with pytest.raises(BadInput, match="no clips"):
+            caption_accuracy(clips[0], scenes, clip_oracle)
+        with pytest.raises(BadInput, match="2 scenes"):
+            caption_accuracy(clips[:1], scenes[:2], clip_oracle)
+
+    def test_missing_clip_oracle_is_named(self, oracle, tmp_path):
+        from accel.scenes.motion import load
+
+        oracle.save(tmp_path)
+        with pytest.raises(BadModel, match="clip-oracle"):
+            load(tmp_path)
+
+    def test_other_motions_are_refused(self, clip_oracle, tmp_path):
+        from accel.scenes.motion import load
+
+        clip_oracle.motion.save(tmp_path)
+        config = json.loads((tmp_path / "motion.json").read_text())
+        config["motions"]["speed"].reverse()
+        (tmp_path / "motion.json").write_text(json.dumps(config))
+        with pytest.raises(BadModel, match="motions"):
+            load(tmp_path)
+
+
 def _size(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
@@ -231,17 +310,19 @@ class TestModels:
                 assert all(len(part.tokenize(word)) == 1 for word in known)
                 assert part.unk_token_id not in part("zebra", add_special_tokens=False).input_ids
 
-    def test_prompts_pool_apart(self, folder, pipe):
-        if type(pipe.text_encoder).__name__ != "CLIPTextModel":
-            pytest.skip("no pooled text")
-        prompts = ["a red house at noon", "the sea at night", ""]
-        tokens = pipe.tokenizer(
-            prompts, padding="max_length", max_length=32, return_tensors="pt"
-        ).input_ids
-        pooled = pipe.text_encoder(tokens).pooler_output
-        for i in range(3):
-            for k in range(i):
-                assert (pooled[i] - pooled[k]).abs().max() > 1e-2
+    def test_prompts_are_told_apart(self, folder, pipe):
+        prompts = ["a red house at noon", "a red house at night", "the sea at night", ""]
+        for name, encoder in pipe.components.items():
+            if not name.startswith("text_encoder"):
+                continue
+            tokenizer = pipe.components[name.replace("text_encoder", "tokenizer")]
+            tokens = tokenizer(
+                prompts, padding="max_length", max_length=32, return_tensors="pt"
+            ).input_ids
+            found = encoder(tokens)
+            for told in (found.last_hidden_state, getattr(found, "pooler_output", None)):
+                for i in range(len(prompts) if told is not None else 0):
+                    assert all((told[i] - told[k]).abs().max() > 1e-2 for k in range(i)), name
 
     def test_normal_call_draws(self, folder, pipe):
         import torch

@@ -332,18 +332,39 @@ def wan_loss(pipe: WanPipeline, latents: Tensor, captions: list[str]) -> Tensor:
     return (velocity.float() - (noise - latents)).square().mean()
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a training batch is made of: pictures of an edge, or the first frames of clips."""
+
+    size: int
+    frames: int = 0
+
+    @property
+    def name(self) -> str:
+        """What files of this form are called."""
+        return f"{self.size}x{self.frames}" if self.frames else f"{self.size}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One bundled pipeline: its parts, its loss, and the arguments of a normal call."""
+    """One bundled pipeline: its parts, its loss, and the arguments of a normal call.
+
+    `forms` are what it learns from, the cheap form first and the one of a normal call last. A clip
+    family starts with first frames, which the causal autoencoder encodes as in the whole clip.
+    """
 
     name: str
-    clips: bool
-    sizes: tuple[int, ...]
+    forms: tuple[Form, Form]
     vae: Callable[[], nn.Module]
     build: Callable[[Any], DiffusionPipeline]
     loss: Callable[[Any, Tensor, list[str]], Tensor]
     learns: tuple[str, ...]
     call: dict[str, Any]
+
+    @property
+    def clips(self) -> bool:
+        """Whether it makes clips."""
+        return self.forms[-1].frames > 0
 
     def modules(self, pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
         """The parts that training changes, by name; the denoiser comes first."""
@@ -356,8 +377,7 @@ FAMILIES = {
     for family in (
         Family(
             name="scenes-flux",
-            clips=False,
-            sizes=(64, 128),
+            forms=(Form(64), Form(128)),
             vae=image_vae,
             build=build_flux,
             loss=flux_loss,
@@ -374,8 +394,7 @@ FAMILIES = {
         ),
         Family(
             name="scenes-unet",
-            clips=False,
-            sizes=(64, 128),
+            forms=(Form(64), Form(128)),
             vae=image_vae,
             build=build_unet,
             loss=unet_loss,
@@ -390,8 +409,7 @@ FAMILIES = {
         ),
         Family(
             name="scenes-wan",
-            clips=True,
-            sizes=(64,),
+            forms=(Form(64, 1), Form(64, 17)),
             vae=clip_vae,
             build=build_wan,
             loss=wan_loss,

@@ -3,13 +3,16 @@
 Stages hand over through a run folder: `vae` writes `vae.pt`, `cache` encodes training pictures
 to `latents-*.pt`, `denoiser` trains denoiser and text encoders to `denoiser.pt`, and `export`
 writes the pipeline folder; `adopt` starts a run from such a folder. Every stage resumes where its
-checkpoint left off. `oracle` trains the attribute classifier. On a CPU, pin the process to cores
+checkpoint left off. `oracle` trains the classifier that reads pictures, `clip-oracle` the one that
+reads motion. On a CPU, pin the process to cores
 and set `--threads` to their number.
 """
 
 import contextlib
 import json
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +22,15 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 from PIL import Image
-from scenes_models import FAMILIES, Family
+from rich.progress import track
+from scenes_models import FAMILIES, Family, Form
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from accel.scenes import ATTRIBUTES, HELD_OUT, Scene, clip, clip_scene, picture, scene
+from accel.scenes import ATTRIBUTES, HELD_OUT, MOTIONS, Scene, clip, clip_scene, picture, scene
+from accel.scenes.motion import FRAMES, ClipOracle, MotionReader, small
+from accel.scenes.motion import caption_accuracy as clip_accuracy
+from accel.scenes.motion import load as load_clip_oracle
 from accel.scenes.oracle import Accuracy, Oracle, caption_accuracy, pixels
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -68,9 +75,9 @@ def _autocast(device: str) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16)
 
 
-def _attention(device: str, size: int) -> contextlib.AbstractContextManager[Any]:
-    """On a CPU the plain form of attention trains short sequences a fifth faster."""
-    if device == "cpu" and size <= 64:
+def _attention(device: str, form: Form) -> contextlib.AbstractContextManager[Any]:
+    """On a CPU the plain form of attention trains short sequences a fifth faster or more."""
+    if device == "cpu" and form.size <= 64 and form.frames <= 1:
         return sdpa_kernel(SDPBackend.MATH)
     return contextlib.nullcontext()
 
@@ -81,6 +88,11 @@ def _save(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def _track(steps: range, label: str) -> Iterable[int]:
+    """Show a progress bar while going through the steps, if a terminal is there to show it."""
+    return track(steps, label, disable=not sys.stdout.isatty())
 
 
 def _say(**values: Any) -> None:
@@ -153,14 +165,24 @@ def _pixels(pictures: np.ndarray) -> Tensor:
     return tensor.permute(*order)
 
 
-def _render(family: Family, seed: int, size: int) -> np.ndarray:
-    return clip(clip_scene(seed), size) if family.clips else picture(scene(seed), size)
+WHOLE = 17
+"""Frames of a whole clip."""
+
+
+def _render(seed: int, form: Form) -> np.ndarray:
+    """A picture, or the first frames of a clip."""
+    if not form.frames:
+        return picture(scene(seed), form.size)
+    told = clip_scene(seed)
+    moments = [i / (WHOLE - 1) for i in range(form.frames)]
+    return np.stack([picture(told, form.size, moment) for moment in moments])
 
 
 def _store(family: Family, count: int) -> list[np.ndarray]:
-    """Training pictures, every family size in turn."""
-    sizes = family.sizes
-    return [_render(family, seed, sizes[seed % len(sizes)]) for seed in range(count)]
+    """Training pictures of every size in turn, or whole clips."""
+    forms = family.forms[-1:] if family.clips else family.forms
+    seeds = _track(range(count), "rendering")
+    return [_render(seed, forms[seed % len(forms)]) for seed in seeds]
 
 
 def _crop(whole: np.ndarray, edge: int, rng: np.random.Generator) -> np.ndarray:
@@ -225,8 +247,8 @@ def _vae_loss(vae: Any, pixels: Tensor, half: bool, kl: float) -> Tensor:
 
 def _psnr(vae: Any, family: Family, device: str) -> float:
     """Mean PSNR of the round trip over a few held-out pictures."""
-    size, count = family.sizes[-1], 4 if family.clips else 32
-    truth = np.stack([_render(family, HELD_OUT[i], size) for i in range(count)])
+    count = 4 if family.clips else 32
+    truth = np.stack([_render(HELD_OUT[i], family.forms[-1]) for i in range(count)])
     with torch.no_grad(), _autocast(device):
         pixels = _pixels(truth).to(device)
         back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float()
@@ -271,7 +293,7 @@ def vae(
     store = _store(kind, pictures)
     optimizer, plan = _optimizer({"vae": model}), Schedule(rate, steps)
     start = time.time()
-    for step in range(first, steps):
+    for step in _track(range(first, steps), "vae"):
         pixels = _crops(kind, store, batch, rng, step >= large_after).to(at.device)
         half = not decoder_only and bool(rng.random() < 0.2)
         with _autocast(at.device):
@@ -303,40 +325,44 @@ def _load_vae(family: Family, run: Path, device: str) -> Any:
 @app.command()
 def cache(
     context: typer.Context,
-    size: Annotated[int, typer.Option(help="edge of the pictures in px")] = 64,
+    form: Annotated[str, typer.Option("--size", help="64 or 128; of clips, 64x1 or 64x17")] = "64",
     count: Annotated[int, typer.Option(help="pictures in this part")] = 24_000,
     begin: Annotated[int, typer.Option(help="first picture of this part")] = 0,
     batch: int = 32,
 ) -> None:
     """Encode training pictures once: `latents-SIZE-BEGIN.pt`, seeds in their order."""
     at: Setting = context.obj
-    kind, model = at.family, _load_vae(at.family, at.run, at.device)
-    base = begin + (BIG_SEEDS if size > 64 else 0)
+    known = {known.name: known for known in at.family.forms}
+    if form not in known:
+        raise typer.BadParameter(f"{at.family.name} learns from sizes {', '.join(known)}")
+    model, shape = _load_vae(at.family, at.run, at.device), known[form]
+    base = begin + (BIG_SEEDS if shape.size > 64 else 0)
     seeds = range(base, base + count)
     parts = []
-    for low in range(0, count, batch):
+    for low in _track(range(0, count, batch), f"encoding {form}"):
         chunk = seeds[low : low + batch]
-        pixels = _pixels(np.stack([_render(kind, s, size) for s in chunk])).to(at.device)
+        pixels = _pixels(np.stack([_render(s, shape) for s in chunk])).to(at.device)
         with torch.no_grad(), _autocast(at.device):
             parts.append(model.encode(pixels).latent_dist.mode().bfloat16().cpu())
         if low % (batch * 50) == 0:
-            _say(size=size, encoded=low + len(chunk))
+            _say(size=form, encoded=low + len(chunk))
     latents = torch.cat(parts).contiguous()
-    _save({"seeds": base, "latents": latents}, at.run / f"latents-{size}-{begin}.pt")
+    _save({"seeds": base, "latents": latents}, at.run / f"latents-{form}-{begin}.pt")
 
 
 @dataclass(slots=True)
 class Latents:
-    """Encoded pictures of one size with their seeds; `draw` gives a batch and its captions."""
+    """Encoded pictures of one form with their seeds; `draw` gives a batch and its captions."""
 
     family: Family
     values: Tensor
     seeds: list[int]
 
     @classmethod
-    def read(cls, family: Family, run: Path, size: int) -> "Latents":
-        """Read all parts that `cache` has written for a size."""
-        parts = [torch.load(p, weights_only=True) for p in sorted(run.glob(f"latents-{size}-*.pt"))]
+    def read(cls, family: Family, run: Path, form: Form) -> "Latents":
+        """Read all parts that `cache` has written for a form."""
+        files = sorted(run.glob(f"latents-{form.name}-*.pt"))
+        parts = [torch.load(path, weights_only=True) for path in files]
         seeds = [part["seeds"] + i for part in parts for i in range(len(part["latents"]))]
         return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
 
@@ -351,8 +377,9 @@ class Latents:
         return self.values[torch.from_numpy(rows)].float(), captions
 
 
-def _cached(run: Path, size: int) -> bool:
-    return any(run.glob(f"latents-{size}-*.pt"))
+def _cached(family: Family, run: Path) -> list[Form]:
+    """The forms that `cache` has written, cheap ones first."""
+    return [form for form in family.forms if any(run.glob(f"latents-{form.name}-*.pt"))]
 
 
 def _normalise(family: Family, model: Any, values: Tensor) -> None:
@@ -384,9 +411,10 @@ def _pipeline(family: Family, run: Path, seed: int) -> Any:
     """The pipeline with a trained autoencoder and fresh other parts."""
     torch.manual_seed(seed)
     model = _load_vae(family, run, "cpu") if (run / "vae.pt").exists() else family.vae()
-    sizes = [size for size in family.sizes if _cached(run, size)]
-    if sizes:
-        _normalise(family, model, Latents.read(family, run, sizes[0]).values)
+    forms = _cached(family, run)
+    if forms:
+        form = forms[-1] if family.clips else forms[0]
+        _normalise(family, model, Latents.read(family, run, form).values)
     pipe = family.build(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -397,17 +425,18 @@ def _restore(family: Family, pipe: Any, weights: dict[str, Tensor]) -> None:
         module.load_state_dict(Average(0.0, weights).of(prefix))
 
 
-def _sheet(family: Family, pipe: Any, path: Path, device: str, size: int) -> None:
+def _sheet(family: Family, pipe: Any, path: Path, device: str, form: Form) -> None:
     """Draw sixteen held-out captions, or four clips, as one picture."""
     scenes = [(clip_scene if family.clips else scene)(seed) for seed in HELD_OUT[:16]]
-    captions = [s.caption for s in scenes[: 4 if family.clips else 16]]
-    options = family.call | {"height": size, "width": size, "output_type": "np"}
+    captions = [s.caption for s in scenes[: 4 if form.frames > 1 else 16]]
+    options = family.call | {"height": form.size, "width": form.size, "output_type": "np"}
+    options |= {"num_frames": form.frames} if form.frames else {}
     options["negative_prompt"] = [""] * len(captions)
     with torch.no_grad(), _autocast(device):
         made = pipe(captions, generator=torch.Generator(device).manual_seed(0), **options)
     shown = made.frames[:, ::4] if family.clips else made.images
     tiles = (np.asarray(shown, np.float32).clip(0, 1) * 255).astype(np.uint8)
-    columns = tiles.shape[1] if family.clips else 8
+    columns = tiles.shape[1] if form.frames > 1 else 8
     tiles = tiles.reshape(-1, columns, *tiles.shape[-3:])
     rows = [np.concatenate(list(row), axis=1) for row in tiles]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -457,57 +486,58 @@ class Training:
         state = {"step": done, "weights": weights, "average": self.average.weights}
         _save(state | {"optimizer": self.optimizer.state_dict()}, self.path)
 
-    def loss(self, latents: Tensor, captions: list[str], size: int) -> Tensor:
+    def loss(self, latents: Tensor, captions: list[str], form: Form) -> Tensor:
         """Loss of a batch of cached latents."""
         latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
-        with _autocast(self.at.device), _attention(self.at.device, size):
+        with _autocast(self.at.device), _attention(self.at.device, form):
             return self.at.family.loss(self.pipe, latents, captions)
 
-    def draw(self, done: int, size: int) -> None:
+    def draw(self, done: int, form: Form) -> None:
         """Draw a sheet with the averaged weights, leaving the random state as it was."""
         with torch.random.fork_rng():
             judge = _pipeline(self.at.family, self.at.run, self.at.seed)
             _restore(self.at.family, judge, self.average.weights)
             path = self.at.run / "sheets" / f"{done:06d}.png"
-            _sheet(self.at.family, judge.to(self.at.device), path, self.at.device, size)
+            _sheet(self.at.family, judge.to(self.at.device), path, self.at.device, form)
 
 
 @app.command()
 def denoiser(
     context: typer.Context,
     steps: Steps = 7600,
-    batch: Annotated[int, typer.Option(help="samples of 64 px in a step")] = 32,
-    big_batch: Annotated[int, typer.Option(help="samples of 128 px in a step")] = 8,
-    big_after: Annotated[int, typer.Option(help="128 px joins after this step")] = 3400,
-    big_share: Annotated[float, typer.Option(help="share of 128 px steps from then on")] = 0.75,
+    batch: Annotated[int, typer.Option(help="small samples in a step: 64 px, first frames")] = 32,
+    big_batch: Annotated[int, typer.Option(help="big samples in a step: 128 px, clips")] = 8,
+    big_after: Annotated[int, typer.Option(help="big ones join after this step")] = 3400,
+    big_share: Annotated[float, typer.Option(help="share of big steps from then on")] = 0.75,
     rate: float = 1.2e-3,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
     at: Setting = context.obj
     training, plan = Training.start(at), Schedule(rate, steps)
-    first, known = training.first, [s for s in at.family.sizes if _cached(at.run, s)]
+    first, known = training.first, _cached(at.family, at.run)
     if not known:
         raise typer.BadParameter(f"{at.run} holds no latents: run the stage `cache` first")
-    stores = {size: Latents.read(at.family, at.run, size) for size in known}
+    stores = {form: Latents.read(at.family, at.run, form) for form in known}
+    batches = dict(zip(at.family.forms, (batch, big_batch), strict=True))
     rng = np.random.default_rng([at.seed, first])
     torch.manual_seed(at.seed + first)
-    start, losses = time.time(), dict.fromkeys(stores, 1.0)
-    for step in range(first, steps):
-        big = 128 in stores and step >= big_after and rng.random() < big_share
-        size = 128 if big else 64
-        latents, captions = stores[size].draw(big_batch if big else batch, rng)
-        loss = training.loss(latents, captions, size)
+    start, losses = time.time(), dict.fromkeys((form.name for form in known), 1.0)
+    for step in _track(range(first, steps), "denoiser"):
+        big = step >= big_after and rng.random() < big_share
+        form = known[-1 if big else 0]
+        latents, captions = stores[form].draw(batches[form], rng)
+        loss = training.loss(latents, captions, form)
         _step(loss, training.optimizer, plan.at(step))
         training.average.update(training.modules, step)
-        losses[size] += 0.02 * (loss.item() - losses[size])
+        losses[form.name] += 0.02 * (loss.item() - losses[form.name])
         done = step + 1
         if done % 50 == 0 or done == steps:
             pace = (done - first) / (time.time() - start)
-            _say(step=done, pace=pace, **{f"loss{size}": loss for size, loss in losses.items()})
+            _say(step=done, pace=pace, **{f"loss{name}": loss for name, loss in losses.items()})
         if done % 250 == 0 or done == steps:
             training.save(done)
         if done % 500 == 0 or done == steps:
-            training.draw(done, 128 if 128 in stores and done > big_after else 64)
+            training.draw(done, known[-1 if done > big_after else 0])
 
 
 @app.command()
@@ -558,7 +588,7 @@ def export(
     if sheet:
         judge = type(pipe).from_pretrained(out)
         judge.set_progress_bar_config(disable=True)
-        _sheet(at.family, judge, at.run / "sheets" / "export.png", "cpu", at.family.sizes[-1])
+        _sheet(at.family, judge, at.run / "sheets" / "export.png", "cpu", at.family.forms[-1])
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     _say(step=step, mebibytes=size / 2**20)
 
@@ -625,7 +655,7 @@ def oracle(
         optimizer.load_state_dict(state["optimizer"])
     store = {64: _labelled(range(pictures), 64)}
     store[128] = _labelled(range(BIG_SEEDS, BIG_SEEDS + pictures // 3), 128)
-    for step in range(first, steps):
+    for step in _track(range(first, steps), "oracle"):
         size = 128 if step % 4 == 3 else 64
         rows = rng.integers(len(store[size]), size=batch)
         with _autocast("cpu"):
@@ -642,7 +672,102 @@ def oracle(
 
 
 def _labelled(seeds: range, size: int) -> list[tuple[np.ndarray, Scene]]:
-    return [(picture(scene(seed), size), scene(seed)) for seed in seeds]
+    told = (scene(seed) for seed in _track(seeds, f"rendering {size} px"))
+    return [(picture(one, size), one) for one in told]
+
+
+def _turned(clips: Tensor, truths: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mirror some clips and play some backwards: both turn the direction round."""
+    mirror, back = torch.rand(2, len(clips)) < 0.5
+    clips = torch.where(mirror[:, None, None, None, None], clips.flip(-1), clips)
+    clips = torch.where(back[:, None, None, None, None], clips.flip(1), clips)
+    direction = truths["direction"] ^ (mirror ^ back).long()
+    return clips, truths | {"direction": direction}
+
+
+def _spoil_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Spoil clips [N, F, 3, H, W] as models do; how much they flicker and stutter [N, 2]."""
+    count, frames = clips.shape[:2]
+    amounts = torch.rand(count, 2) * (torch.rand(count, 2) < 0.4)
+    flicker, stutter = amounts.unbind(1)
+    held = torch.rand(count, frames) < 0.7 * stutter[:, None]
+    order = torch.arange(frames).repeat(count, 1).masked_fill(held, 0).cummax(1).values
+    clips = clips[torch.arange(count)[:, None], order]
+    near = torch.cat([clips[:, 1:], clips[:, -1:]], 1)
+    clips = clips.lerp(near, 0.5 * torch.rand(count, 1, 1, 1, 1))
+    soft = nn.functional.avg_pool2d(clips.flatten(0, 1), 3, 1, 1, count_include_pad=False)
+    clips = clips.lerp(soft.unflatten(0, (count, frames)), torch.rand(count, 1, 1, 1, 1))
+    gain = 1 + 0.06 * torch.randn(count, 1, 3, 1, 1)
+    unrest = 0.12 * flicker[:, None, None, None, None] * torch.randn(count, frames, 3, 1, 1)
+    noise = 0.06 * torch.rand(count, 1, 1, 1, 1) * torch.randn_like(clips)
+    return ((clips + noise) * (gain + unrest)).clamp(0, 1), amounts
+
+
+def _motion_loss(reader: MotionReader, clips: Tensor, truths: dict[str, Tensor]) -> Tensor:
+    turned, truths = _turned(clips, truths)
+    spoilt, amounts = _spoil_clips(turned)
+    reading = reader(spoilt)
+    loss = (reading.defects.float() - amounts).square().mean()
+    for name, truth in truths.items():
+        logits = reading.logits[name].float()
+        loss = loss + nn.functional.cross_entropy(logits, truth, label_smoothing=0.02)
+    return loss
+
+
+def _moving(seeds: range) -> tuple[Tensor, dict[str, Tensor]]:
+    """Small clips [N, 9, 3, 32, 32] as the motion reader sees them, and their motion."""
+    scenes = [clip_scene(seed) for seed in seeds]
+    seen = [clip(scenes[i], 64, FRAMES)[None] for i in _track(range(len(seeds)), "rendering")]
+    clips = [small(one / np.float32(255)) for one in seen]
+    truths = {
+        name: torch.tensor([values.index(getattr(s.motion, name)) for s in scenes])
+        for name, values in MOTIONS.items()
+    }
+    return torch.cat(clips), truths
+
+
+def _judge_clips(judge: ClipOracle, count: int = 256) -> None:
+    """Print held-out accuracy of the clip oracle, on all frames, per attribute."""
+    scenes = [clip_scene(seed) for seed in HELD_OUT[:count]]
+    every = [replace(s, mentions=(*ATTRIBUTES, *MOTIONS)) for s in scenes]
+    found = clip_accuracy(np.stack([clip(s) for s in scenes]), every, judge)
+    _say(held_out=found.mean, all_correct=found.all_correct, **found.by_attribute)
+
+
+@app.command()
+def clip_oracle(
+    context: typer.Context,
+    steps: Steps = 2000,
+    batch: int = 64,
+    rate: float = 2e-3,
+    pictures: Annotated[int, typer.Option(help="clips to learn from")] = 4000,
+    out: Path = Path("assets/models/oracle"),
+) -> None:
+    """Train the reader of motion; the oracle for pictures is there already, in `out`."""
+    at: Setting = context.obj
+    rng, model, first = np.random.default_rng(at.seed), MotionReader(), 0
+    path = at.run / "motion.pt"
+    optimizer, plan = _optimizer({"motion": model}), Schedule(rate, steps, descent=0.6)
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    clips, truths = _moving(range(pictures))
+    for step in _track(range(first, steps), "clip-oracle"):
+        rows = torch.from_numpy(rng.integers(len(clips), size=batch))
+        with _autocast("cpu"):
+            chosen = {name: truth[rows] for name, truth in truths.items()}
+            loss = _motion_loss(model.train(), clips[rows], chosen)
+        _step(loss, optimizer, plan.at(step))
+        done = step + 1
+        if done % 250 == 0 or done == steps:
+            state = {"step": done, "model": model.state_dict()}
+            _save(state | {"optimizer": optimizer.state_dict()}, path)
+            _say(step=done, loss=loss.item())
+    model.eval().calibrate(clips[:1000])
+    model.save(out)
+    _judge_clips(load_clip_oracle(out))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from accel.scenes.scene import SIDES, Scene, draw
+from accel.scenes.scene import MOTIONS, SIDES, Scene, draw
 
 LONGEST: Final = 28
 """Most words and commas in a caption; text encoders are given room for 32 tokens."""
@@ -172,7 +172,7 @@ def describe_clip(scene: Scene, wording: int = 0) -> Scene:
     while True:
         caption, mentions = _tell(scene, rng)
         if len(words(caption)) <= room:
-            return scene.with_caption(caption + ending, mentions)
+            return scene.with_caption(caption + ending, (*mentions, *MOTIONS))
 
 
 def scene(seed: int, wording: int = 0) -> Scene:

@@ -21,7 +21,9 @@ from torch.nn import functional
 from accel.bundled import asset
 from accel.errors import BadInput, BadModel
 from accel.scenes.pixels import as_floats
-from accel.scenes.scene import ATTRIBUTES, Scene
+from accel.scenes.scene import ATTRIBUTES, MOTIONS, Scene
+
+_ORDER = (*ATTRIBUTES, *MOTIONS)
 
 WIDTHS = (32, 64, 96, 128)
 FEATURES = 64
@@ -167,11 +169,22 @@ def caption_accuracy(
 ) -> Accuracy:
     """Judge pictures by the attributes that their scenes' captions mention.
 
+    Of a clip's caption, a picture can show all but the motion: that is left to
+    `accel.scenes.motion`.
+
     Raises:
         BadModel: no oracle is there.
         BadInput: pictures and scenes differ in number.
     """
-    answers = read(images, oracle)
+    return tally(read(images, oracle), scenes)
+
+
+def tally(answers: Sequence[dict[str, str]], scenes: Sequence[Scene]) -> Accuracy:
+    """Compare answers with what the captions mention; what no answer tells is not judged.
+
+    Raises:
+        BadInput: answers and scenes differ in number.
+    """
     if len(answers) != len(scenes):
         raise BadInput(
             f"found {len(answers)} pictures for {len(scenes)} scenes, needed is one each"
@@ -179,10 +192,11 @@ def caption_accuracy(
     hits: dict[str, list[bool]] = {}
     whole = []
     for scene, answer in zip(scenes, answers, strict=True):
-        right = {name: answer[name] == value for name, value in scene.wanted.items()}
+        wanted = {name: value for name, value in scene.wanted.items() if name in answer}
+        right = {name: answer[name] == value for name, value in wanted.items()}
         whole.append(all(right.values()))
         for name, hit in right.items():
             hits.setdefault(name, []).append(hit)
     every = [hit for many in hits.values() for hit in many]
-    by_attribute = {name: float(np.mean(hits[name])) for name in ATTRIBUTES if name in hits}
+    by_attribute = {name: float(np.mean(hits[name])) for name in _ORDER if name in hits}
     return Accuracy(float(np.mean(every)), float(np.mean(whole)), by_attribute)

@@ -1,7 +1,7 @@
 """Pictures and clips in any usual form become one float array, or a clear error.
 
-Legend: N pictures or frames, H height, W width. Does not import torch: a tensor is known by its
-`detach` method.
+Legend: N pictures or clips, F frames, H height, W width. Does not import torch: a tensor is
+known by its `detach` method.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,45 @@ def as_floats(images: Any) -> Floats:
     Raises:
         BadInput: no pictures, sizes or dtypes that differ, or values out of range.
     """
-    array = as_array(images)
+    return _scaled(as_array(images))
+
+
+def as_clips(clips: Any) -> Floats:
+    """Clips as `[N, F, H, W, 3]` float32 in [0, 1], F at least 2.
+
+    Takes an array or tensor of five dimensions, or a sequence of what `as_floats` takes.
+
+    Raises:
+        BadInput: no clips, lengths or sizes that differ, or values out of range.
+    """
+    if not are_clips(clips):
+        raise BadInput("found no clips, needed are [N, F, H, W, 3] of at least two frames")
+    found = [as_floats(clip) for clip in clips]
+    shapes = sorted({clip.shape for clip in found})
+    if len(shapes) > 1:
+        raise BadInput(f"clips of one set differ: {shapes}; cut or resize them first")
+    return np.stack(found)
+
+
+def are_clips(images: Any) -> bool:
+    """Whether this is a set of clips: `[N, F, H, W, 3]`, or a sequence of sequences of frames.
+
+    One clip alone `[F, H, W, 3]` cannot be told from a set of pictures, and counts as such.
+    """
+    if isinstance(images, Sequence):
+        return bool(images) and _frames(images[0]) >= 2
+    shape: Sequence[int] = getattr(images, "shape", ())
+    return len(shape) == 5 and shape[1] >= 2
+
+
+def _frames(clip: Any) -> int:
+    """Frames of what may be one clip; 0 for a picture."""
+    if isinstance(clip, Sequence):
+        return 0 if isinstance(clip, str) else len(clip)
+    return len(clip) if getattr(clip, "ndim", 0) == 4 else 0
+
+
+def _scaled(array: np.ndarray) -> Floats:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
     floats = array.astype(np.float32)

@@ -37,6 +37,9 @@ ATTRIBUTES: Final = MappingProxyType(
 MOVERS: Final = ("light", "clouds", "boat")
 SPEEDS: Final = ("slowly", "fast")
 
+MOTIONS: Final = MappingProxyType({"mover": MOVERS, "direction": SIDES, "speed": SPEEDS})
+"""What a clip has besides, with its possible values: what moves, where to, how fast."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
@@ -51,8 +54,8 @@ class Motion:
 class Scene:
     """One landscape: its attributes, its caption, and what the caption mentions.
 
-    `mentions` names the attributes that the caption pins down; all others were left to chance,
-    so a picture is judged by `wanted` only.
+    `mentions` names the attributes that the caption pins down, those of the motion too if it is
+    a clip's; all others were left to chance, so a picture or clip is judged by `wanted` only.
     """
 
     seed: int
@@ -74,13 +77,15 @@ class Scene:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """Every attribute by name."""
+        """Every attribute of the picture by name."""
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
     @property
     def wanted(self) -> dict[str, str]:
         """The attributes that the caption mentions, with their values."""
-        return {name: getattr(self, name) for name in self.mentions}
+        return {
+            name: getattr(self.motion if name in MOTIONS else self, name) for name in self.mentions
+        }
 
     def with_caption(self, caption: str, mentions: tuple[str, ...]) -> "Scene":
         """The same scene described by other words."""
