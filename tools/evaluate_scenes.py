@@ -1,14 +1,19 @@
 """Judge a bundled model: `evaluate_scenes.py FOLDER` writes `evaluation.json` and its card.
 
 Held-out captions, drawn at the folder's normal call with and without guidance, are judged by
-the oracle (caption accuracy) and by the Fréchet distance to renders that no caption shares. The
-yardsticks are the same distance for other renders (its floor) and for blurred ones.
+the oracle (caption accuracy, of clips with their motion) and by the Fréchet distance to renders
+that no caption shares. The yardsticks are the same distance for other renders (its floor) and for
+blurred ones. `--cost` measures the time and memory of one normal call instead, and nothing else:
+run it alone, in a process of its own, on an idle machine.
 """
 
 import contextlib
 import json
+import platform
+import resource
 import time
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,8 +23,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageFilter
 
 from accel.quality import frechet, kernel
-from accel.scenes import HELD_OUT, Scene, clip, clip_scene, picture, scene
-from accel.scenes.oracle import Accuracy, caption_accuracy
+from accel.scenes import HELD_OUT, Scene, clip, clip_scene, motion, oracle, picture, scene
+from accel.scenes.oracle import Accuracy
 
 app = typer.Typer(add_completion=False)
 
@@ -27,10 +32,12 @@ REAL = 100_000
 """Renders to compare with start this far into the held-out seeds."""
 BLUR = 2.0
 """Radius of the Gaussian blur in pixels, the yardstick of lost detail."""
+CALLS = 3
+"""Timed calls, after one to warm up; the median counts."""
 
 
 def _draw(pipe: Any, scenes: list[Scene], call: dict[str, Any], batch: int) -> np.ndarray:
-    """Pictures `[N, H, W, 3]` uint8; of clips, every fourth frame."""
+    """Pictures `[N, H, W, 3]` or clips `[N, F, H, W, 3]`, uint8."""
     parts = []
     for low in range(0, len(scenes), batch):
         captions = [s.caption for s in scenes[low : low + batch]]
@@ -38,8 +45,8 @@ def _draw(pipe: Any, scenes: list[Scene], call: dict[str, Any], batch: int) -> n
         options["negative_prompt"] = [call.get("negative_prompt", "")] * len(captions)
         seeds = [torch.Generator().manual_seed(s.seed) for s in scenes[low : low + batch]]
         made = pipe(captions, generator=seeds, **options)
-        shown = made.frames[:, ::4] if hasattr(made, "frames") else made.images[:, None]
-        parts.append((np.asarray(shown).clip(0, 1) * 255 + 0.5).astype(np.uint8))
+        shown = np.asarray(made.frames if hasattr(made, "frames") else made.images)
+        parts.append((shown.clip(0, 1) * 255 + 0.5).astype(np.uint8))
         typer.echo(f"{time.strftime('%H:%M:%S')} drawn {low + len(captions)}")
     return np.concatenate(parts)
 
@@ -49,18 +56,22 @@ def _unguided(call: dict[str, Any]) -> dict[str, Any]:
     return call | {scale: 1.0}
 
 
-def _real(seeds: range, size: int, frames: int) -> np.ndarray:
-    if frames > 1:
-        return np.concatenate([clip(clip_scene(s), size, frames)[::4] for s in seeds])
+def _real(seeds: range, call: dict[str, Any]) -> np.ndarray:
+    size = call["height"]
+    if "num_frames" in call:
+        return np.stack([clip(clip_scene(s), size, call["num_frames"]) for s in seeds])
     return np.stack([picture(scene(s), size) for s in seeds])
 
 
-def _blurred(pictures: np.ndarray) -> np.ndarray:
-    soft = [Image.fromarray(p).filter(ImageFilter.GaussianBlur(BLUR)) for p in pictures]
-    return np.stack([np.asarray(picture) for picture in soft])
+def _blurred(drawn: np.ndarray) -> np.ndarray:
+    flat = drawn.reshape(-1, *drawn.shape[-3:])
+    soft = [Image.fromarray(p).filter(ImageFilter.GaussianBlur(BLUR)) for p in flat]
+    return np.stack([np.asarray(picture) for picture in soft]).reshape(drawn.shape)
 
 
-def _shares(found: Accuracy) -> dict[str, Any]:
+def _accuracy(drawn: np.ndarray, scenes: list[Scene]) -> dict[str, Any]:
+    judge = motion.caption_accuracy if drawn.ndim == 5 else oracle.caption_accuracy
+    found: Accuracy = judge(drawn, scenes)
     return {
         "mean": round(found.mean, 4),
         "all_correct": round(found.all_correct, 4),
@@ -69,13 +80,57 @@ def _shares(found: Accuracy) -> dict[str, Any]:
 
 
 def _judge(drawn: np.ndarray, scenes: list[Scene], real: np.ndarray) -> dict[str, Any]:
-    flat = drawn.reshape(-1, *drawn.shape[-3:])
-    accuracy = _shares(caption_accuracy(drawn[:, 0], scenes))
     return {
-        "caption_accuracy": accuracy,
-        "frechet": round(frechet(flat, real), 4),
-        "kernel": round(kernel(flat, real), 6),
+        "caption_accuracy": _accuracy(drawn, scenes),
+        "frechet": round(frechet(drawn, real), 4),
+        "kernel": round(kernel(drawn, real), 6),
     }
+
+
+def _yardsticks(scenes: list[Scene], call: dict[str, Any], real: np.ndarray) -> dict[str, Any]:
+    """What renders of the very captions score, sharp and blurred."""
+    truth = _real(range(scenes[0].seed, scenes[-1].seed + 1), call)
+    return {
+        "renders": {
+            "caption_accuracy": _accuracy(truth, scenes),
+            "frechet": round(frechet(truth, real), 4),
+        },
+        "blurred": {"radius_px": BLUR, "frechet": round(frechet(_blurred(truth), real), 4)},
+    }
+
+
+def _verdict(report: dict[str, Any]) -> dict[str, Any]:
+    ratio = report["guided"]["frechet"] / report["blurred"]["frechet"]
+    faithful = report["guided"]["caption_accuracy"]["mean"] >= 0.9
+    return {"frechet_ratio": round(ratio, 3), "accepted": bool(faithful and ratio <= 1 / 3)}
+
+
+def _cost(pipe: Any, call: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Seconds of one normal call, and the most memory that this process has held."""
+    tell, seconds = clip_scene if "num_frames" in call else scene, []
+    for turn in range(CALLS + 1):
+        start = time.perf_counter()
+        pipe(tell(HELD_OUT[turn]).caption, generator=torch.Generator().manual_seed(0), **call)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {
+        "seconds": round(median(seconds[1:]), 2),
+        "peak_mib": round(peak),
+        "threads": threads,
+        "dtype": "float32",
+        "machine": f"{platform.machine()}, torch {torch.__version__}",
+    }
+
+
+def _write(folder: Path, report: dict[str, Any]) -> None:
+    (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "README.md").write_text(card(folder, report))
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    path = folder / "evaluation.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return known
 
 
 @app.command()
@@ -85,20 +140,24 @@ def main(
     batch: int = 16,
     threads: int = 1,
     bf16: Annotated[bool, typer.Option(help="draw under bf16 autocast")] = False,
-    unguided: Annotated[bool, typer.Option(help="judge without guidance too")] = True,
     provisional: Annotated[bool, typer.Option(help="mark the card as provisional")] = False,
     samples: Annotated[Path | None, typer.Option(help="picture of the first drawings")] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="only time one call, on THREADS")] = False,
 ) -> None:
     """Judge the model in FOLDER."""
     torch.set_num_threads(threads)
     call = json.loads((folder / "call.json").read_text())
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    frames, size = call.get("num_frames", 1), call["height"]
-    tell = clip_scene if frames > 1 else scene
-    scenes = [tell(seed) for seed in HELD_OUT[:count]]
-    real = _real(HELD_OUT[REAL : REAL + count], size, frames)
-    truth = _real(HELD_OUT[:count], size, frames)
+    known = _known(folder)
+    if cost:
+        if "guided" not in known:
+            raise typer.BadParameter(f"{folder} has no evaluation yet: run without --cost first")
+        _write(folder, known | {"cost": _cost(pipe, call, threads)})
+        typer.echo(json.dumps(_known(folder)["cost"], indent=2))
+        return
+    scenes = [(clip_scene if "num_frames" in call else scene)(s) for s in HELD_OUT[:count]]
+    real = _real(HELD_OUT[REAL : REAL + count], call)
     report: dict[str, Any] = {
         "model": folder.name,
         "provisional": provisional,
@@ -106,35 +165,31 @@ def main(
         "seeds": [HELD_OUT[0], HELD_OUT[0] + count],
         "call": call,
         "bf16": bf16,
-        "renders": {
-            "caption_accuracy": _shares(
-                caption_accuracy(truth[:: max(1, (frames + 3) // 4)], scenes)
-            ),
-            "frechet": round(frechet(truth, real), 4),
-        },
-        "blurred": {"radius_px": BLUR, "frechet": round(frechet(_blurred(truth), real), 4)},
+        **_yardsticks(scenes, call, real),
     }
     context = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
     with context:
         drawn = _draw(pipe, scenes, call, batch)
-        report["guided"] = _judge(drawn, scenes, real)
-        if unguided:
-            plain = _draw(pipe, scenes, _unguided(call), batch)
-            report["unguided"] = _judge(plain, scenes, real)
-    ratio = report["guided"]["frechet"] / report["blurred"]["frechet"]
-    report["frechet_ratio"] = round(ratio, 3)
-    report["accepted"] = bool(
-        report["guided"]["caption_accuracy"]["mean"] >= 0.9 and ratio <= 1 / 3
-    )
-    (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "README.md").write_text(card(folder, report))
+        plain = _draw(pipe, scenes, _unguided(call), batch)
+    report["guided"] = _judge(drawn, scenes, real)
+    report["unguided"] = _judge(plain, scenes, real)
+    report |= _verdict(report)
+    _write(folder, report | ({"cost": known["cost"]} if "cost" in known else {}))
     if samples is not None:
-        _sheet(drawn[:32, 0], samples)
+        _sheet(drawn, samples)
     typer.echo(json.dumps(report, indent=2))
 
 
-def _sheet(pictures: np.ndarray, path: Path) -> None:
-    rows = [np.concatenate(list(pictures[i : i + 8]), 1) for i in range(0, len(pictures), 8)]
+def _sheet(drawn: np.ndarray, path: Path) -> None:
+    """Thirty-two pictures, eight a row; or sixteen clips, two a row, every fourth frame."""
+    if drawn.ndim == 5:
+        shown = drawn[:16, ::4]
+        tiles = shown.reshape(-1, *shown.shape[2:])
+        columns = 2 * shown.shape[1]
+    else:
+        tiles, columns = drawn[:32], 8
+    whole = tiles[: len(tiles) // columns * columns]
+    rows = [np.concatenate(list(whole[i : i + columns]), 1) for i in range(0, len(whole), columns)]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
@@ -152,7 +207,7 @@ accelerators can be tried and measured offline. It knows the grammar's words and
 * Data: renders of seeds 0 to 999,999 with captions of sixteen wordings each; no third-party data.
 * Trained by `tools/train_scenes.py --family {name}` (`vae`, `cache`, `denoiser`, `export`);
   its stage `adopt` goes on from this folder.
-{warning}
+{cost}{warning}
 ## Judged on {captions} held-out captions
 
 | | caption accuracy | all correct | Fréchet distance |
@@ -160,7 +215,7 @@ accelerators can be tried and measured offline. It knows the grammar's words and
 {rows}
 
 Accuracy is the share of the attributes mentioned in a caption that the oracle finds in the
-picture; the Fréchet distance is taken in the oracle's features, against as many other held-out
+{judged}; the Fréchet distance is taken in the oracle's features, against as many other held-out
 renders. `evaluation.json` has every attribute. Written by `tools/evaluate_scenes.py`.
 
 ## Limits
@@ -168,6 +223,16 @@ renders. `evaluation.json` has every attribute. Written by `tools/evaluate_scene
 Below 80 %: {weak}. Words outside the grammar, more than one house, people and other places are
 not known.
 """
+
+
+def _cost_line(report: dict[str, Any]) -> str:
+    if "cost" not in report:
+        return ""
+    spent = report["cost"]
+    return (
+        f"* One normal call takes {spent['seconds']:.1f} s and {spent['peak_mib']} MiB at most, "
+        f"on a CPU ({spent['threads']} threads, {spent['dtype']}, {spent['machine']}).\n"
+    )
 
 
 def card(folder: Path, report: dict[str, Any]) -> str:
@@ -185,8 +250,10 @@ def card(folder: Path, report: dict[str, Any]) -> str:
     weak = [f"{name} {100 * share:.0f} %" for name, share in shares.items() if share < 0.8]
     warning = "\nUnfinished weights: training goes on from them, figures will change.\n"
     return CARD.format(
+        cost=_cost_line(report),
         kind="video" if "num_frames" in report["call"] else "image",
         name=report["model"],
+        judged="clip, its motion included" if "num_frames" in report["call"] else "picture",
         mark=" (provisional)" if report["provisional"] else "",
         pipeline=f"`{index['_class_name']}`",
         parts=", ".join(f"`{part}` ({index[part][1]})" for part in parts),
