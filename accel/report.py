@@ -60,6 +60,7 @@ class Tally:
         site: What its events are about: the whole ``denoiser``, ``blocks``, ``modules``, ….
         memory: Bytes that the method keeps at this moment.
         peak: The most that it kept at the end of a step of the present run.
+        planned: The most that it may come to keep, where it can tell that ahead; else 0.
     """
 
     method: str
@@ -69,12 +70,13 @@ class Tally:
     site: str = ""
     memory: Callable[[], int] = lambda: 0
     peak: int = 0
+    planned: int = 0
     events: list[Event] = field(default_factory=list)
 
     def start(self) -> None:
         """Forget the run before."""
         self.events.clear()
-        self.peak = 0
+        self.peak = self.planned = 0
 
     def record(self, step: int, rows: Iterable[tuple[str, int]], state: State) -> None:
         """Add what happened to some rows (branch, sample) at a step."""
@@ -170,6 +172,7 @@ class Report:
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
             "cached_bytes": {tally.method: tally.peak for tally in self.tallies},
+            "planned_bytes": {t.method: t.planned for t in self.tallies if t.planned},
             "verdicts": {
                 method: {"state": verdict.state, "detail": verdict.detail}
                 for method, verdict in self.verdicts.items()

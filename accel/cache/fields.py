@@ -85,3 +85,14 @@ class AdaptiveCache(Cache, Thresholded):
 
 class StaticCache(Cache, Spaced):
     """A cache that computes every ``interval``-th step. It never reads the device."""
+
+
+class Limited(Accelerator):
+    """Keeps so much that it says what it will keep before it does."""
+
+    memory_limit: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="MiB that kept module outputs may come to take, summed up in the first "
+        "computed step; more is an error there. 0: no limit",
+    )
