@@ -3,8 +3,9 @@
 Held-out captions, drawn at the folder's normal call with and without guidance, are judged by
 the oracle (caption accuracy, of clips with their motion) and by the Fréchet distance to renders
 that no caption shares. The yardsticks are the same distance for other renders (its floor) and for
-blurred ones. `--cost` measures the time and memory of one normal call instead, and nothing else:
-run it alone, in a process of its own, on an idle machine.
+blurred ones. Given the oracle's folder, it judges the oracle on renders. `--cost` measures the time
+and memory of one normal call instead, and nothing else: run it alone, in a process of its own, on
+an idle machine.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import platform
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -23,7 +25,18 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageFilter
 
 from accel.quality import frechet, kernel
-from accel.scenes import HELD_OUT, Scene, clip, clip_scene, motion, oracle, picture, scene
+from accel.scenes import (
+    ATTRIBUTES,
+    HELD_OUT,
+    MOTIONS,
+    Scene,
+    clip,
+    clip_scene,
+    motion,
+    oracle,
+    picture,
+    scene,
+)
 from accel.scenes.oracle import Accuracy
 
 app = typer.Typer(add_completion=False)
@@ -122,6 +135,24 @@ def _cost(pipe: Any, call: dict[str, Any], threads: int) -> dict[str, Any]:
     }
 
 
+def _oracle_report(count: int) -> dict[str, Any]:
+    """How the oracle reads held-out renders, every attribute asked, and what its distances see."""
+    clips = {"height": 64, "num_frames": 17}
+    calls = {"pictures of 64 px": {"height": 64}, "pictures of 128 px": {"height": 128}}
+    report: dict[str, Any] = {"renders": count, "seeds": [HELD_OUT[0], HELD_OUT[0] + count]}
+    for name, call in (calls | {"clips": clips}).items():
+        asked = (*ATTRIBUTES, *MOTIONS) if name == "clips" else tuple(ATTRIBUTES)
+        scenes = [replace(scene(seed), mentions=asked) for seed in HELD_OUT[:count]]
+        truth = _real(HELD_OUT[:count], call)
+        other = _real(HELD_OUT[REAL : REAL + count], call)
+        sets = {"other renders": truth, f"blurred by {BLUR} px": _blurred(truth)}
+        if name == "clips":
+            sets["frozen in the middle"] = np.repeat(truth[:, 8:9], 17, axis=1)
+        distances = {kind: round(frechet(drawn, other), 2) for kind, drawn in sets.items()}
+        report[name] = {"accuracy": _accuracy(truth, scenes), "frechet": distances}
+    return report
+
+
 def _write(folder: Path, report: dict[str, Any]) -> None:
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "README.md").write_text(card(folder, report))
@@ -144,8 +175,13 @@ def main(
     samples: Annotated[Path | None, typer.Option(help="picture of the first drawings")] = None,
     cost: Annotated[bool, typer.Option("--cost", help="only time one call, on THREADS")] = False,
 ) -> None:
-    """Judge the model in FOLDER."""
+    """Judge the model, or the oracle, in FOLDER."""
     torch.set_num_threads(threads)
+    if not (folder / "call.json").exists():
+        report = _oracle_report(count)
+        (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+        typer.echo(json.dumps(report, indent=2))
+        return
     call = json.loads((folder / "call.json").read_text())
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -158,7 +194,7 @@ def main(
         return
     scenes = [(clip_scene if "num_frames" in call else scene)(s) for s in HELD_OUT[:count]]
     real = _real(HELD_OUT[REAL : REAL + count], call)
-    report: dict[str, Any] = {
+    report = {
         "model": folder.name,
         "provisional": provisional,
         "captions": count,
