@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, field_serializer
 from accel import hooks
 from accel.errors import AccelWarning, BrokenAttachment, Conflict
 from accel.report import INACTIVE, Report, Tally
-from accel.trajectory import Step, Trajectory
+from accel.trajectory import Editor, Step, Trajectory
 
 if TYPE_CHECKING:
     from accel.seams.blocks import Block
@@ -148,6 +148,14 @@ class Site:
         observers = self.trajectory.observers
         observers.append(observe)
         return lambda: observers.remove(observe)
+
+    def edit_step(self, editor: Editor) -> Undo:
+        """Ask ``editor(update)`` before every ``scheduler.step`` for the output to give to it.
+
+        To replace the x0 that the solver uses, return the output from which it reads that x0
+        (`accel.seams.solvers`). Editors are asked in the order of layers, the deepest first.
+        """
+        return self.trajectory.edit(LAYERS.index(self._method.layer), editor)
 
     def swap_scheduler(self, scheduler: Any) -> Undo:
         """Give the pipeline another scheduler; the undo puts the present one back."""

@@ -15,6 +15,9 @@ from typing import Any
 from accel import hooks
 from accel.errors import BrokenAttachment, UnsupportedModel
 
+STEP_ARGUMENTS = ("model_output", "timestep", "sample")
+"""What ``scheduler.step`` takes first, by the convention of diffusers."""
+
 
 class Levels:
     """The noise levels of one schedule, read when first asked for (one device read a run)."""
@@ -112,6 +115,27 @@ class Step:
         return self.level[0]
 
 
+@dataclass(frozen=True)
+class Update:
+    """What ``scheduler.step`` is about to be given.
+
+    Attributes:
+        step: The evaluation that it follows.
+        output: The network's output after guidance, ``[rows, …]``.
+        sample: The latents, ``[rows, …]``.
+        options: The keywords beside output, timestep and sample.
+    """
+
+    step: Step
+    output: Any
+    sample: Any
+    options: dict[str, Any]
+
+
+Editor = Callable[[Update], Any]
+"""From what ``scheduler.step`` would be given to the output that it is given instead."""
+
+
 @dataclass(slots=True)
 class Trajectory:
     """Follows one scheduler of one pipeline.
@@ -121,6 +145,7 @@ class Trajectory:
             where that cannot be known (from the pipeline's adapter).
         starts: Called when a run starts: every method drops its state.
         observers: Called after each ``scheduler.step`` with the step and its result.
+        editors: Asked before each ``scheduler.step``, in order, for the output that it is given.
     """
 
     pipe: Any
@@ -132,6 +157,7 @@ class Trajectory:
     total: int | None = None
     starts: list[Callable[[], None]] = field(default_factory=list)
     observers: list[Callable[[Step, Any], None]] = field(default_factory=list)
+    editors: list[tuple[int, Editor]] = field(default_factory=list)
     _step: Step | None = None
 
     def attach(self) -> list[Callable[[], None]]:
@@ -209,7 +235,37 @@ class Trajectory:
         self.begin, self._step = begin_index, None
         return result
 
+    def edit(self, depth: int, editor: Editor) -> Callable[[], None]:
+        """Put an editor in front of ``scheduler.step``: the deeper, the earlier it is asked.
+
+        Args:
+            depth: Its layer in the onion, so that what is nearer to the network comes first.
+            editor: Returns the output that the next editor, or the scheduler, is given.
+
+        Returns:
+            The undo. Editors can be taken off in any order.
+        """
+        entry = (depth, editor)
+        self.editors.append(entry)
+        self.editors.sort(key=lambda item: -item[0])
+        return lambda: self.editors.remove(entry)
+
+    def _edited(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of ``scheduler.step`` with the output that the editors made of it."""
+        given = dict(zip(STEP_ARGUMENTS, args, strict=False)) | kwargs
+        options = {name: value for name, value in given.items() if name not in STEP_ARGUMENTS}
+        output = given["model_output"]
+        for _, editor in self.editors:
+            output = editor(Update(self.now, output, given["sample"], options))
+        if args:
+            return (output, *args[1:]), kwargs
+        return args, kwargs | {"model_output": output}
+
     def _on_step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.editors and self.running:
+            args, kwargs = self._edited(args, kwargs)
         result = inner(*args, **kwargs)
         if self.running:
             step = self.now
