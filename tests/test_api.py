@@ -31,7 +31,18 @@ def test_names():
         "methods",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
-    assert accel.cache.__all__ == ["DeepCache", "EasyCache", "FirstBlock"]
+    assert sorted(accel.cache.__all__) == [
+        "DMD",
+        "DeepCache",
+        "EasyCache",
+        "FORA",
+        "FirstBlock",
+        "FoCa",
+        "HiCache",
+        "PAB",
+        "Table",
+        "TaylorSeer",
+    ]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]
     assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]
 

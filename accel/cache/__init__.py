@@ -1,7 +1,25 @@
 """Caches: answer from what was computed before. One method a file."""
 
 from accel.cache.deepcache import DeepCache as DeepCache
+from accel.cache.dmd import DMD as DMD
 from accel.cache.easycache import EasyCache as EasyCache
 from accel.cache.first_block import FirstBlock as FirstBlock
+from accel.cache.foca import FoCa as FoCa
+from accel.cache.fora import FORA as FORA
+from accel.cache.hicache import HiCache as HiCache
+from accel.cache.pab import PAB as PAB
+from accel.cache.table import Table as Table
+from accel.cache.taylorseer import TaylorSeer as TaylorSeer
 
-__all__ = ["DeepCache", "EasyCache", "FirstBlock"]
+__all__ = [
+    "DMD",
+    "FORA",
+    "PAB",
+    "DeepCache",
+    "EasyCache",
+    "FirstBlock",
+    "FoCa",
+    "HiCache",
+    "Table",
+    "TaylorSeer",
+]

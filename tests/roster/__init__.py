@@ -11,11 +11,13 @@ import pytest
 from tiny import PIPELINES, Tiny
 
 from accel import Plan
-from roster import blocks, guidance, network, solvers, unet
+from roster import blocks, guidance, modules, network, solvers, unet
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
 
-ROWS: dict[str, Row] = network.ROWS | blocks.ROWS | guidance.ROWS | solvers.ROWS | unet.ROWS
+ROWS: dict[str, Row] = (
+    network.ROWS | blocks.ROWS | guidance.ROWS | solvers.ROWS | unet.ROWS | modules.ROWS
+)
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
 

@@ -1,0 +1,28 @@
+"""DMD: forecast features by the linear dynamics that the kept ones obey.
+
+Source: dynamic mode decomposition (Schmid 2010; Prony's method), as a predictor in cache-dit.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from accel.cache.forecasting import Forecasting
+from accel.cache.predictors import Kind
+
+
+class DMD(Forecasting):
+    """Find A with x_{i+1} ≈ A x_i in the span of up to six kept values, and answer A^{h/g} x_n.
+
+    It needs four values at even gaps, so one step of warm-up serves it best; until then it draws
+    a line. Six values are kept whatever the order. It reads the device once a forecast, so site
+    'network' suits it best.
+    """
+
+    name: ClassVar[str] = "cache.DMD"
+    source: ClassVar[str] = "https://doi.org/10.1017/S0022112010001217 (Schmid 2010); cache-dit"
+
+    interval: int = Field(default=3, ge=1, description="steps from compute to compute; 1 is off")
+    predictor: Kind = Field(default="dmd", description="what fills in; 'dmd' is the method's own")

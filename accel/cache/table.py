@@ -1,0 +1,248 @@
+"""Tables of what is computed: for each step and each module yes or no, and a way to make them.
+
+Source: Huang et al., "HarmoniCa: Harmonizing Training and Inference for Better Feature Caching in
+Diffusion Transformer Acceleration", arXiv 2410.01723: the form of its router at inference. The
+builder here trains nothing: it measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from accel.attach import Accelerator, Run, Site, Undo
+from accel.cache.fields import Cache, Limited
+from accel.cache.policies import Listed
+from accel.errors import BadInput, UnsupportedModel
+
+if TYPE_CHECKING:
+    from accel.cache.modules import ModuleWatch
+    from accel.seams.denoisers import Denoiser
+    from accel.seams.modules import Module
+    from accel.trajectory import Step
+
+By = Literal["kind", "block", "module"]
+Line = Annotated[str, Field(pattern="^[01]+$")]
+
+
+class Table(Cache, Limited):
+    """Compute what a table says: one line a step, one character a module (1 computed, 0 kept).
+
+    It never reads the device. Step 0, and what a branch has not computed yet, is computed whatever
+    the table says. Make a table with `accel.cache.table.build`.
+    """
+
+    name: ClassVar[str] = "cache.Table"
+    layer: ClassVar[str] = "block cache"
+    seam: ClassVar[str] = "modules"
+    supports: ClassVar[str] = "transformers and UNets whose blocks hold attention modules"
+    source: ClassVar[str] = "arXiv 2410.01723 (HarmoniCa), inference"
+
+    steps: tuple[Line, ...] = Field(
+        default=(),
+        description="one line of 0s and 1s for each step: 1 computes, 0 fills in; without a 0 it "
+        "is off",
+    )
+    by: By = Field(
+        default="block",
+        description="what one character stands for: every 'module'; the modules of one kind in "
+        "one 'block'; or all of a 'kind' (self, cross, temporal, mlp)",
+    )
+    stretch: bool = Field(
+        default=False,
+        description="serve runs of another number of steps by the nearest line; else refuse them",
+    )
+    last: bool = Field(default=False, description="always compute the last step")
+
+    @model_validator(mode="after")
+    def _is_even(self) -> Self:
+        widths = sorted({len(line) for line in self.steps})
+        if len(widths) > 1:
+            raise ValueError(f"the lines of a table are of one length, not of {widths}")
+        if self.by == "kind" and widths not in ([], [4]):
+            raise ValueError("a table by kind has 4 characters a line: self, cross, temporal, mlp")
+        return self
+
+    @classmethod
+    def off(cls) -> Self:
+        """An empty table."""
+        return cls()
+
+    def why_off(self) -> str | None:
+        """A table without a 0 computes everything."""
+        return None if any("0" in line for line in self.steps) else "the table computes everything"
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put the cache into every module.
+
+        Raises:
+            UnsupportedModel: For a network without such modules, with compiled blocks, or with
+                another number of modules than the table is for.
+        """
+        from accel.cache.modules import ModuleCache
+
+        yield site.claim("blocks")
+        columns = {denoiser: self._columns(denoiser) for denoiser in site.denoisers}
+        skipped = {
+            column
+            for column in range(len(self.steps[0]))
+            if any(line[column] == "0" for line in self.steps)
+        }
+
+        def group(module: Module) -> int | None:
+            column = columns[module.denoiser][column_of(module, self.by)]
+            return column if column in skipped else None
+
+        cache = ModuleCache(
+            site.tally,
+            group,
+            lambda column: self.guarded(self._rule(column)),
+            self.forecast,
+            self.memory_limit,
+        )
+        yield from cache.attach(site)
+
+    def _columns(self, denoiser: Denoiser) -> dict[Hashable, int]:
+        """Place of each column in a line."""
+        names = columns_of(denoiser, self.by)
+        width = len(self.steps[0])
+        if len(names) != width:
+            raise UnsupportedModel(
+                f"The table has {width} characters a line, but {type(denoiser.core).__name__} has "
+                f"{len(names)} (by {self.by}): it does not fit. Build a table for this network "
+                "with accel.cache.table.build."
+            )
+        return {name: index for index, name in enumerate(names)}
+
+    def _rule(self, column: Any) -> Column:
+        computed = tuple(i for i, line in enumerate(self.steps) if line[column] == "1")
+        return Column(Listed(computed, len(self.steps)), self.stretch)
+
+
+class Column:
+    """The rule of one column: its steps, where need be those nearest in another number of steps."""
+
+    def __init__(self, listed: Listed, stretch: bool) -> None:
+        self._listed = listed
+        self._stretch = stretch
+
+    def due(self, step: Step, value: float | None) -> bool:
+        """Whether the table says so.
+
+        Raises:
+            UnsupportedModel: If the run has another number of steps, and is not to be stretched.
+        """
+        if not self._stretch or step.total is None or self._listed.total is None:
+            return self._listed.due(step, value)
+        share = step.index / max(step.total - 1, 1)
+        return round(share * (self._listed.total - 1)) in self._listed.steps
+
+    def computed(self, step: Step) -> None:
+        """Nothing is kept."""
+
+
+def column_of(module: Module, by: By) -> Hashable:
+    """Which column of a table is for a module."""
+    if by == "kind":
+        return module.kind
+    return (module.block, module.kind) if by == "block" else module.index
+
+
+def columns_of(denoiser: Denoiser, by: By) -> tuple[Hashable, ...]:
+    """The columns of a table for a network, in order."""
+    from accel.seams.modules import KINDS, find_modules
+
+    if by == "kind":
+        return KINDS
+    return tuple(dict.fromkeys(column_of(module, by) for module in find_modules(denoiser)))
+
+
+class Measured(Accelerator):
+    """Looks at what modules answer and changes nothing; for `build`, and in no list of methods."""
+
+    name: ClassVar[str] = "cache.Measured"
+    layer: ClassVar[str] = "block cache"
+    seam: ClassVar[str] = "modules"
+    supports: ClassVar[str] = Table.supports
+    source: ClassVar[str] = "accel.cache.table"
+
+    by: By
+    _watch: ModuleWatch = PrivateAttr()
+
+    @classmethod
+    def off(cls) -> None:
+        """It changes nothing as it is."""
+
+    def why_off(self) -> None:
+        """It always looks."""
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Look at every module."""
+        from accel.cache.modules import ModuleWatch
+
+        yield site.claim("blocks")
+        self._watch = ModuleWatch(site.tally, partial(column_of, by=self.by))
+        yield from self._watch.attach(site)
+
+    def changes(self) -> list[dict[Hashable, float]]:
+        """Step by step, the mean change of each column since the step before."""
+        return self._watch.changes()
+
+
+def build(
+    pipe: Any, call: Mapping[str, Any], prompts: Sequence[str], threshold: float, by: By = "block"
+) -> Table:
+    """Make a table for a pipeline from what its modules do on some prompts.
+
+    The relative L1 change of each output from one step to the next is measured without any cache,
+    and averaged over prompts, branches and the modules of a column. A column is computed when its
+    changes since its last compute sum up to the threshold.
+
+    Args:
+        pipe: The pipeline.
+        call: Arguments of its call, with the number of steps, without the prompt.
+        prompts: What to measure on.
+        threshold: Summed change at which a column is computed; 0 computes everything.
+        by: What one character of the table stands for.
+
+    Raises:
+        BadInput: Without prompts.
+        UnsupportedModel: For a pipeline that `Table` does not serve.
+    """
+    if not prompts:
+        raise BadInput("A table is built from what prompts do: give at least one prompt.")
+    method = Measured(by=by)
+    run = Run((method,), pipe)
+    try:
+        columns = dict.fromkeys(c for d in run.denoisers for c in columns_of(d, by))
+        runs = []
+        for prompt in prompts:
+            pipe(prompt=prompt, **call)
+            runs.append(method.changes())
+    finally:
+        run.detach()
+    changes = [_mean(steps) for steps in zip(*runs, strict=True)]
+    lines = zip(*(_computed(column, changes, threshold) for column in columns), strict=True)
+    return Table(steps=tuple("".join(line) for line in lines), by=by)
+
+
+def _computed(
+    column: Hashable, changes: Sequence[Mapping[Hashable, float]], threshold: float
+) -> Iterator[str]:
+    """A column of the table. What has no change because it had no step before is computed."""
+    total = 0.0
+    for step in changes:
+        total += step.get(column, math.inf)
+        due = not total < threshold
+        total = 0.0 if due else total
+        yield "1" if due else "0"
+
+
+def _mean(runs: Sequence[Mapping[Hashable, float]]) -> dict[Hashable, float]:
+    columns = dict.fromkeys(column for run in runs for column in run)
+    values = {column: [run[column] for run in runs if column in run] for column in columns}
+    return {column: sum(found) / len(found) for column, found in values.items()}
