@@ -40,8 +40,10 @@ def test_names():
         "FoCa",
         "HiCache",
         "PAB",
+        "SADA",
         "Table",
         "TaylorSeer",
+        "ZEUS",
     ]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]
     assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]

@@ -8,13 +8,17 @@ from accel.cache.foca import FoCa as FoCa
 from accel.cache.fora import FORA as FORA
 from accel.cache.hicache import HiCache as HiCache
 from accel.cache.pab import PAB as PAB
+from accel.cache.sada import SADA as SADA
 from accel.cache.table import Table as Table
 from accel.cache.taylorseer import TaylorSeer as TaylorSeer
+from accel.cache.zeus import ZEUS as ZEUS
 
 __all__ = [
     "DMD",
     "FORA",
     "PAB",
+    "SADA",
+    "ZEUS",
     "DeepCache",
     "EasyCache",
     "FirstBlock",

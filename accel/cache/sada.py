@@ -66,8 +66,8 @@ class SADA(Accelerator):
     )
     every: int = Field(default=4, ge=2, description="steps from node to node of that polynomial")
     nodes: int = Field(
-        default=4,
-        ge=2,
+        default=3,
+        ge=1,
         le=5,
         description="nodes of that polynomial. The authors use 4, and 3 for Flux",
     )

@@ -273,8 +273,8 @@ class CleanNodes:
 
     @property
     def ready(self) -> bool:
-        """Whether there are two nodes."""
-        return len(self._history) > 1
+        """Whether there are two nodes, or all that were asked for."""
+        return len(self._history) >= min(2, self._count)
 
     def node(self, step: Step) -> bool:
         """Whether a step is one of the nodes."""

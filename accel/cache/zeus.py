@@ -29,7 +29,7 @@ class ZEUS(Spaced):
     than the last one (2 of 3 steps are skipped), later in the run, from ``lagrange`` on, if it is
     no node of a polynomial through clean samples (3 of 4). The first skip gives the solver
     2ε_n − ε_{n+1} of the last two computed guided outputs, the second ε_n, the third the first
-    one's again.
+    one's again: over a whole gap what is too much in one makes up for what is missing in the next.
     """
 
     name: ClassVar[str] = "cache.ZEUS"
@@ -61,12 +61,7 @@ class ZEUS(Spaced):
         "step; 1 is never. The authors use 0.48",
     )
     every: int = Field(default=4, ge=2, description="steps from node to node of that polynomial")
-    nodes: int = Field(default=4, ge=2, le=5, description="nodes of that polynomial")
-    even: bool = Field(
-        default=False,
-        description="2ε_n − ε_{n+1} whatever lies between the two, as the authors' code has it; "
-        "otherwise a step ahead on the line through both",
-    )
+    nodes: int = Field(default=3, ge=1, le=5, description="nodes of that polynomial")
     keep: Keep = Field(
         default="native",
         description="how the network's answers are kept: 'native', in 'bfloat16', on the 'cpu'",
@@ -141,8 +136,7 @@ class Pattern:
         new, old = self._outputs.value(0), self._outputs.value(1)
         if self._skipped % 2 == 0:
             return new
-        gap = 1.0 if self._method.even else self._outputs.positions[0] - self._outputs.positions[1]
-        return new + (new - old) / gap
+        return new * 2 - old
 
     def judge(self, step: Step, after: Tensor) -> None:
         """Nothing is measured."""

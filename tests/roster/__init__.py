@@ -4,19 +4,26 @@ A newcomer adds a row to the file of its engine: an `active` form that acts with
 every tiny pipeline that the method serves, and what it does not serve. The laws do the rest.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from tiny import PIPELINES, Tiny
 
-from accel import Plan
-from roster import blocks, guidance, modules, network, solvers, unet
+from accel import Accelerator, Plan, errors
+from roster import blocks, guidance, modules, network, solver_coupled, solvers, unet
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
 
 ROWS: dict[str, Row] = (
-    network.ROWS | blocks.ROWS | guidance.ROWS | solvers.ROWS | unet.ROWS | modules.ROWS
+    network.ROWS
+    | blocks.ROWS
+    | solver_coupled.ROWS
+    | guidance.ROWS
+    | solvers.ROWS
+    | unet.ROWS
+    | modules.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
@@ -94,3 +101,14 @@ def off_plans() -> dict[str, Plan]:
     """Every method at its ``off()`` alone, all of them together, and the empty plan."""
     offs = [off for row in ROSTER.values() if (off := row.active.off()) is not None]
     return {"empty": Plan(), "all": Plan(*offs)} | {off.name: Plan(off) for off in offs}
+
+
+def compatible(pipe: Any, methods: Iterable[Accelerator]) -> Plan:
+    """As many of the methods, from the first on, as go together on a pipeline."""
+    chosen = Plan()
+    for method in methods:
+        with contextlib.suppress(errors.Conflict):
+            more = Plan(*chosen, method)
+            more.attach(pipe).detach()
+            chosen = more
+    return chosen
