@@ -11,12 +11,11 @@ on their way across (ControlNet, T2I-Adapter) is added live to those that the sh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from accel.errors import UnsupportedModel
@@ -34,25 +33,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a skipped block would have given: its shape for each row of the call, and its dtype."""
+    """The shape of a tensor whose rows may have frames folded in."""
 
     folded: int
     rest: tuple[int, ...]
-    dtype: torch.dtype
 
     @classmethod
     def of(cls, tensor: Tensor, rows: int) -> Shape:
         """The shape of a tensor ``[rows · folded, …]``."""
-        return cls(len(tensor) // rows, tuple(tensor.shape[1:]), tensor.dtype)
+        return cls(len(tensor) // rows, tuple(tensor.shape[1:]))
 
-    def blank(self, like: Tensor, rows: int) -> Tensor:
-        """A tensor that nobody reads; it takes no memory."""
-        return blank(like).to(self.dtype).expand(rows * self.folded, *self.rest)
+    def of_rows(self, rows: int) -> tuple[int, ...]:
+        """The shape for a number of rows."""
+        return (rows * self.folded, *self.rest)
 
 
 def blank(like: Tensor) -> Tensor:
     """The value of tensors that nobody reads: a scalar."""
     return like.new_zeros(())
+
+
+def _unread(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor that nobody reads, but that a T2I-Adapter may be added to in place."""
+    return blank(like).expand(*shape).contiguous()
 
 
 @dataclass
@@ -113,7 +116,7 @@ class DeepBranch:
                 for layer in range(needed, count):
                     yield from self._bypass(_layer(block, layer))
         if self._mid is not None:
-            yield from self._bypass([self._mid])
+            yield wrap_call(self._mid, partial(self._on_mid, self._mid))
         yield from self._bypass(self._up[self._boundary + 1 :])
         yield from self._attach_boundary(self._up[self._boundary])
 
@@ -189,9 +192,17 @@ class DeepBranch:
                 kwargs |= {ADAPTER: None}  # it belongs to a layer that does not run
             kept = inner(*args, **kwargs)[1][:needed]
         last, *shapes = self._shapes[index]
-        blanks = (shape.blank(entering, rows) for shape in shapes[needed:])
-        # a pipeline may add to this one in place (T2I-Adapter): it needs memory of its own
-        return last.blank(entering, rows).contiguous(), (*kept, *blanks)
+        blanks = (blank(entering).expand(*shape.of_rows(rows)) for shape in shapes[needed:])
+        return _unread(entering, last.of_rows(rows)), (*kept, *blanks)
+
+    def _on_mid(
+        self, block: nn.Module, inner: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The block in the middle. What it is given may be a residual that is read later."""
+        if self._now is None:
+            return inner(*args, **kwargs)
+        entering = _first(block, args, kwargs)
+        return _unread(entering, entering.shape)
 
     def _on_boundary(
         self, block: nn.Module, inner: Callable[..., Any], *args: Any, **kwargs: Any
@@ -210,7 +221,7 @@ class DeepBranch:
             return inner(**arguments | {names[0]: passed.feature})
         residuals = list(arguments[RESIDUALS])
         thin = residuals[-1][:, :1]
-        arguments[names[0]] = blank(thin).expand(thin.shape).contiguous()
+        arguments[names[0]] = _unread(thin, thin.shape)
         for layer in range(self._skipped):  # joined to the stream in any case: keep it narrow
             residuals[-1 - layer] = residuals[-1 - layer][:, :1]
         return inner(**arguments | {RESIDUALS: tuple(residuals)})
