@@ -31,6 +31,7 @@ GUIDED = [
     if row.active.layer != "sampler"
 ]
 CACHED = [case for case in GUIDED if not ROSTER[case.values[1]].branches]
+DIALS = [case for case in CACHED if ROSTER[case.values[1]].dial]
 UNGUIDED = [case for case in GUIDED if ROSTER[case.values[1]].branches]
 
 
@@ -122,7 +123,7 @@ def test_uncond_is_answered_by_cond_or_itself(bench, name, method):
             assert torch.allclose(uncond, stock["uncond", step], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "method"), CACHED)
+@pytest.mark.parametrize(("name", "method"), DIALS)
 def test_cond_leads_the_decisions(bench, gauged, name, method):
     """A threshold in the midst of what is measured: still only cond decides."""
     row = ROSTER[method]

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from roster import CORE, LEADERS, ROSTER, STEPS, full, takes_callback
+from roster import CORE, LEADERS, ROSTER, STEPS, compatible, full, takes_callback
 from test_laws_counts import counting
 from test_laws_memory import Abort, callback_raises
 from test_laws_samples import close, only
@@ -34,7 +34,7 @@ def led(methods):
 PAIRS = [
     pytest.param(
         tiny.name,
-        Plan(*methods),
+        methods,
         id=f"{tiny.name}-{'+'.join(method.name for method in methods)}",
         marks=full(tiny.name not in FEW or not led(methods)),
     )
@@ -44,19 +44,31 @@ PAIRS = [
 
 
 @pytest.fixture
-def attached(bench, name, plan):
-    """The plan on the pipeline; where it is refused, both names are said and that is that."""
+def plan(bench, name, methods):
+    """The plan of a pair; where it is refused, both names are said and that is that.
+
+    Of more methods than two, as many as go together.
+    """
+    if len(methods) > 2:
+        return compatible(bench.pipe(name), methods)
+    plan = Plan(*methods)
     try:
-        run = plan.attach(bench.pipe(name))
+        plan.attach(bench.pipe(name)).detach()
     except Conflict as conflict:
-        named = [method.name for method in plan if method.name in str(conflict)]
-        assert len(named) == 2
+        assert all(method.name in str(conflict) for method in methods)
         pytest.skip(f"refused: {conflict}")
+    return plan
+
+
+@pytest.fixture
+def attached(bench, name, plan):
+    """The plan on the pipeline."""
+    run = plan.attach(bench.pipe(name))
     yield run
     run.detach()
 
 
-@pytest.mark.parametrize(("name", "plan"), PAIRS)
+@pytest.mark.parametrize(("name", "methods"), PAIRS)
 def test_a_pair_keeps_the_laws(bench, same, attached, name, plan):
     pipe, run = bench.pipe(name), attached
     outputs = [bench.call(name, steps=STEPS) for _ in range(2)]
@@ -73,7 +85,7 @@ def test_a_pair_keeps_the_laws(bench, same, attached, name, plan):
     assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
 
 
-@pytest.mark.parametrize(("name", "plan"), PAIRS)
+@pytest.mark.parametrize(("name", "methods"), PAIRS)
 def test_a_pair_counts_what_ran_and_keeps_samples_apart(bench, name, plan):
     pipe = bench.pipe(name)
     with counting(pipe) as counts:
@@ -88,7 +100,7 @@ def test_a_pair_counts_what_ran_and_keeps_samples_apart(bench, name, plan):
         assert close(bench, name, batch, alone, 1, of=2)
 
 
-@pytest.mark.parametrize(("name", "plan"), [pair for pair in PAIRS if len(pair.values[1]) == 2])
+@pytest.mark.parametrize(("name", "methods"), [pair for pair in PAIRS if len(pair.values[1]) == 2])
 def test_a_method_beside_one_that_is_off_is_as_if_alone(bench, same, name, plan):
     for method, other in (plan.methods, plan.methods[::-1]):
         if other.off() is None:
@@ -99,7 +111,7 @@ def test_a_method_beside_one_that_is_off_is_as_if_alone(bench, same, name, plan)
         run.detach()
 
 
-@pytest.mark.parametrize(("name", "plan"), PAIRS)
+@pytest.mark.parametrize(("name", "methods"), PAIRS)
 def test_the_order_of_writing_does_not_matter(bench, same, name, plan):
     outputs = []
     for methods in (plan.methods, plan.methods[::-1]):

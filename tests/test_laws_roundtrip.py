@@ -28,6 +28,9 @@ def field(info):
         return st.sampled_from(get_args(kind))
     if kind is bool:
         return st.booleans()
+    if get_origin(kind) is tuple:  # of lines of 0s and 1s, all of one length
+        line = st.text("01", min_size=4, max_size=4)
+        return st.lists(line, max_size=3).map(tuple)
     bounds = {key: value for meta in info.metadata for key, value in vars_of(meta).items()}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if kind is int:
