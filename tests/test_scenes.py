@@ -374,3 +374,51 @@ def test_every_family_can_be_built_and_learns(name, monkeypatch):
     stored = 2 * sum(p.numel() for part in (learning[0], pipe.vae) for p in part.parameters())
     stored += 4 * sum(p.numel() for part in learning[1:] for p in part.parameters())
     assert stored <= 13.95 * MIB  # the rest is tokenizers and configs
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """The trainer's command line: `train(family, run, "stage", …)`."""
+    import torch
+    from typer.testing import CliRunner
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from train_scenes import app
+
+    threads = torch.get_num_threads()
+
+    def run(family, folder, *stage):
+        line = ["--family", family, "--run", str(folder), *stage]
+        return CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_clips_are_trained_from_crops_and_first_frames_on(train, tmp_path):
+    stages = (
+        ("vae", "--steps", "2", "--large-after", "1", "--pictures", "1", "--batch", "1"),
+        ("cache", "--size", "64x1", "--count", "2"),
+        ("cache", "--size", "64x17", "--count", "1"),
+        ("denoiser", "--steps", "1", "--batch", "1", "--big-after", "1"),
+    )
+    for stage in stages:
+        done = train("scenes-wan", tmp_path, *stage)
+        assert done.exit_code == 0, done.output
+    import torch
+
+    shapes = {f.stem: torch.load(f)["latents"].shape for f in tmp_path.glob("latents-*")}
+    assert shapes == {"latents-64x1-0": (2, 16, 1, 16, 16), "latents-64x17-0": (1, 16, 5, 16, 16)}
+    assert (tmp_path / "sheets" / "000001.png").exists()
+    refused = train("scenes-wan", tmp_path, "cache", "--size", "128")
+    assert refused.exit_code == 2
+    assert "64x17" in refused.output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("family", "fits"), [("scenes-unet", True), ("scenes-wan", False)])
+def test_an_autoencoder_can_be_adopted_alone(train, tmp_path, family, fits):
+    done = train(family, tmp_path, "adopt", "--vae-only", str(asset("models/scenes-flux")))
+    assert (done.exit_code == 0) == fits
+    assert [f.name for f in tmp_path.iterdir()] == (["vae.pt"] if fits else [])
