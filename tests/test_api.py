@@ -43,6 +43,7 @@ def test_names():
         "SADA",
         "Table",
         "TaylorSeer",
+        "TextKV",
         "ZEUS",
     ]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]

@@ -11,6 +11,7 @@ from accel.cache.pab import PAB as PAB
 from accel.cache.sada import SADA as SADA
 from accel.cache.table import Table as Table
 from accel.cache.taylorseer import TaylorSeer as TaylorSeer
+from accel.cache.text_kv import TextKV as TextKV
 from accel.cache.zeus import ZEUS as ZEUS
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "HiCache",
     "Table",
     "TaylorSeer",
+    "TextKV",
 ]

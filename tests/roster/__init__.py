@@ -12,7 +12,7 @@ import pytest
 from tiny import PIPELINES, Tiny
 
 from accel import Accelerator, Plan, errors
-from roster import blocks, guidance, modules, network, solver_coupled, solvers, unet
+from roster import blocks, guidance, lossless, modules, network, solver_coupled, solvers, unet
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
 
@@ -24,6 +24,7 @@ ROWS: dict[str, Row] = (
     | solvers.ROWS
     | unet.ROWS
     | modules.ROWS
+    | lossless.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""

@@ -23,6 +23,8 @@ class Row:
         branches: Whether it acts only where guidance has two branches.
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
+        lossless: Whether its output is that of the stock pipeline to the bit while it acts.
+        idle: Tiny pipelines that it attaches to but finds nothing to do in.
     """
 
     engine: str
@@ -32,6 +34,8 @@ class Row:
     branches: bool = False
     leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
+    lossless: bool = False
+    idle: frozenset[str] = field(default_factory=frozenset)
 
     def serves(self, tiny: Tiny) -> bool:
         """Whether it attaches to a pipeline."""
@@ -39,4 +43,5 @@ class Row:
 
     def acts(self, tiny: Tiny) -> bool:
         """Whether its active forms do something on a pipeline."""
-        return self.serves(tiny) and (len(tiny.order) > 1 or not self.branches)
+        guided = len(tiny.order) > 1 or not self.branches
+        return self.serves(tiny) and guided and tiny.name not in self.idle
