@@ -127,12 +127,12 @@ class Slope:
     """A computed slope.
 
     Attributes:
-        index: Of the step.
-        time: s of the step.
+        clock: Of the step, for the change of the slope.
+        time: s of the step, for the extrapolation.
         value: dx̄/ds.
     """
 
-    index: int
+    clock: float
     time: float
     value: Tensor
 
@@ -181,7 +181,8 @@ class Stability:
     def learn(self, point: Point) -> None:
         """Keep the slope and, at a node, the clean sample."""
         slope = self._solver.slope(point.output, point.place, point.step)
-        newest = Slope(point.step.index, self._solver.time(point.step), slope)
+        step = point.step
+        newest = Slope(self._solver.clock(step), self._solver.time(step), slope)
         self._slopes = [newest, *self._slopes[:2]]
         self._clean.learn(point.step, self._solver.clean(slope, point.place, point.step))
         self._place, self._skipped = point.place, 0
@@ -216,8 +217,8 @@ class Stability:
         assert self._place is not None
         self._expected = self._place + self._line((here + there) / 2) * (there - here)
         new, middle, old = self._slopes
-        change = (new.value - middle.value) / (new.index - middle.index)
-        change = change - (middle.value - old.value) / (middle.index - old.index)
+        change = (new.value - middle.value) / (new.clock - middle.clock)
+        change = change - (middle.value - old.value) / (middle.clock - old.clock)
         return ((after - self._expected) * change).mean()
 
     def decide(self, value: float) -> None:

@@ -76,6 +76,10 @@ class Solver:
         sigma, _, noise = step.levels.at(step.position + ahead)
         return noise if _flows(step) else sigma
 
+    def clock(self, step: Step) -> float:
+        """The time, rising, in which f changes evenly: −σ of a flow, the log-SNR otherwise."""
+        return -self.time(step) if _flows(step) else step.time
+
     def place(self, sample: Tensor, step: Step, ahead: int = 0) -> Tensor:
         """x̄ in float32: a copy."""
         _, alpha, _ = step.levels.at(step.position + ahead)

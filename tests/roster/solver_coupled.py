@@ -10,7 +10,7 @@ ROWS = {
         # of a random network: whether it skips anything there is chance (see test_caches_solver).
         active=cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=2, nodes=1),
         variants=(
-            cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=4, nodes=1, max_skips=2),
+            cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=3, nodes=1, max_skips=1),
             cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=2, nodes=1, keep="bfloat16"),
         ),
     ),
