@@ -1,12 +1,16 @@
 """The repeated blocks of a transformer: where they are, what streams they carry, what they return.
 
 A stream is a tensor ``[rows, tokens, width]`` that a block takes in and gives back: ``hidden``
-(the picture) and, in joint blocks, ``encoder`` (the text).
+(the picture: the first parameter of every block), in joint blocks ``encoder`` (the text), and
+others by the name of their parameter (``audio_hidden_states``). Which of them a block gives back,
+and in which order, is what its own ``return`` says: blocks name their results as their parameters.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -18,28 +22,25 @@ from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Denoiser
 from accel.seams.rows import take_rows
 
-LISTS = ("transformer_blocks", "single_transformer_blocks", "blocks", "layers")
-HIDDEN = ("hidden_states", "x")
+LISTS = (
+    "transformer_blocks",
+    "joint_transformer_blocks",
+    "double_blocks",
+    "double_stream_blocks",
+    "single_transformer_blocks",
+    "single_stream_blocks",
+    "visual_transformer_blocks",
+    "transformer_layers",
+    "blocks",
+    "layers",
+    "decoders",
+)
+"""Names of the lists of blocks that carry the picture, in the order in which networks run them."""
+
+INTERLEAVED = {"transformer_blocks": "temporal_transformer_blocks"}
+"""Lists of equal length that are run in turns, a block of each."""
+
 ENCODER = "encoder_hidden_states"
-
-ENCODER_FIRST = (
-    "FluxTransformerBlock",
-    "FluxSingleTransformerBlock",
-    "Flux2TransformerBlock",
-    "ChromaTransformerBlock",
-    "JointTransformerBlock",
-    "QwenImageTransformerBlock",
-)
-"""Blocks that return ``(encoder, hidden)``."""
-
-HIDDEN_FIRST = (
-    "HunyuanVideo",
-    "HunyuanImage",
-    "CogVideoXBlock",
-    "CogView4TransformerBlock",
-    "MochiTransformerBlock",
-)
-"""Blocks that return ``(hidden, encoder)``, by the beginning of their class name."""
 
 Streams = dict[str, Tensor]
 
@@ -60,14 +61,25 @@ class Block:
         signature = inspect.signature(type(core).forward).parameters.values()
         named = [p.name for p in signature if p.kind == p.POSITIONAL_OR_KEYWORD]
         self.parameters = tuple(named[1:])
-        self.hidden = next((name for name in HIDDEN if name in self.parameters), "")
-        if not self.hidden:
+        if not self.parameters:
             raise UnsupportedModel(
-                f"{self.kind} has no input named {' or '.join(HIDDEN)}: its stream cannot be "
-                "followed, so block caches do not fit. Use a cache of the whole network."
+                f"{self.kind} has no named input: its stream cannot be followed, so block caches "
+                "do not fit. Use a cache of the whole network."
             )
-        self._order = _stream_order(self.kind)
+        self.hidden = self.parameters[0]
+        self._order = returned_streams(core)
+        self._names = {_stream(name, self.hidden): name for name in self._order}
         self._form: tuple[str, ...] | None = None
+
+    @property
+    def long_skip(self) -> bool:
+        """Whether it takes the output of a block at the start (HunyuanDiT, U-ViT)."""
+        return "skip" in self.parameters
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams in the order in which the block returns them."""
+        return tuple(self._names) or ("hidden",)
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name."""
@@ -76,9 +88,9 @@ class Block:
     def inputs(self, arguments: dict[str, Any]) -> Streams:
         """The streams that go through the block (a text that is only attended to does not)."""
         streams = {"hidden": arguments[self.hidden]}
-        encoder = arguments.get(ENCODER) if self._order else None
-        if isinstance(encoder, Tensor):
-            streams["encoder"] = encoder
+        for stream, name in self._names.items():
+            if isinstance(arguments.get(name), Tensor):
+                streams[stream] = arguments[name]
         return streams
 
     def outputs(self, returned: Any) -> Streams:
@@ -88,10 +100,10 @@ class Block:
             return {"hidden": returned}
         if not self._order:
             raise UnsupportedModel(
-                f"{self.kind} returns {len(returned)} values in an order that is not known. Add "
-                "it to accel/seams/blocks.py, or use a cache of the whole network."
+                f"{self.kind} returns {len(returned)} values in an order that is not known, so "
+                "block caches do not fit. Use a cache of the whole network (cache.EasyCache)."
             )
-        pairs = list(zip(self._order, returned, strict=True))
+        pairs = list(zip(self._names, returned, strict=True))
         self._form = tuple(name if isinstance(value, Tensor) else "" for name, value in pairs)
         return {name: value for name, value in pairs if isinstance(value, Tensor)}
 
@@ -121,12 +133,32 @@ def wrap_call(module: Any, around: Callable[..., Any]) -> Callable[[], None]:
     return hooks.wrap(module, "forward" if compiled is None else "_compiled_call_impl", around)
 
 
-def _stream_order(kind: str) -> tuple[str, ...]:
-    if kind.startswith(ENCODER_FIRST):
-        return ("encoder", "hidden")
-    if kind.startswith(HIDDEN_FIRST):
-        return ("hidden", "encoder")
+def returned_streams(core: Any) -> tuple[str, ...]:
+    """The parameters that a block gives back in a tuple; none where it gives one tensor.
+
+    A block that only hands on to another (HiDream's) returns what that one does.
+    """
+    kind = type(core)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError):  # installed without its source
+        return ()
+    parameters = set(inspect.signature(kind.forward).parameters)
+    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    for value in returns:
+        if isinstance(value, ast.Tuple):
+            names = tuple(e.id for e in value.elts if isinstance(e, ast.Name))
+            if len(names) == len(value.elts) and parameters.issuperset(names):
+                return names
+    if len(returns) == 1 and isinstance(value := returns[0], ast.Call):
+        inner = getattr(core, getattr(value.func, "attr", ""), None)
+        if isinstance(inner, torch.nn.Module):
+            return returned_streams(inner)
     return ()
+
+
+def _stream(parameter: str, hidden: str) -> str:
+    return {hidden: "hidden", ENCODER: "encoder"}.get(parameter, parameter)
 
 
 def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
@@ -135,8 +167,7 @@ def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
     Raises:
         UnsupportedModel: For a network without a plain list of blocks (every UNet).
     """
-    lists = [getattr(denoiser.core, name, None) for name in LISTS]
-    modules = [block for part in lists if isinstance(part, torch.nn.ModuleList) for block in part]
+    modules = _modules(denoiser.core)
     if len(modules) < 2:
         raise UnsupportedModel(
             f"{type(denoiser.core).__name__} has no list of transformer blocks "
@@ -149,3 +180,20 @@ def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
             "graph. Compile the blocks instead (`compile_repeated_blocks`)."
         )
     return tuple(Block(index, module) for index, module in enumerate(modules))
+
+
+def _modules(core: Any) -> list[Any]:
+    """The blocks in the order in which they run."""
+    modules: list[Any] = []
+    for name in LISTS:
+        blocks = _list(core, name)
+        others = _list(core, INTERLEAVED.get(name, ""))
+        if len(others) == len(blocks):
+            blocks = [block for pair in zip(blocks, others, strict=True) for block in pair]
+        modules += blocks
+    return modules
+
+
+def _list(core: Any, name: str) -> list[Any]:
+    found = getattr(core, name, None)
+    return list(found) if isinstance(found, torch.nn.ModuleList) else []
