@@ -194,7 +194,11 @@ class Measured(Accelerator):
 
 
 def build(
-    pipe: Any, call: Mapping[str, Any], prompts: Sequence[str], threshold: float, by: By = "block"
+    pipe: Any,
+    call: Mapping[str, Any],
+    prompts: Sequence[str | Mapping[str, Any]],
+    threshold: float,
+    by: By = "block",
 ) -> Table:
     """Make a table for a pipeline from what its modules do on some prompts.
 
@@ -205,7 +209,7 @@ def build(
     Args:
         pipe: The pipeline.
         call: Arguments of its call, with the number of steps, without the prompt.
-        prompts: What to measure on.
+        prompts: What to measure on; where a pipeline takes no prompt, other arguments of a call.
         threshold: Summed change at which a column is computed; 0 computes everything.
         by: What one character of the table stands for.
 
@@ -221,7 +225,8 @@ def build(
         columns = dict.fromkeys(c for d in run.denoisers for c in columns_of(d, by))
         runs = []
         for prompt in prompts:
-            pipe(prompt=prompt, **call)
+            given = {"prompt": prompt} if isinstance(prompt, str) else prompt
+            pipe(**(dict(call) | dict(given)))
             runs.append(method.changes())
     finally:
         run.detach()
