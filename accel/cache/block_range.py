@@ -107,6 +107,16 @@ Entry = Callable[["Block", dict[str, Any]], "Tensor"]
 """From the block in front of which is decided and its arguments to a signal ``[rows, …]``."""
 
 
+def picture_in(block: Block, arguments: dict[str, Any]) -> Tensor:
+    """The entry of indicators that look at the range alone: the picture as it comes in."""
+    return block.inputs(arguments)["hidden"]
+
+
+Told = Callable[[Any, int, "list[Tensor]"], None]
+"""Given the indicator of a leading row, the step, and what the first range added to its picture:
+``[tokens, width]`` for each length that the picture's stream has on its way."""
+
+
 @dataclass(frozen=True)
 class Spans:
     """Which blocks may be skipped, of ``count``.
@@ -160,6 +170,7 @@ class BlockRangeCache:
         forecast: How it fills in.
         entry: The signal where nothing has run before the decision; ``None`` for rules that
             measure nothing.
+        told: Hears what was added at each compute, for indicators of what the range gives.
     """
 
     def __init__(
@@ -169,6 +180,7 @@ class BlockRangeCache:
         spans: Callable[[int], Spans],
         forecast: Forecast,
         entry: Entry | None = None,
+        told: Told | None = None,
     ) -> None:
         self.decisions = decisions
         self._tally = tally
@@ -176,6 +188,7 @@ class BlockRangeCache:
         self._spans: dict[str, Spans] = {}
         self._forecast = forecast
         self._entry = entry
+        self._told = told
         self._kept: dict[tuple[str, Row, int, Stream], Predictor] = {}
         self._pass: Pass | None = None
 
@@ -221,7 +234,7 @@ class BlockRangeCache:
             return inner(*args, **kwargs)
         spans = self._spans[passed.call.denoiser.name]
         arguments = block.bind(args, kwargs)
-        if not passed.decided and block.index == spans.front:
+        if not passed.decided and block.index >= spans.front:  # skip-layer guidance leaves some out
             self._decide(passed, spans, block, arguments)
         if not passed.decided:
             return self._in_front(passed, block, arguments, partial(inner, *args, **kwargs))
@@ -250,8 +263,8 @@ class BlockRangeCache:
 
     def _decide(self, passed: Pass, spans: Spans, block: Block, arguments: dict[str, Any]) -> None:
         call = passed.call
-        signal = self._signal(passed, spans, block, arguments)
         leaders = self.decisions.leaders(call)
+        signal = self._signal(passed, spans, block, arguments) if leaders else None
         if signal is None:
             self.decisions.decide(call, dict.fromkeys(leaders))
         else:
@@ -271,8 +284,7 @@ class BlockRangeCache:
         self, passed: Pass, spans: Spans, block: Block, arguments: dict[str, Any]
     ) -> Tensor | None:
         if spans.front:
-            gains = passed.probe.total()
-            return next(iter(gains.values()))
+            return next(iter(passed.probe.total().values()), None)
         return None if self._entry is None else self._entry(block, arguments)
 
     def _measure(self, call: Call, leaders: dict[int, int], signal: Tensor) -> None:
@@ -323,14 +335,25 @@ class BlockRangeCache:
     def _learn(self, passed: Pass) -> None:
         call = passed.call
         for number, total in enumerate(passed.totals if passed.computed else ()):
-            for stream, value in total.total().items():
+            gains = total.total()
+            for stream, value in gains.items():
                 self._update(call, passed.computed, (number, stream), value)
+            if number == 0 and self._told is not None:
+                self._tell(passed, gains, self._told)
         for index in passed.computed:
             row = call.rows[index]
             self.decisions.sample(call, row.sample).learned[row.branch] = call.step.index
         self._tally.record(
             call.step.index, (call.rows[index] for index in passed.computed), "computed"
         )
+
+    def _tell(self, passed: Pass, gains: dict[Stream, Tensor], told: Told) -> None:
+        call = passed.call
+        for place, index in enumerate(passed.computed):
+            state = self.decisions.sample(call, call.rows[index].sample)
+            if state.leads(call.rows[index]):
+                picture = [value[place] for (name, _), value in gains.items() if name == "hidden"]
+                told(state.indicator, call.step.index, picture)
 
     def _update(
         self, call: Call, rows: list[int], which: tuple[int, Stream], value: Tensor
@@ -352,6 +375,21 @@ class BlockRangeCache:
             )
             for stream in streams
         }
+
+
+def check_skips(site: Site, method: str) -> None:
+    """Refuse networks in which blocks behind the range would be given what was never computed.
+
+    Raises:
+        UnsupportedModel: If a block takes the output of one at the start.
+    """
+    for denoiser in site.denoisers:
+        if any(block.long_skip for block in site.blocks(denoiser)):
+            raise UnsupportedModel(
+                f"{method}: the last blocks of {type(denoiser.core).__name__} take the outputs of "
+                "the first, so a range in between cannot be left out alone. Use cache.FirstBlock, "
+                "cache.TeaCache or cache.EasyCache."
+            )
 
 
 def _enter(sums: Sequence[Sum], streams: Streams) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,3 +62,78 @@ class ProbeChange:
     def learn(self, residual: Tensor) -> None:
         """A step was computed."""
         self._kept = residual.clone()
+
+
+class SignalChange:
+    """TeaCache's relative change of a signal from step to step, skipped steps included.
+
+    Args:
+        coefficients: Of the polynomial that makes the output's change out of the signal's, the
+            highest power first.
+        clamp: Whether an estimate below 0 counts as 0: the fits are wild outside the changes
+            that they were made from, and a negative sum would skip for long.
+    """
+
+    def __init__(self, coefficients: Sequence[float] = (1.0, 0.0), *, clamp: bool = True) -> None:
+        self._coefficients = coefficients
+        self._clamp = clamp
+        self._before: Tensor | None = None
+
+    def measure(self, signal: Tensor) -> Tensor | None:
+        """The estimated change of the output, or ``None`` at the first step."""
+        before, self._before = self._before, signal.clone()
+        if before is None or before.shape != signal.shape:
+            return None
+        change = relative_l1(signal, before)
+        estimate = polynomial(self._coefficients, change)
+        return estimate.clamp_min(0.0) if self._clamp else estimate
+
+    def learn(self, signal: Tensor) -> None:
+        """Nothing: the steps are followed, not the computes."""
+
+
+def polynomial(coefficients: Sequence[float], at: Tensor) -> Tensor:
+    """Σ a_k x^k by Horner's rule, the highest power first."""
+    import torch
+
+    value = torch.zeros_like(at)
+    for coefficient in coefficients:
+        value = value * at + coefficient
+    return value
+
+
+class Magnitudes:
+    """MagCache's γ, estimated in the run: how the residual's size changes in one step.
+
+    From the residuals R_p and R_q of the last two computed steps p > q: the mean over the tokens
+    of ‖R_p‖/‖R_q‖, to the power 1/(p − q).
+    """
+
+    def __init__(self) -> None:
+        self._newest: tuple[int, Tensor] | None = None
+        self._ratio: Tensor | None = None
+
+    def measure(self, signal: Tensor) -> Tensor | None:  # noqa: ARG002
+        """γ, or ``None`` before two computes."""
+        return self._ratio
+
+    def learn(self, signal: Tensor) -> None:
+        """Nothing: it learns from what was added."""
+
+    def added(self, step: int, gains: Sequence[Tensor]) -> None:
+        """The residual of a computed step: ``[tokens, width]`` for each part of the stream."""
+        older, self._newest = self._newest, (step, token_norms(gains))
+        if older is not None and older[0] < step and older[1].shape == self._newest[1].shape:
+            self._ratio = mean_ratio(self._newest[1], older[1]) ** (1.0 / (step - older[0]))
+
+
+def token_norms(gains: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of each token, in float32."""
+    import torch
+
+    return torch.cat([gain.float().norm(dim=-1).flatten() for gain in gains])
+
+
+def mean_ratio(new: Tensor, old: Tensor) -> Tensor:
+    """The mean over the tokens of the ratio of their norms."""
+    return (new / old.clamp_min(TINY)).mean()

@@ -140,6 +140,22 @@ class Within:
 
 
 @dataclass
+class Either:
+    """Compute when one of several rules says so. Each is asked at every step."""
+
+    rules: Sequence[Rule]
+
+    def due(self, step: Step, value: float | None) -> bool:
+        """Whether a rule is due."""
+        return any([rule.due(step, value) for rule in self.rules])
+
+    def computed(self, step: Step) -> None:
+        """Tell all of them."""
+        for rule in self.rules:
+            rule.computed(step)
+
+
+@dataclass
 class Guarded:
     """A rule inside the guards that every cache shares.
 
