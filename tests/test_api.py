@@ -28,25 +28,31 @@ def test_names():
         "explain",
         "guidance",
         "load",
+        "memory",
         "methods",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
     assert sorted(accel.cache.__all__) == [
+        "DBCache",
         "DMD",
         "DeepCache",
+        "DeltaDiT",
         "EasyCache",
         "FORA",
         "FirstBlock",
         "FoCa",
         "HiCache",
+        "MagCache",
         "PAB",
         "SADA",
         "Table",
         "TaylorSeer",
+        "TeaCache",
         "TextKV",
         "ZEUS",
     ]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]
+    assert accel.memory.__all__ == ["GroupOffload"]
     assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]
 
 
