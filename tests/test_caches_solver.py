@@ -212,7 +212,7 @@ def test_noise_and_second_evaluations_are_refused_by_name(bench, build, method):
     try:
         with pytest.raises(errors.UnsupportedModel, match=type(scheduler).__name__) as caught:
             Plan(method).attach(pipe)
-        assert "do not fit" in str(caught.value)
+        assert f"{method.name} does not fit" in str(caught.value)
         assert "samplers.DPMSolverPP" in str(caught.value)
     finally:
         pipe.scheduler = kept

@@ -97,7 +97,7 @@ class SADA(Accelerator):
         from accel.seams.solvers import Solver
 
         yield site.claim("denoiser")
-        solver, seen = Solver(site.pipe.scheduler), Seen()
+        solver, seen = Solver(site.pipe.scheduler, self.name), Seen()
         yield site.on_start(seen.reset)
         site.tally.reason = seen.why_idle
         yield from SolverCache(

@@ -77,7 +77,7 @@ class ZEUS(Spaced):
         from accel.seams.solvers import Solver
 
         yield site.claim("denoiser")
-        solver = Solver(site.pipe.scheduler)
+        solver = Solver(site.pipe.scheduler, self.name)
         site.tally.reason = lambda: "too few steps between start and stop"
         yield from SolverCache(site.tally, solver, lambda: Pattern(self, solver), self.keep).attach(
             site

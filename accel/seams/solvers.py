@@ -39,11 +39,16 @@ NOISE = ("eta", "s_churn")
 class Solver:
     """One scheduler, as the solver of ``dx̄/ds = f``.
 
+    Args:
+        scheduler: The pipeline's scheduler.
+        method: Name of the method that needs it, for the refusal.
+
     Raises:
         UnsupportedModel: If it evaluates a step more than once, adds noise, or is not known.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, method: str = "A method coupled to the solver") -> None:
+        self._method = method
         self._name = type(scheduler).__name__
         self._config = scheduler.config
         order = getattr(scheduler, "order", 1)
@@ -66,9 +71,9 @@ class Solver:
 
     def _refuse(self, what: str) -> None:
         raise UnsupportedModel(
-            f"{self._name} {what}: methods that are coupled to the solver do not fit it; they need "
-            "one that evaluates once a step and adds no noise. Put samplers.DPMSolverPP into the "
-            f"plan, or use one of {', '.join(DETERMINISTIC)}; or use cache.EasyCache."
+            f"{self._method} does not fit: {self._name} {what}, and it needs a scheduler that "
+            "evaluates once a step and adds no noise. Put samplers.DPMSolverPP into the plan, or "
+            f"use one of {', '.join(DETERMINISTIC)}; or use cache.EasyCache."
         )
 
     def time(self, step: Step, ahead: int = 0) -> float:
