@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from accel.seams.branches import Layout, Reader
     from accel.seams.denoisers import Denoiser, Layer, Onion
 
+FIRST = ("sampler", "memory")
+"""Layers that are attached before all others: what follows the scheduler, or sits on the modules,
+then follows the new scheduler and sits above what moves weights."""
+
 LAYERS = (
     "loop",
     "sampler",
@@ -219,15 +223,18 @@ class Run:
             if tally.off is None
         ]
         for method, tally in active:
-            if method.layer == "sampler":
+            if method.layer in FIRST:
                 self._attach_one(method, tally, stack)
+        modules = [part for denoiser in self.denoisers for part in denoiser.core.modules()]
+        for undo in hooks.guard(self.pipe, modules):
+            stack.callback(undo)
         for undo in (*self.trajectory.attach(), *self.reader.attach(self.denoisers)):
             stack.callback(undo)
         self.trajectory.starts += [self._check_entries, self.reader.reset, self.report.start]
         self.trajectory.observers.append(self._on_step)
         self._attach_onions(stack)
         for method, tally in active:
-            if method.layer != "sampler":
+            if method.layer not in FIRST:
                 self._attach_one(method, tally, stack)
 
     def _attach_onions(self, stack: ExitStack) -> None:

@@ -7,7 +7,9 @@ chain, so that any of them can leave first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from accel.errors import BrokenAttachment
@@ -22,9 +24,24 @@ class Chain:
     def __init__(self, owner: object, name: str) -> None:
         self.owner = owner
         self.name = name
-        self.shadowed: tuple[Any, ...] = (vars(owner)[name],) if name in vars(owner) else ()
-        self.original: Callable[..., Any] = getattr(owner, name)
+        self.shadowed: tuple[Any, ...] = ()
+        self.original: Callable[..., Any]
         self.links: list[Around] = []
+        self.seat()
+
+    def seat(self) -> None:
+        """Stand in for what is there now."""
+        own = vars(self.owner)
+        self.shadowed = (own[self.name],) if self.name in own else ()
+        self.original = getattr(self.owner, self.name)
+        object.__setattr__(self.owner, self.name, self)
+
+    def lift(self) -> None:
+        """Put back what this stands in for."""
+        if self.shadowed:
+            object.__setattr__(self.owner, self.name, self.shadowed[0])
+        else:
+            object.__delattr__(self.owner, self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the links around the method."""
@@ -67,7 +84,6 @@ def wrap(owner: Any, name: str, around: Around) -> Callable[[], None]:
     chain = vars(owner).get(name)
     if not isinstance(chain, Chain):
         chain = Chain(owner, name)
-        object.__setattr__(owner, name, chain)
     links = chain.links
     links.append(around)
 
@@ -83,10 +99,7 @@ def _restore(chain: Chain) -> None:
     """Put back what ``chain`` stood in for."""
     owner, name = chain.owner, chain.name
     if vars(owner).get(name) is chain:
-        if chain.shadowed:
-            object.__setattr__(owner, name, chain.shadowed[0])
-        else:
-            object.__delattr__(owner, name)
+        chain.lift()
         return
     if not _splice(owner, chain):
         raise BrokenAttachment(
@@ -94,6 +107,58 @@ def _restore(chain: Chain) -> None:
             "attached. The plan is off, but that library's hook still goes through an empty "
             "wrapper of ours: remove its hook before the plan is detached."
         )
+
+
+@contextmanager
+def aside(owner: Any, name: str) -> Iterator[None]:
+    """Take our chain off while another library changes what is below, then put it on again.
+
+    Libraries that assign ``owner.name`` anew would else throw it away. A chain that has a hook of
+    another library above it stays where it is.
+    """
+    chain = vars(owner).get(name)
+    if not isinstance(chain, Chain):
+        yield
+        return
+    chain.lift()
+    try:
+        yield
+    finally:
+        chain.seat()
+
+
+def is_plain(owner: Any, name: str) -> bool:
+    """Whether ``owner.name`` is just the method of its class, written down on the instance."""
+    return name in vars(owner) and vars(owner)[name] == getattr(type(owner), name).__get__(owner)
+
+
+def guard(pipe: Any, modules: Iterable[Any]) -> Iterator[Callable[[], None]]:
+    """Keep our chains in place where accelerate or diffusers rearrange hooks in the midst of it.
+
+    Accelerate's model offload hooks all networks anew at the end of each run; diffusers' group
+    offloading removes the hooks that watched the order of its layers after the first pass. Both
+    assign ``forward``. Yields the undos.
+    """
+    parts = [part for part in modules if "forward" in vars(part) or "_diffusers_hook" in vars(part)]
+
+    def rehook(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(aside(part, "forward"))
+            return inner(*args, **kwargs)
+
+    for name in ("maybe_free_model_hooks", "enable_model_cpu_offload", "remove_all_hooks"):
+        if hasattr(pipe, name):
+            yield wrap(pipe, name, rehook)
+    for part in parts:
+        registry = vars(part).get("_diffusers_hook")
+        for name in ("register_hook", "remove_hook") if registry is not None else ():
+            yield wrap(registry, name, partial(_beside, part))
+
+
+def _beside(part: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with aside(part, "forward"):
+        return inner(*args, **kwargs)
 
 
 def in_place(owner: Any, name: str) -> bool:
