@@ -6,6 +6,7 @@ Importing this package imports neither torch nor diffusers.
 from accel import cache as cache
 from accel import errors as errors
 from accel import guidance as guidance
+from accel import memory as memory
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
 from accel.attach import Site as Site
@@ -28,5 +29,6 @@ __all__ = [
     "explain",
     "guidance",
     "load",
+    "memory",
     "methods",
 ]

@@ -12,7 +12,17 @@ import pytest
 from tiny import PIPELINES, Tiny
 
 from accel import Accelerator, Plan, errors
-from roster import blocks, guidance, lossless, modules, network, solver_coupled, solvers, unet
+from roster import (
+    blocks,
+    guidance,
+    lossless,
+    memory,
+    modules,
+    network,
+    solver_coupled,
+    solvers,
+    unet,
+)
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
 
@@ -25,6 +35,7 @@ ROWS: dict[str, Row] = (
     | unet.ROWS
     | modules.ROWS
     | lossless.ROWS
+    | memory.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
