@@ -367,13 +367,18 @@ class Latents:
         return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """A batch of latents and captions; one caption in ten is empty, for guidance."""
+        """A batch of latents and captions; one caption in ten is empty, for guidance.
+
+        Half of the others are the longest of four wordings: what a caption leaves out (clouds,
+        sides) it does not teach.
+        """
         tell = clip_scene if self.family.clips else scene
         rows = rng.integers(len(self.seeds), size=count)
         captions = []
         for row in rows:
-            caption = tell(self.seeds[row], int(rng.integers(16))).caption
-            captions.append("" if rng.random() < 0.1 else caption)
+            wordings = rng.integers(16, size=4 if rng.random() < 0.5 else 1)
+            told = [tell(self.seeds[row], int(wording)).caption for wording in wordings]
+            captions.append("" if rng.random() < 0.1 else max(told, key=len))
         return self.values[torch.from_numpy(rows)].float(), captions
 
 
