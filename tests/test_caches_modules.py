@@ -249,7 +249,7 @@ FORECASTS = [
     cache.TaylorSeer(interval=3, warmup=2, predictor="newton", order=2),
     cache.HiCache(interval=2),
     cache.FoCa(interval=3),
-    cache.DMD(interval=2),
+    cache.DMD(interval=2, site="modules"),
     cache.Table(steps=("1111", "0000", "0101"), by="kind", stretch=True),
 ]
 

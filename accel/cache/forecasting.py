@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from accel.attach import Site, Undo
+from accel.attach import Accelerator, Site, Undo
 from accel.cache.fields import Limited, StaticCache
 from accel.cache.policies import Every, Guarded
 
@@ -18,14 +18,20 @@ Where = Literal["modules", "blocks", "network"]
 
 
 class ByPlace:
-    """A class attribute that an instance has another value of, by its ``site``."""
+    """What a method is by its ``site``: of an instance, of a class by the field's default.
+
+    Args:
+        usual: What it is at a site that is not named.
+        **others: What it is at others.
+    """
 
     def __init__(self, usual: str, **others: str) -> None:
         self._usual = usual
         self._others = others
 
-    def __get__(self, method: Forecasting | None, owner: Any = None) -> str:
-        return self._usual if method is None else self._others.get(method.site, self._usual)
+    def __get__(self, method: Any, owner: type[Accelerator]) -> str:
+        site = owner.model_fields["site"].default if method is None else method.site
+        return self._others.get(site, self._usual)
 
 
 class Forecasting(StaticCache, Limited):

@@ -39,8 +39,8 @@ ROWS = {
     ),
     "cache.DMD": Row(
         engine="modules",
-        active=cache.DMD(interval=2),
-        variants=(cache.DMD(interval=2, site="network"),),
+        active=cache.DMD(interval=2, site="modules"),
+        variants=(cache.DMD(interval=2),),
     ),
     "cache.Table": Row(
         engine="modules",
