@@ -80,12 +80,13 @@ def in_ci(tiny: Tiny, name: str, ci: Iterable[str]) -> bool:
     return tiny.name in ci and (name == LEADERS[ROWS[name].engine] or tiny.name in CORE)
 
 
-def cases(ci: Iterable[str] = CI, *, variants: bool = False) -> Any:
+def cases(ci: Iterable[str] = CI, *, variants: bool = False, kin: bool = True) -> Any:
     """Parametrize over ``(name, method)``: every active form × every pipeline it acts on.
 
     Args:
         ci: Pipelines that CI runs.
         variants: Whether CI runs the variants too (`laws-full` always does).
+        kin: Whether CI runs more than the leader of each engine.
     """
     return pytest.mark.parametrize(
         ("name", "method"),
@@ -93,7 +94,11 @@ def cases(ci: Iterable[str] = CI, *, variants: bool = False) -> Any:
             pytest.param(
                 tiny.name,
                 method,
-                marks=full(not in_ci(tiny, name, ci) or (place > 0 and not variants)),
+                marks=full(
+                    not in_ci(tiny, name, ci)
+                    or (place > 0 and not variants)
+                    or (name not in LEADERS.values() and not kin)
+                ),
                 id=f"{tiny.name}-{method.name}{place or ''}",
             )
             for name, row in ROSTER.items()
