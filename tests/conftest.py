@@ -103,7 +103,8 @@ def trace(pipe: Any, *, strict: bool = False) -> dict[str, Any]:
         for key, value in vars(owner).items():
             _mark(marks, f"{path}.{key}", value, strict)
         for key, value in vars(type(owner)).items():
-            if not key.startswith(("__", "_abc")):
+            # transformers fills some class attributes when they are first asked for
+            if not key.startswith(("__", "_abc")) and not key.endswith("_cached_value"):
                 marks[f"{type(owner).__name__}:{key}"] = value
     return marks
 
