@@ -433,10 +433,10 @@ def test_a_run_is_the_plain_deepcache(bench, name, branch):
 
 @unets()
 def test_the_peer_gives_the_same_picture(bench, name):
-    """DeepCache 0.1.1, where it is installed and runs (it knows three layers a block)."""
+    """DeepCache 0.1.1, where it is installed: bit for bit at branch 0."""
     peer = pytest.importorskip("DeepCache")
-    if name not in ("sd15", "sdxl", "sd_img2img"):
-        pytest.skip("the peer refuses it or goes wrong")
+    if name in ("animatediff", "svd"):
+        pytest.skip("the peer has no hooks for it")
     with Plan(cache.DeepCache(interval=3)).attach(bench.pipe(name)):
         ours = bench.call(name, steps=10)
     pipe = PIPELINES[name].build()
@@ -444,8 +444,8 @@ def test_the_peer_gives_the_same_picture(bench, name):
     helper.set_params(cache_interval=3, cache_branch_id=0)
     helper.enable()
     theirs = torch.as_tensor(PIPELINES[name].call(pipe, steps=10))
-    stock = bench.stock(name, steps=10)
-    assert (ours - theirs).abs().max() <= 1e-5 * (ours - stock).abs().max()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(ours, bench.stock(name, steps=10), rtol=1e-2)
 
 
 # What runs.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accel.cache.decisions import Decisions
 from accel.cache.predictors import Forecast, Predictor
 from accel.errors import UnsupportedModel
+from accel.seams.blocks import crosses_long_skips
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import index_rows, scatter
 
@@ -202,6 +203,7 @@ class BlockRangeCache:
             if not any(spans.ranges):
                 site.tally.reason = partial(_nothing_left, len(blocks))
                 continue
+            _check_skips(blocks, spans)
             yield site.around(denoiser, self)
             last = max(index for span in spans.ranges for index in span)
             for block in blocks[: last + 1]:
@@ -263,12 +265,12 @@ class BlockRangeCache:
 
     def _decide(self, passed: Pass, spans: Spans, block: Block, arguments: dict[str, Any]) -> None:
         call = passed.call
+        _check_rows(block, arguments, call)
         leaders = self.decisions.leaders(call)
         signal = self._signal(passed, spans, block, arguments) if leaders else None
         if signal is None:
             self.decisions.decide(call, dict.fromkeys(leaders))
         else:
-            _check_rows(block, signal, call)
             self._measure(call, leaders, signal)
         for index, row in enumerate(call.rows):
             state = self.decisions.sample(call, row.sample)
@@ -413,9 +415,21 @@ def _nothing_left(count: int) -> str:
     return f"no block is left to skip: the blocks that always run are all {count}"
 
 
-def _check_rows(block: Block, signal: Tensor, call: Call) -> None:
-    if len(signal) != len(call.rows):
+def _check_skips(blocks: Sequence[Block], spans: Spans) -> None:
+    for span in spans.ranges:
+        if crosses_long_skips(blocks, span):
+            raise UnsupportedModel(
+                f"{blocks[0].kind} has long skips: blocks {span.start} to {span.stop - 1} of "
+                f"{len(blocks)} cannot be left out while their counterparts at the rear run, so "
+                "this cache does not fit. Use cache.FirstBlock, which leaves out both."
+            )
+
+
+def _check_rows(block: Block, arguments: dict[str, Any], call: Call) -> None:
+    rows = {name: len(value) for name, value in block.inputs(arguments).items()}
+    if set(rows.values()) != {len(call.rows)}:
         raise UnsupportedModel(
-            f"{block.kind} works on {len(signal)} rows where the call has {len(call.rows)}: "
-            "frames are folded into the batch, so block caches do not fit. Use cache.EasyCache."
+            f"{block.kind} works on {rows} rows where the call has {len(call.rows)}: frames are "
+            "folded into the batch, or tokens come first, so block caches do not fit. Use "
+            "cache.EasyCache."
         )

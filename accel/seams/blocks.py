@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,8 +37,11 @@ LISTS = (
 )
 """Names of the lists of blocks that carry the picture, in the order in which networks run them."""
 
-INTERLEAVED = {"transformer_blocks": "temporal_transformer_blocks"}
-"""Lists of equal length that are run in turns, a block of each."""
+FOLDED = "temporal_transformer_blocks"
+"""Blocks in turns with the others: one kind folds the frames into the rows, one the tokens."""
+
+DECODERS = "num_decoder_layers"
+"""How many of the last blocks carry another stream than those before (Motif): they always run."""
 
 ENCODER = "encoder_hidden_states"
 
@@ -174,6 +177,12 @@ def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
             f"({', '.join(LISTS)}): block caches do not fit it. Use cache.EasyCache, which works "
             "around the whole network."
         )
+    if _list(denoiser.core, FOLDED):
+        raise UnsupportedModel(
+            f"{type(denoiser.core).__name__} folds frames and tokens into its rows in turns "
+            f"({FOLDED}): block caches do not fit it. Use cache.EasyCache, which works around the "
+            "whole network."
+        )
     if denoiser.module is not denoiser.core or denoiser.entry != "forward":
         raise UnsupportedModel(
             f"{type(denoiser.core).__name__} is compiled as a whole: its blocks run inside the "
@@ -182,16 +191,24 @@ def find_blocks(denoiser: Denoiser) -> tuple[Block, ...]:
     return tuple(Block(index, module) for index, module in enumerate(modules))
 
 
+def crosses_long_skips(blocks: Sequence[Block], span: range) -> bool:
+    """Whether leaving out a range starves a block behind it of a long skip (HunyuanDiT).
+
+    There the k-th block from the end takes in what the k-th from the front gave.
+    """
+    count = len(blocks)
+    return any("skip" in block.parameters for block in blocks) and any(
+        index < count // 2 and count - 1 - index not in span for index in span
+    )
+
+
 def _modules(core: Any) -> list[Any]:
     """The blocks in the order in which they run."""
     modules: list[Any] = []
     for name in LISTS:
-        blocks = _list(core, name)
-        others = _list(core, INTERLEAVED.get(name, ""))
-        if len(others) == len(blocks):
-            blocks = [block for pair in zip(blocks, others, strict=True) for block in pair]
-        modules += blocks
-    return modules
+        modules += _list(core, name)
+    behind = int(getattr(core, DECODERS, 0))
+    return modules[: len(modules) - behind]
 
 
 def _list(core: Any, name: str) -> list[Any]:
