@@ -33,6 +33,7 @@ def test_names():
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
     assert sorted(accel.cache.__all__) == [
+        "Custom",
         "DBCache",
         "DMD",
         "DeepCache",
@@ -45,6 +46,7 @@ def test_names():
         "MagCache",
         "PAB",
         "SADA",
+        "StepRehash",
         "Table",
         "TaylorSeer",
         "TeaCache",

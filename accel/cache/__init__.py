@@ -1,5 +1,6 @@
 """Caches: answer from what was computed before. One method a file."""
 
+from accel.cache.custom import Custom as Custom
 from accel.cache.dbcache import DBCache as DBCache
 from accel.cache.deepcache import DeepCache as DeepCache
 from accel.cache.delta_dit import DeltaDiT as DeltaDiT
@@ -12,6 +13,7 @@ from accel.cache.hicache import HiCache as HiCache
 from accel.cache.magcache import MagCache as MagCache
 from accel.cache.pab import PAB as PAB
 from accel.cache.sada import SADA as SADA
+from accel.cache.step_rehash import StepRehash as StepRehash
 from accel.cache.table import Table as Table
 from accel.cache.taylorseer import TaylorSeer as TaylorSeer
 from accel.cache.teacache import TeaCache as TeaCache
@@ -24,6 +26,7 @@ __all__ = [
     "PAB",
     "SADA",
     "ZEUS",
+    "Custom",
     "DBCache",
     "DeepCache",
     "DeltaDiT",
@@ -32,6 +35,7 @@ __all__ = [
     "FoCa",
     "HiCache",
     "MagCache",
+    "StepRehash",
     "Table",
     "TaylorSeer",
     "TeaCache",

@@ -92,10 +92,12 @@ class Listed:
     Attributes:
         steps: The steps.
         total: Evaluations of the runs that the list was made for; ``None`` for any.
+        owner: Whose list it is, for the refusal.
     """
 
     steps: Sequence[int]
     total: int | None = None
+    owner: str = "The list of computed steps"
 
     def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
         """Whether the step is in the list.
@@ -105,7 +107,7 @@ class Listed:
         """
         if self.total is not None and step.total != self.total:
             raise UnsupportedModel(
-                f"The list of computed steps is for runs of {self.total} evaluations; this one "
+                f"{self.owner} is for runs of {self.total} evaluations; this one "
                 f"has {step.total}. Make a list for it, or use a rule with an interval."
             )
         return step.index in self.steps
