@@ -12,6 +12,7 @@ import typer
 
 from app.flags import Given, takes
 from app.request import (
+    Calibration,
     Choice,
     Like,
     Listing,
@@ -68,6 +69,18 @@ def compare(given: Given) -> None:
     difference, a sheet, the timeline and report.json.
     """
     from app.compare import compare as run
+
+    run(given)
+
+
+@app.command()
+@takes(Calibration, Target, Printing)
+def calibrate(given: Given) -> None:
+    """Measure what a method must know of a model, and write a plan with it.
+
+    Runs the stock pipeline on a few prompts. The plan is for `accel generate --plan FILE`.
+    """
+    from app.calibrate import calibrate as run
 
     run(given)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 import typer
@@ -64,6 +65,8 @@ def allowed(field: FieldInfo) -> str:
     """The values that a field takes: ``0 ≤ number ≤ 1``, ``reuse | newton``."""
     if get_origin(field.annotation) is Literal:
         return " | ".join(map(str, get_args(field.annotation)))
+    if isinstance(field.annotation, UnionType) or get_origin(field.annotation) is Union:
+        return " | ".join(allowed(FieldInfo(annotation=one)) for one in get_args(field.annotation))
     kind = getattr(field.annotation, "__name__", str(field.annotation))
     bounds = [SIGNS[type(note)].format(note) for note in field.metadata if type(note) in SIGNS]
     return " ".join([kind, ", ".join(bounds)]).strip()
@@ -115,7 +118,8 @@ def _show(kind: Kind) -> None:
     console.print(Text(kind.name, "bold"), f"· {kind.layer} · {kind.supports}")
     console.print(_summary(kind))
     console.print(f"Source: {kind.source}\n")
-    table = Table("field", "default", "values", "what it is")
+    names = Column("field", min_width=max(map(len, kind.model_fields)))
+    table = Table(names, "default", "values", "what it is")
     for name, field in kind.model_fields.items():
         table.add_row(name, str(_default(kind, name)), allowed(field), field.description)
     console.print(table)

@@ -208,6 +208,37 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Calibration(Source):
+    """What a method's numbers are measured from."""
+
+    method: Annotated[str, Argument(help="what to calibrate: teacache or magcache")] = ""
+    prompts: Annotated[
+        Path | None,
+        Option(
+            help="text file, a prompt a line; default: the bundled captions",
+            rich_help_panel=PICTURE,
+        ),
+    ] = None
+    count: Annotated[
+        int, Ge(1), Le(1000), Option(help="prompts that are run", rich_help_panel=PICTURE)
+    ] = 4
+    steps: Annotated[
+        int | None, Ge(2), Le(1000), Option(help="denoising steps", rich_help_panel=PICTURE)
+    ] = None
+    seed: Annotated[
+        int,
+        Ge(0),
+        Le(2**32),
+        Option(help="noise of the first prompt; the others count on", rich_help_panel=PICTURE),
+    ] = 0
+    threshold: Annotated[
+        float | None,
+        Ge(0),
+        Option(help="of the method in the plan; default: its own", rich_help_panel=PLAN),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Printing:
     """How the terminal is written to."""
 

@@ -44,6 +44,8 @@ def methods_table() -> str:
 
 def limits(schema: dict[str, Any]) -> str:
     """A field's range in words."""
+    if "anyOf" in schema:
+        return "; ".join(filter(None, map(limits, schema["anyOf"])))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     signs = {

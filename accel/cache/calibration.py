@@ -1,0 +1,297 @@
+"""Numbers that a method needs for a model, measured on the stock pipeline.
+
+A calibrator runs a pipeline's calls with observers in place that change nothing, and gives the
+method with the numbers in it. To add one, write a function of the form of `Calibrator` and give
+it a name in `CALIBRATORS`: `accel calibrate NAME` then offers it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PrivateAttr
+
+from accel.attach import Accelerator, Run, Site, Undo
+from accel.cache.magcache import MagCache
+from accel.cache.rescaling import Polynomial
+from accel.cache.teacache import TeaCache
+from accel.errors import BadInput, BadOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from accel.seams.blocks import Block
+    from accel.seams.denoisers import Call, Inner, Result
+
+DEGREE = 4
+DIGITS = 9
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration gave.
+
+    Attributes:
+        method: The method with the measured numbers.
+        note: What they rest on, in a line.
+    """
+
+    method: Accelerator
+    note: str
+
+
+Calibrator = Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], Calibrated]
+"""From a pipeline, the arguments of its calls, and fields of the method to set."""
+
+
+class Recorder(Accelerator):
+    """Looks at a run and changes nothing; in no list of methods."""
+
+    name: ClassVar[str] = "cache.Recorder"
+    layer: ClassVar[str] = "block cache"
+    seam: ClassVar[str] = "blocks"
+    supports: ClassVar[str] = TeaCache.supports
+    source: ClassVar[str] = "accel.cache.calibration"
+
+    @classmethod
+    def off(cls) -> None:
+        """It changes nothing as it is."""
+
+    def why_off(self) -> None:
+        """It always looks."""
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Look at every denoiser."""
+        yield site.claim("blocks")
+        yield from self._look(site)
+
+    @abstractmethod
+    def _look(self, site: Site) -> Iterator[Undo]:
+        """Put the observers in place."""
+
+    def watch(self, pipe: Any, calls: Iterable[Mapping[str, Any]]) -> None:
+        """Run the calls.
+
+        Raises:
+            BadInput: If there is none.
+        """
+        run, count = Run((self,), pipe), 0
+        try:
+            for call in calls:
+                pipe(**call)
+                count += 1
+        finally:
+            run.detach()
+        if not count:
+            raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
+
+
+class Changes(Recorder):
+    """How the signal of the first block and the network's output change from step to step.
+
+    Of the conditional branch of every sample.
+    """
+
+    _pairs: list[tuple[Tensor, Tensor]] = PrivateAttr(default_factory=list)
+    _before: dict[tuple[str, int], tuple[Tensor, Tensor]] = PrivateAttr(default_factory=dict)
+    _signal: Tensor | None = PrivateAttr(default=None)
+
+    def _look(self, site: Site) -> Iterator[Undo]:
+        from accel.seams.modulation import input_signal
+
+        yield site.on_start(self._before.clear)
+        for denoiser in site.denoisers:
+            first = site.blocks(denoiser)[0]
+            signal = input_signal(first)
+
+            def listen(
+                inner: Callable[..., Any],
+                *args: Any,
+                block: Block = first,
+                signal: Callable[[Block, dict[str, Any]], Tensor] = signal,
+                **kwargs: Any,
+            ) -> Any:
+                self._signal = signal(block, block.bind(args, kwargs)).clone()
+                return inner(*args, **kwargs)
+
+            yield site.around(denoiser, self._follow)
+            yield first.wrap(listen)
+
+    def _follow(self, call: Call, inner: Inner) -> Result:
+        from accel.cache.indicators import relative_l1
+
+        result = inner(call)
+        for index in call.where(lambda row: row.branch == "cond"):
+            assert self._signal is not None
+            key = (call.denoiser.name, call.rows[index].sample)
+            now = (self._signal[index], result.value[index].clone())
+            if key in self._before:
+                signal, output = self._before[key]
+                self._pairs.append((relative_l1(now[0], signal), relative_l1(now[1], output)))
+            self._before[key] = now
+        return result
+
+    @property
+    def pairs(self) -> list[tuple[float, float]]:
+        """Relative change of the signal, and of the output."""
+        return [(float(signal), float(output)) for signal, output in self._pairs]
+
+
+def _by_step() -> dict[int, list[Tensor]]:
+    return defaultdict(list)
+
+
+class Sizes(Recorder):
+    """How the size of what all blocks add changes from step to step.
+
+    Of the leading branch of every sample.
+    """
+
+    _ratios: dict[int, list[Tensor]] = PrivateAttr(default_factory=_by_step)
+    _total: int = PrivateAttr(default=0)
+
+    def _look(self, site: Site) -> Iterator[Undo]:
+        from accel.cache.block_range import BlockRangeCache, Spans, picture_in
+        from accel.cache.decisions import Decisions
+        from accel.cache.policies import Every, Guarded
+        from accel.cache.predictors import Forecast
+
+        decisions = Decisions(
+            lambda: Residual(self._ratios), lambda: Guarded(Every(1), 1, 0, last=False)
+        )
+        cache = BlockRangeCache(
+            site.tally,
+            decisions,
+            lambda count: Spans((range(count),)),
+            Forecast("reuse"),
+            entry=picture_in,
+            told=Residual.added,
+        )
+        yield from cache.attach(site)
+        yield site.on_step(lambda step, _: self._saw(step.index))
+
+    def _saw(self, index: int) -> None:
+        self._total = max(self._total, index + 1)
+
+    @property
+    def curve(self) -> list[float]:
+        """γ at each step: the ratios of all samples, averaged in the logarithm; 1 where unknown."""
+        found = {index: [float(one) for one in ratios] for index, ratios in self._ratios.items()}
+        return [_geometric(found.get(index, [1.0])) for index in range(self._total)]
+
+
+class Residual:
+    """The residual of one sample: an indicator that only writes down."""
+
+    def __init__(self, ratios: dict[int, list[Tensor]]) -> None:
+        self._ratios = ratios
+        self._newest: tuple[int, Tensor] | None = None
+
+    def measure(self, signal: Tensor) -> None:
+        """Nothing: every step is computed."""
+
+    def learn(self, signal: Tensor) -> None:
+        """Nothing."""
+
+    def added(self, step: int, gains: Sequence[Tensor]) -> None:
+        """Write down the ratio to the step before."""
+        from accel.cache.indicators import mean_ratio, token_norms
+
+        older, self._newest = self._newest, (step, token_norms(gains))
+        if older is not None and older[0] == step - 1:
+            self._ratios[step].append(mean_ratio(self._newest[1], older[1]))
+
+
+def _geometric(values: Sequence[float]) -> float:
+    return math.exp(sum(math.log(max(value, 1e-8)) for value in values) / len(values))
+
+
+def calibrate_teacache(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
+) -> Calibrated:
+    """Fit TeaCache's polynomial: the output's change as one of the signal's, by least squares.
+
+    Raises:
+        BadInput: Without a call, or with calls of one step.
+        BadOutput: If the network gives NaN.
+        UnsupportedModel: For a network that TeaCache does not serve.
+    """
+    recorder = Changes()
+    recorder.watch(pipe, calls)
+    pairs = recorder.pairs
+    _check(len(pairs), [number for pair in pairs for number in pair])
+    coefficients, error = fit(pairs)
+    signals = [signal for signal, _ in pairs]
+    note = (
+        f"{len(pairs)} pairs of steps; the signal changes by {min(signals):.3g} to "
+        f"{max(signals):.3g} a step, the output by {_mean([y for _, y in pairs]):.3g} on average, "
+        f"foretold within {error:.2g}"
+    )
+    method = TeaCache.model_validate({**fields, "coefficients": coefficients})
+    return Calibrated(method, note)
+
+
+def calibrate_magcache(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
+) -> Calibrated:
+    """Measure MagCache's curve of γ.
+
+    Raises:
+        BadInput: Without a call, or with calls of one step.
+        BadOutput: If the network gives NaN.
+        UnsupportedModel: For a network that MagCache does not serve.
+    """
+    recorder = Sizes()
+    recorder.watch(pipe, calls)
+    curve = recorder.curve
+    _check(len(curve) - 1, curve)
+    note = f"{len(curve)} steps; γ from {min(curve[1:]):.3g} to {max(curve[1:]):.3g}"
+    rounded = tuple(round(gamma, 6) for gamma in curve)
+    return Calibrated(MagCache.model_validate({**fields, "curve": rounded}), note)
+
+
+def fit(pairs: Sequence[tuple[float, float]]) -> tuple[Polynomial, float]:
+    """The polynomial of degree 4 nearest to pairs (x, y), the highest power first.
+
+    With fewer than five different x the degree is lower, and the first numbers are 0.
+
+    Returns:
+        Its five numbers, and the root of the mean square of what is left.
+    """
+    import torch
+
+    x, y = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    largest = x.abs().max().clamp_min(1e-12)
+    degree = min(DEGREE, len(set(x.tolist())) - 1)
+    powers = torch.stack([(x / largest) ** k for k in range(degree, -1, -1)], dim=1)
+    found = torch.linalg.lstsq(powers, y[:, None], driver="gelsd").solution[:, 0]
+    error = (powers @ found - y).square().mean().sqrt().item()
+    scaled = [value / largest.item() ** (degree - k) for k, value in enumerate(found.tolist())]
+    a, b, c, d, e = [0.0] * (DEGREE - degree) + [float(f"{value:.{DIGITS}g}") for value in scaled]
+    return (a, b, c, d, e), error
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _check(count: int, numbers: Sequence[float]) -> None:
+    if count < 1:
+        raise BadInput("A calibration compares steps with those before: take 2 steps or more.")
+    if not all(map(math.isfinite, numbers)):
+        raise BadOutput(
+            "The stock pipeline gives NaN or infinite values: there is nothing to calibrate. Try "
+            "--dtype bfloat16 or float32."
+        )
+
+
+CALIBRATORS: dict[str, Calibrator] = {
+    "teacache": calibrate_teacache,
+    "magcache": calibrate_magcache,
+}
+"""By the name that `accel calibrate` is given."""

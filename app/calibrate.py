@@ -1,0 +1,104 @@
+"""``accel calibrate``: measure what a method must know of a model, and write it as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accel.bundled import asset
+from accel.errors import BadInput
+from accel.plan import Plan
+from app.call import arguments
+from app.exits import say
+from app.files import check_target, slug, write
+from app.flags import Given
+from app.models import Model, load
+from app.modes import parameters, pipeline_for
+from app.progress import Bar
+from app.request import Calibration, Printing, Request, Source, Target, make
+from app.tables import print_result
+
+
+def calibrate(given: Given) -> None:
+    """Calibrate a method and write a plan with its numbers.
+
+    Args:
+        given: The options that were typed.
+
+    Raises:
+        AccelError: Of any kind; nothing was written then.
+    """
+    from accel.cache.calibration import CALIBRATORS
+
+    asked = make(Calibration, given)
+    if asked.method not in CALIBRATORS:
+        raise BadInput(
+            f"METHOD {asked.method!r} is none that is calibrated: choose one of "
+            f"{', '.join(CALIBRATORS)}."
+        )
+    prompts = read_prompts(asked)
+    requests = [_request(asked, prompt, number) for number, prompt in enumerate(prompts)]
+    target = make(Target, given)
+    out = target.out or Path(f"{asked.method}-{slug(Path(asked.model).name)}.toml")
+    check_target(out, target.overwrite)
+    model = load(requests[0].source)
+    pipe = pipeline_for(model.pipe, requests[0])
+    with Bar() as bar:
+        calls = _calls(pipe, model, requests, bar)
+        found = CALIBRATORS[asked.method](pipe, calls, _fields(asked))
+    plan = Plan(found.method)
+    head = (
+        f"# accel calibrate {asked.method}: {asked.model} (sha256 {model.fingerprint[:16]})\n"
+        f"# prompts: {len(prompts)}; {found.note}\n"
+    )
+    write({out: (head + plan.to_toml()).encode()})
+    say(f"{asked.method} on {asked.model}, {len(prompts)} prompts: {found.note}")
+    say(f"use it by: accel generate PROMPT --model {asked.model} --plan {out}")
+    document = {"plan": plan.to_dict(), "note": found.note, "prompts": len(prompts)}
+    print_result(make(Printing, given).format, [out], document)
+
+
+def read_prompts(asked: Calibration) -> list[str]:
+    """The first prompts of the file that was given, or of the bundled captions.
+
+    Raises:
+        BadInput: If the file cannot be read, or has too few lines.
+    """
+    path = asked.prompts or asset("prompts/scenes.txt")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise BadInput(
+            f"--prompts {path} cannot be read ({reason}): give a text file with a prompt a line."
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if len(prompts) < asked.count:
+        raise BadInput(
+            f"--prompts {path} has {len(prompts)} prompts, --count asks for {asked.count}: give "
+            "more lines, or a lower --count."
+        )
+    return prompts[: asked.count]
+
+
+def _request(asked: Calibration, prompt: str, number: int) -> Request:
+    source = {name: getattr(asked, name) for name in Source.__dataclass_fields__}
+    return Request(**source, prompt=prompt, steps=asked.steps, seed=asked.seed + number)
+
+
+def _calls(pipe: Any, model: Model, requests: list[Request], bar: Bar) -> Iterator[dict[str, Any]]:
+    """The arguments of each call, when it is its turn."""
+    import torch
+
+    advance = bar.count("calibrating", len(requests))
+    form = {"output_type": "latent"} if "output_type" in parameters(pipe) else {}
+    for request in requests:
+        assert request.seed is not None
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        yield {**arguments(pipe, request, model.call), **form, "generator": generator}
+        advance()
+
+
+def _fields(asked: Calibration) -> dict[str, Any]:
+    return {} if asked.threshold is None else {"threshold": asked.threshold}
