@@ -8,7 +8,7 @@ builder here trains nothing: it measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -202,10 +202,6 @@ def build(
 ) -> Table:
     """Make a table for a pipeline from what its modules do on some prompts.
 
-    The relative L1 change of each output from one step to the next is measured without any cache,
-    and averaged over prompts, branches and the modules of a column. A column is computed when its
-    changes since its last compute sum up to the threshold.
-
     Args:
         pipe: The pipeline.
         call: Arguments of its call, with the number of steps, without the prompt.
@@ -217,19 +213,38 @@ def build(
         BadInput: Without prompts.
         UnsupportedModel: For a pipeline that `Table` does not serve.
     """
-    if not prompts:
-        raise BadInput("A table is built from what prompts do: give at least one prompt.")
+    own = ({"prompt": one} if isinstance(one, str) else dict(one) for one in prompts)
+    return build_from(pipe, ({**call, **given} for given in own), threshold, by)
+
+
+def build_from(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], threshold: float, by: By = "block"
+) -> Table:
+    """Make a table from what the modules of a pipeline do in some calls of equal length.
+
+    The relative L1 change of each output from one step to the next is measured without any cache,
+    and averaged over calls, branches and the modules of a column. A column is computed when its
+    changes since its last compute sum up to the threshold.
+
+    Raises:
+        BadInput: Without a call, or for calls of different numbers of steps.
+        UnsupportedModel: For a pipeline that `Table` does not serve.
+    """
     method = Measured(by=by)
     run = Run((method,), pipe)
+    runs = []
     try:
         columns = dict.fromkeys(c for d in run.denoisers for c in columns_of(d, by))
-        runs = []
-        for prompt in prompts:
-            given = {"prompt": prompt} if isinstance(prompt, str) else prompt
-            pipe(**(dict(call) | dict(given)))
+        for call in calls:
+            pipe(**call)
             runs.append(method.changes())
     finally:
         run.detach()
+    if len({len(steps) for steps in runs}) != 1:
+        raise BadInput(
+            f"{len(runs)} calls of {sorted({len(steps) for steps in runs})} steps: a table is "
+            "built from at least one prompt, and from calls of one number of steps."
+        )
     changes = [_mean(steps) for steps in zip(*runs, strict=True)]
     lines = zip(*(_computed(column, changes, threshold) for column in columns), strict=True)
     return Table(steps=tuple("".join(line) for line in lines), by=by)
