@@ -66,7 +66,7 @@ class Accelerator(BaseModel, ABC):
 
     @field_serializer("*", when_used="json")
     def _infinity_is_text(self, value: Any) -> Any:
-        return str(value) if isinstance(value, float) and math.isinf(value) else value
+        return _infinities_as_text(value)
 
     @classmethod
     @abstractmethod
@@ -85,6 +85,12 @@ class Accelerator(BaseModel, ABC):
             Conflict: If another method of the plan holds the same seam.
             UnsupportedModel: If the pipeline is none that the method can serve.
         """
+
+
+def _infinities_as_text(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_infinities_as_text(item) for item in value]
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 class Site:
@@ -255,6 +261,11 @@ class Run:
                 raise BrokenAttachment(
                     f"pipe.{denoiser.name} was compiled, or its forward replaced, while a plan is "
                     "attached. Detach, compile, attach again."
+                )
+            if hooks.traced(denoiser.core):
+                raise BrokenAttachment(
+                    f"A part of pipe.{denoiser.name} that the plan works on was compiled while it "
+                    "is attached. Detach, compile, attach again."
                 )
 
     def _on_step(self, _step: Step, _result: Any) -> None:

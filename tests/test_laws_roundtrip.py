@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -21,17 +21,32 @@ TRIPS = {
 }
 
 
-def field(info):
-    """Values of a pydantic field, within its range."""
-    kind = info.annotation
-    if get_origin(kind) is Literal:
-        return st.sampled_from(get_args(kind))
-    if kind is bool:
-        return st.booleans()
-    if get_origin(kind) is tuple:  # of lines of 0s and 1s, all of one length
-        line = st.text("01", min_size=4, max_size=4)
-        return st.lists(line, max_size=3).map(tuple)
-    bounds = {key: value for meta in info.metadata for key, value in vars_of(meta).items()}
+def values(kind, metadata=()):
+    """Values of a type, within the range that pydantic's metadata give."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        known = [more for meta in inner[1:] for more in (meta, *getattr(meta, "metadata", ()))]
+        return values(inner[0], known)
+    makers = {
+        Literal: lambda: st.sampled_from(inner),
+        Union: lambda: st.one_of(*map(values, inner)),
+        tuple: lambda: tuples(inner),
+        bool: st.booleans,
+        str: lambda: st.text("01", min_size=4, max_size=4),  # a line of a table
+    }
+    maker = makers.get(origin or kind)
+    return maker() if maker else numbers(kind, metadata)
+
+
+def tuples(inner):
+    if inner[-1] is not Ellipsis:
+        return st.tuples(*map(values, inner))
+    listed = st.lists(values(inner[0]), max_size=3, unique=inner[0] is not str)
+    return listed.map(lambda found: tuple(sorted(found)))
+
+
+def numbers(kind, metadata):
+    bounds = {key: value for meta in metadata for key, value in vars_of(meta).items()}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if kind is int:
         return st.integers(low, high)
@@ -48,11 +63,17 @@ def vars_of(meta):
 @st.composite
 def methods(draw, kind):
     """A method with any legal fields."""
-    fields = draw(st.fixed_dictionaries({n: field(info) for n, info in kind.model_fields.items()}))
-    try:
-        return kind(**fields)
-    except ValidationError:  # fields that do not go together
-        assume(False)
+    fields = draw(
+        st.fixed_dictionaries(
+            {n: values(info.annotation, info.metadata) for n, info in kind.model_fields.items()}
+        )
+    )
+    while True:
+        try:
+            return kind(**fields)
+        except ValidationError:  # fields that do not go together: leave some out
+            assume(fields)
+            del fields[draw(st.sampled_from(sorted(fields)))]
 
 
 @st.composite
