@@ -153,7 +153,7 @@ class DeepBranch:
         return result, None if feature is None else feature.view(rows, -1, *feature.shape[1:])
 
     def shallow(self, feature: Tensor, run: Callable[[], T]) -> T:
-        """Run the shallow part behind a feature ``[rows, frames, …]``."""
+        """Run the shallow part behind a feature ``[rows, frames, …]``, which FreeU may change."""
         return self._run(Pass(len(feature), feature.flatten(0, 1), full=False), run)[0]
 
     def _run(self, passed: Pass, run: Callable[[], T]) -> tuple[T, Tensor | None]:
