@@ -8,7 +8,8 @@ here claims parity with theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,7 +19,7 @@ from accel.attach import Accelerator, Run, Site, Undo
 from accel.cache.fields import Cache
 from accel.cache.policies import Listed
 from accel.cache.predictors import Kind
-from accel.errors import BadInput
+from accel.errors import BadInput, BadOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,12 +135,6 @@ def calibrate(
 ) -> StepRehash:
     """Find the steps to compute: a few stock runs are watched, then the best list is looked up.
 
-    From the dot products of the answers of all steps follows, for each pair of steps that may
-    have been computed last and each step behind them, the error of the predictor. The list with
-    the least sum of errors over the skipped steps is found by dynamic programming over such
-    pairs: the best one for a predictor of at most two values, as far as the answers of a stock
-    run stand for those of a cached one.
-
     Args:
         pipe: The pipeline.
         call: Arguments of its call, with the number of steps, without the prompt.
@@ -150,21 +145,43 @@ def calibrate(
     Raises:
         BadInput: Without prompts, or with a budget that is not to be met.
     """
-    if not prompts:
-        raise BadInput("Steps are chosen by what prompts do: give at least one prompt.")
+    given = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    return fit_steps(pipe, [dict(call) | dict(part) for part in given], budget, fields)
+
+
+def fit_steps(
+    pipe: Any,
+    calls: Iterable[Mapping[str, Any]],
+    budget: int | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> StepRehash:
+    """The same from calls of the pipeline; without a budget, every second step on average.
+
+    From the dot products of the answers of all steps follows, for each pair of steps that may
+    have been computed last and each step behind them, the error of the predictor. The list with
+    the least sum of errors over the skipped steps is found by dynamic programming over such
+    pairs: the best one for a predictor of at most two values, as far as the answers of a stock
+    run stand for those of a cached one.
+
+    Raises:
+        BadInput: Without calls, or with a budget that is not to be met.
+        BadOutput: If the network gives NaN.
+    """
     form = StepRehash.model_validate(dict(fields or {}))
     answers = Answers(form.forecast)
     run = Run((Watched().watching(answers),), pipe)
     try:
-        for prompt in prompts:
-            given = {"prompt": prompt} if isinstance(prompt, str) else prompt
-            pipe(**(dict(call) | dict(given)))
+        for call in calls:
+            pipe(**call)
             answers.close()
     finally:
         run.detach()
     total = len(answers.positions)
+    if not total:
+        raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
+    wanted = math.ceil(total / 2) if budget is None else budget
     forced = {*range(min(form.warmup, total)), *answers.switches(), *([total - 1] * form.last)}
-    steps = choose(answers.cost, total, budget, forced, form.max_skips or total)
+    steps = choose(answers.cost, total, wanted, forced, form.max_skips or total)
     return StepRehash.model_validate(form.model_dump() | {"steps": steps, "total": total})
 
 
@@ -207,6 +224,11 @@ class Answers:
             stacked = torch.stack([values[index] for index in range(total)])
             products = stacked @ stacked.T
             products = (products / products.diagonal().mean().clamp_min(1e-12)).cpu()
+            if not bool(products.isfinite().all()):
+                raise BadOutput(
+                    "The stock pipeline gives NaN or infinite values: there is nothing to "
+                    "calibrate. Try bfloat16 or float32."
+                )
             self._products = products if self._products is None else self._products + products
         self._values.clear()
 
