@@ -234,7 +234,7 @@ class Calibration(Source):
     threshold: Annotated[
         float | None,
         Ge(0),
-        Option(help="of the method in the plan; default: its own", rich_help_panel=PLAN),
+        Option(help="of the method in the plan; default: the calibrator's", rich_help_panel=PLAN),
     ] = None
 
 

@@ -11,8 +11,18 @@ from test_caches import Wiretap
 from tiny import PIPELINES
 
 from accel import Plan, asset, cache, errors
-from accel.cache.calibration import CALIBRATORS, Sizes, calibrate_magcache, calibrate_teacache, fit
+from accel.cache.calibration import (
+    CALIBRATORS,
+    Sizes,
+    calibrate_magcache,
+    calibrate_teacache,
+    fit,
+    threshold_of_half,
+)
 from accel.cache.indicators import SignalChange, polynomial, relative_l1
+
+ADAPTIVE = {name: make for name, make in CALIBRATORS.items() if name != "steps"}
+"""Those of methods with a threshold, at blocks (see test_caches_custom for lists of steps)."""
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +67,21 @@ def test_few_pairs_give_a_polynomial_of_a_lower_degree():
     assert fit([(0.1, 0.2), (0.2, 0.4)])[0] == pytest.approx((0, 0, 0, 2, 0), abs=1e-9)
     assert fit([(0.1, 0.2), (0.1, 0.4)])[0] == pytest.approx((0, 0, 0, 0, 0.3))
     assert fit([(0.0, 0.2)] * 3)[0] == pytest.approx((0, 0, 0, 0, 0.2))
+
+
+def test_the_usual_threshold_computes_half():
+    assert threshold_of_half([[0.1] * 11]) == pytest.approx(0.11)
+    assert threshold_of_half([[0.1] * 11, [0.3] * 11]) == pytest.approx(0.32)
+    assert threshold_of_half([[0.0] * 4]) == 0.0  # nothing changes: off, and the plan says so
+
+
+def test_a_calibrated_teacache_computes_about_half(bench):
+    pipe = bench.pipe("flux_cfg")
+    method = calibrate_teacache(pipe, calls("flux_cfg", 2, 12), {}).method
+    with Plan(method).attach(pipe) as run:
+        bench.call("flux_cfg", steps=12)
+    states = [s for _, branch, _, s in run.report.to_dict()["events"][method.name] if "u" in branch]
+    assert 4 <= states.count("computed") <= 9
 
 
 @pytest.mark.parametrize("name", ["flux_cfg", "wan21"])
@@ -104,7 +129,7 @@ def test_teacache_is_fitted_to_what_the_network_does(bench):
     assert found.threshold == 0.3
 
 
-@pytest.mark.parametrize("calibrate", CALIBRATORS.values(), ids=CALIBRATORS)
+@pytest.mark.parametrize("calibrate", ADAPTIVE.values(), ids=ADAPTIVE)
 @pytest.mark.parametrize("name", ["sd3", "wan22", "zimage"])
 def test_a_calibration_changes_nothing_and_its_method_acts(bench, same, name, calibrate):
     pipe = bench.pipe(name)
@@ -126,12 +151,13 @@ def test_a_recorder_runs_the_stock_pipeline(bench, same):
     assert len(recorder.curve) == 4
 
 
-@pytest.mark.parametrize("calibrate", CALIBRATORS.values(), ids=CALIBRATORS)
+@pytest.mark.parametrize("calibrate", ADAPTIVE.values(), ids=ADAPTIVE)
 def test_what_cannot_be_calibrated_is_refused(bench, calibrate):
     with pytest.raises(errors.BadInput, match="at least one prompt"):
         calibrate(bench.pipe("flux"), [], {})
-    with pytest.raises(errors.UnsupportedModel, match="no list of transformer blocks"):
-        calibrate(bench.pipe("sd15"), calls("sd15", 1, 2), {})
+    if calibrate in (calibrate_teacache, calibrate_magcache):  # a table takes UNets too
+        with pytest.raises(errors.UnsupportedModel, match="no list of transformer blocks"):
+            calibrate(bench.pipe("sd15"), calls("sd15", 1, 2), {})
     with pytest.raises(errors.BadInput, match="2 steps or more"):
         calibrate(bench.pipe("flux"), calls("flux", 1, 1), {})
     pipe = bench.pipe("flux")
@@ -146,7 +172,7 @@ def test_what_cannot_be_calibrated_is_refused(bench, calibrate):
 # The command.
 
 
-@pytest.mark.parametrize("method", CALIBRATORS)
+@pytest.mark.parametrize("method", ADAPTIVE)
 def test_a_plan_is_written_and_used(models: Folders, method: str) -> None:
     Path("prompts.txt").write_text("a red fox\n\n two boats \nan old tower\n")
     folder = models("flux_cfg")
@@ -159,14 +185,32 @@ def test_a_plan_is_written_and_used(models: Folders, method: str) -> None:
     text = Path("plan.toml").read_text()
     assert text.startswith(f"# accel calibrate {method}: ")
     (made,) = Plan.from_toml(text).methods
-    assert made.threshold == 1e6
-    numbers = made.curve if method == "magcache" else made.coefficients
-    assert len(numbers) == 5
+    numbers = {"magcache": "curve", "teacache": "coefficients", "table": "steps"}[method]
+    assert len(getattr(made, numbers)) == 5
+    if method != "table":  # which has its threshold in its numbers
+        assert made.threshold == 1e6
     made_picture = done(
         "generate", "a fox", "--model", folder, "--seed", 1, "--steps", 7, "--plan", "plan.toml",
         "--out", "fox.png",
     )  # fmt: skip
     assert "ACTIVE" in made_picture.stderr and "INACTIVE" not in made_picture.stderr
+
+
+def test_a_list_of_steps_is_written_and_used(models: Folders) -> None:
+    folder = models("flux_cfg")
+    done(
+        "calibrate", "steps", "--model", folder, "--count", 1, "--steps", 7, "--out", "plan.toml"
+    )  # fmt: skip
+    (made,) = Plan.from_toml(Path("plan.toml").read_text()).methods
+    assert (made.total, len(made.steps)) == (7, 4)
+    picture = done(
+        "generate", "a fox", "--model", folder, "--seed", 1, "--steps", 7, "--plan", "plan.toml",
+        "--out", "fox.png",
+    )  # fmt: skip
+    assert "ACTIVE" in picture.stderr and "INACTIVE" not in picture.stderr
+    refused = run("calibrate", "steps", "--model", folder, "--count", 1, "--threshold", 0.1)
+    assert refused.exit_code == 2
+    assert "has no threshold" in refused.stderr
 
 
 def test_the_same_seed_gives_the_same_numbers(models: Folders) -> None:

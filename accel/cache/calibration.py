@@ -11,7 +11,7 @@ import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PrivateAttr
@@ -19,6 +19,8 @@ from pydantic import PrivateAttr
 from accel.attach import Accelerator, Run, Site, Undo
 from accel.cache.magcache import MagCache
 from accel.cache.rescaling import Polynomial
+from accel.cache.step_rehash import fit_steps
+from accel.cache.table import Table, chosen, measure
 from accel.cache.teacache import TeaCache
 from accel.errors import BadInput, BadOutput
 
@@ -97,14 +99,14 @@ class Changes(Recorder):
     Of the conditional branch of every sample.
     """
 
-    _pairs: list[tuple[Tensor, Tensor]] = PrivateAttr(default_factory=list)
-    _before: dict[tuple[str, int], tuple[Tensor, Tensor]] = PrivateAttr(default_factory=dict)
+    _runs: list[list[tuple[Tensor, Tensor]]] = PrivateAttr(default_factory=list)
+    _latest: dict[tuple[str, int], Trace] = PrivateAttr(default_factory=dict)
     _signal: Tensor | None = PrivateAttr(default=None)
 
     def _look(self, site: Site) -> Iterator[Undo]:
         from accel.seams.modulation import input_signal
 
-        yield site.on_start(self._before.clear)
+        yield site.on_start(self._latest.clear)
         for denoiser in site.denoisers:
             first = site.blocks(denoiser)[0]
             signal = input_signal(first)
@@ -130,16 +132,33 @@ class Changes(Recorder):
             assert self._signal is not None
             key = (call.denoiser.name, call.rows[index].sample)
             now = (self._signal[index], result.value[index].clone())
-            if key in self._before:
-                signal, output = self._before[key]
-                self._pairs.append((relative_l1(now[0], signal), relative_l1(now[1], output)))
-            self._before[key] = now
+            if key in self._latest:
+                signal, output = self._latest[key].newest
+                pair = (relative_l1(now[0], signal), relative_l1(now[1], output))
+                self._latest[key].pairs.append(pair)
+                self._latest[key].newest = now
+            else:
+                self._latest[key] = Trace(now)
+                self._runs.append(self._latest[key].pairs)
         return result
 
     @property
-    def pairs(self) -> list[tuple[float, float]]:
-        """Relative change of the signal, and of the output."""
-        return [(float(signal), float(output)) for signal, output in self._pairs]
+    def runs(self) -> list[list[tuple[float, float]]]:
+        """For each sample, step by step: relative change of the signal, and of the output."""
+        return [[(float(x), float(y)) for x, y in run] for run in self._runs]
+
+
+@dataclass
+class Trace:
+    """One sample on its way.
+
+    Attributes:
+        newest: Signal and output of the latest step.
+        pairs: Relative changes of both, step by step.
+    """
+
+    newest: tuple[Tensor, Tensor]
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 def _by_step() -> dict[int, list[Tensor]]:
@@ -216,6 +235,8 @@ def calibrate_teacache(
 ) -> Calibrated:
     """Fit TeaCache's polynomial: the output's change as one of the signal's, by least squares.
 
+    Without a threshold among the fields it is that at which half of these runs is computed.
+
     Raises:
         BadInput: Without a call, or with calls of one step.
         BadOutput: If the network gives NaN.
@@ -223,16 +244,19 @@ def calibrate_teacache(
     """
     recorder = Changes()
     recorder.watch(pipe, calls)
-    pairs = recorder.pairs
+    runs = recorder.runs
+    pairs = [pair for run in runs for pair in run]
     _check(len(pairs), [number for pair in pairs for number in pair])
     coefficients, error = fit(pairs)
+    estimates = [[max(_at(coefficients, x), 0.0) for x, _ in run] for run in runs]
     signals = [signal for signal, _ in pairs]
     note = (
         f"{len(pairs)} pairs of steps; the signal changes by {min(signals):.3g} to "
         f"{max(signals):.3g} a step, the output by {_mean([y for _, y in pairs]):.3g} on average, "
         f"foretold within {error:.2g}"
     )
-    method = TeaCache.model_validate({**fields, "coefficients": coefficients})
+    usual = {"threshold": threshold_of_half(estimates)}
+    method = TeaCache.model_validate({**usual, **fields, "coefficients": coefficients})
     return Calibrated(method, note)
 
 
@@ -253,6 +277,33 @@ def calibrate_magcache(
     note = f"{len(curve)} steps; γ from {min(curve[1:]):.3g} to {max(curve[1:]):.3g}"
     rounded = tuple(round(gamma, 6) for gamma in curve)
     return Calibrated(MagCache.model_validate({**fields, "curve": rounded}), note)
+
+
+def calibrate_table(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
+) -> Calibrated:
+    """Measure how modules change, and make a table of what is computed.
+
+    ``threshold`` among the fields is the summed relative change at which a kind of module in a
+    block is computed again (0.1 where it is left out); the others are fields of the table. Runs
+    of another number of steps take the nearest line.
+
+    Raises:
+        BadInput: Without a call, or with calls of one step.
+        BadOutput: If the network gives NaN.
+        UnsupportedModel: For a network that Table does not serve.
+    """
+    own = {"by": "block", "stretch": True, **fields}
+    threshold = own.pop("threshold", 0.1)
+    changes, columns = measure(pipe, calls, own["by"])
+    _check(len(changes) - 1, [number for step in changes for number in step.values()])
+    steps = chosen(changes, columns, threshold, own["by"]).steps
+    entries = "".join(steps)
+    note = (
+        f"{len(steps)} steps of {len(columns)} entries; {entries.count('1') / len(entries):.0%} "
+        f"are computed, at a threshold of {threshold:g}"
+    )
+    return Calibrated(Table.model_validate({**own, "steps": steps}), note)
 
 
 def fit(pairs: Sequence[tuple[float, float]]) -> tuple[Polynomial, float]:
@@ -276,6 +327,37 @@ def fit(pairs: Sequence[tuple[float, float]]) -> tuple[Polynomial, float]:
     return (a, b, c, d, e), error
 
 
+def threshold_of_half(runs: Sequence[Sequence[float]]) -> float:
+    """The smallest threshold, in tenths of the mean, at which half of the steps is computed.
+
+    Args:
+        runs: What is summed up at each step but the first, which is computed.
+    """
+    mean = _mean([value for run in runs for value in run])
+    steps = sum(len(run) + 1 for run in runs)
+    for tenths in range(10, 40):
+        threshold = float(f"{mean * tenths / 10:.3g}")
+        if sum(_computes(run, threshold) for run in runs) <= steps / 2:
+            break
+    return threshold
+
+
+def _computes(run: Sequence[float], threshold: float) -> int:
+    total, count = 0.0, 1
+    for value in run:
+        total += value
+        if not total < threshold:
+            total, count = 0.0, count + 1
+    return count
+
+
+def _at(coefficients: Polynomial, x: float) -> float:
+    value = 0.0
+    for coefficient in coefficients:
+        value = value * x + coefficient
+    return value
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -290,8 +372,25 @@ def _check(count: int, numbers: Sequence[float]) -> None:
         )
 
 
+def calibrate_steps(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
+) -> Calibrated:
+    """Step Rehash's list: half of the steps, those from which the others follow best.
+
+    Raises:
+        BadInput: If there is no call, or a threshold is given.
+    """
+    if "threshold" in fields:
+        raise BadInput("A list of steps has no threshold: leave --threshold out.")
+    method = fit_steps(pipe, calls, fields=fields)
+    computed = f"{len(method.steps)} of {method.total} steps are computed"
+    return Calibrated(method, f"{computed}, the others follow by '{method.predictor}'")
+
+
 CALIBRATORS: dict[str, Calibrator] = {
     "teacache": calibrate_teacache,
     "magcache": calibrate_magcache,
+    "table": calibrate_table,
+    "steps": calibrate_steps,
 }
 """By the name that `accel calibrate` is given."""
