@@ -18,6 +18,16 @@ Around = Callable[..., Any]
 """``around(inner, *args, **kwargs)``: calls ``inner(*args, **kwargs)``, or does not."""
 
 
+REHOOKING = (
+    "maybe_free_model_hooks",
+    "enable_model_cpu_offload",
+    "remove_all_hooks",
+    "load_lora_weights",
+    "unload_lora_weights",
+)
+"""Methods of a pipeline in which accelerate's hooks come off its networks, or go on."""
+
+
 class Chain:
     """Stands in for ``owner.name`` and runs the links around it, the last one put on outermost."""
 
@@ -109,6 +119,14 @@ def _restore(chain: Chain) -> None:
         )
 
 
+def traced(module: Any, compiled: bool = False) -> bool:
+    """Whether a graph was put around a chain of ours, on a module or somewhere below it."""
+    compiled = compiled or getattr(module, "_compiled_call_impl", None) is not None
+    if compiled and isinstance(vars(module).get("forward"), Chain):
+        return True
+    return any(traced(child, compiled) for child in module.children())
+
+
 @contextmanager
 def aside(owner: Any, name: str) -> Iterator[None]:
     """Take our chain off while another library changes what is below, then put it on again.
@@ -147,7 +165,7 @@ def guard(pipe: Any, modules: Iterable[Any]) -> Iterator[Callable[[], None]]:
                 stack.enter_context(aside(part, "forward"))
             return inner(*args, **kwargs)
 
-    for name in ("maybe_free_model_hooks", "enable_model_cpu_offload", "remove_all_hooks"):
+    for name in REHOOKING:
         if hasattr(pipe, name):
             yield wrap(pipe, name, rehook)
     for part in parts:
