@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from accel.report import Tally
     from accel.seams.denoisers import Call, Inner, Result
-    from accel.seams.text import TextModule
     from accel.trajectory import Step
 
 
@@ -66,7 +65,7 @@ class TextCache:
     def __init__(self, tally: Tally, entries: int) -> None:
         self._tally = tally
         self._entries = entries
-        self._memories: list[tuple[TextModule, Memory]] = []
+        self._memories: list[Memory] = []
         self._running = False
         self._hits = 0
 
@@ -76,13 +75,13 @@ class TextCache:
 
         site.tally.memory = self._bytes
         site.tally.reason = self._why_idle
-        yield site.on_start(self._start)
+        yield site.on_start(self._forget)
         yield site.on_step(self._end)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
             for module in find_text_modules(denoiser):
                 memory = Memory(module.module, self._entries)
-                self._memories.append((module, memory))
+                self._memories.append(memory)
                 yield module.wrap(partial(self._module, memory))
 
     def __call__(self, call: Call, inner: Inner) -> Result:
@@ -102,21 +101,17 @@ class TextCache:
         self._hits += hit
         return output
 
-    def _start(self) -> None:
-        for module, memory in self._memories:
-            module.check()
+    def _forget(self) -> None:
+        for memory in self._memories:
             memory.clear()
 
     def _end(self, step: Step, _result: Any) -> None:
         if step.total is not None and step.index >= step.total - 1:
-            for _, memory in self._memories:
-                memory.clear()
+            self._forget()
 
     def _bytes(self) -> int:
         outputs = {
-            id(entry.output): entry.output
-            for _, memory in self._memories
-            for entry in memory.entries
+            id(entry.output): entry.output for memory in self._memories for entry in memory.entries
         }
         return sum(output.numel() * output.element_size() for output in outputs.values())
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from accel.errors import BrokenAttachment
 from accel.seams.blocks import wrap_call
 from accel.seams.denoisers import Denoiser
 
@@ -51,18 +50,6 @@ class TextModule:
         """Put ``around(inner, *args, **kwargs)`` around the module; returns the undo."""
         return wrap_call(self.module, around)
 
-    def check(self) -> None:
-        """Check that calls of the module can still be seen.
-
-        Raises:
-            BrokenAttachment: If something around it was compiled after a plan was attached.
-        """
-        if inside_graph(self.denoiser, self.path):
-            raise BrokenAttachment(
-                f"What is around {self.denoiser.name}.{self.path} was compiled while a plan that "
-                "works on it is attached. Detach, compile, attach again."
-            )
-
 
 def find_text_modules(denoiser: Denoiser) -> tuple[TextModule, ...]:
     """The modules of a network whose calls may be repeated with the same text.
@@ -74,11 +61,11 @@ def find_text_modules(denoiser: Denoiser) -> tuple[TextModule, ...]:
     return tuple(
         TextModule(path, getattr(modules[path], "base_layer", modules[path]), denoiser)
         for path in paths
-        if not inside_graph(denoiser, path) and not _is_random(modules[path])
+        if not _inside_graph(denoiser, path) and not _is_random(modules[path])
     )
 
 
-def inside_graph(denoiser: Denoiser, path: str) -> bool:
+def _inside_graph(denoiser: Denoiser, path: str) -> bool:
     """Whether something around a module is compiled (the module itself may be)."""
     if denoiser.module is not denoiser.core or "_orig_mod" in path:
         return True
@@ -93,9 +80,17 @@ def inside_graph(denoiser: Denoiser, path: str) -> bool:
 def _keys_and_values(core: Any) -> Iterator[str]:
     for path, owner in core.named_modules():
         if _is_cross(path.rsplit(".", 1)[-1], owner):
-            for inner, module in owner.named_modules():
-                if any(map(KEYS_AND_VALUES.search, inner.split("."))) and takes_one(module):
-                    yield f"{path}.{inner}"
+            yield from _outermost(owner, path)
+
+
+def _outermost(owner: Any, path: str, named: bool = False) -> Iterator[str]:
+    """The outermost modules of one input that are keys or values, or parts of such."""
+    for name, child in owner.named_children():
+        inherits = named or bool(KEYS_AND_VALUES.search(name))
+        if inherits and takes_one(child):
+            yield f"{path}.{name}"
+        else:
+            yield from _outermost(child, f"{path}.{name}", inherits)
 
 
 def _is_cross(name: str, module: Any) -> bool:
