@@ -222,9 +222,26 @@ def build_from(
 ) -> Table:
     """Make a table from what the modules of a pipeline do in some calls of equal length.
 
-    The relative L1 change of each output from one step to the next is measured without any cache,
-    and averaged over calls, branches and the modules of a column. A column is computed when its
-    changes since its last compute sum up to the threshold.
+    A column is computed when its changes since its last compute sum up to the threshold; what is
+    NaN is computed.
+
+    Raises:
+        BadInput: Without a call, or for calls of different numbers of steps.
+        UnsupportedModel: For a pipeline that `Table` does not serve.
+    """
+    changes, columns = measure(pipe, calls, by)
+    return chosen(changes, columns, threshold, by)
+
+
+def measure(
+    pipe: Any, calls: Iterable[Mapping[str, Any]], by: By = "block"
+) -> tuple[list[dict[Hashable, float]], tuple[Hashable, ...]]:
+    """Measure how outputs change from each step to the next: mean|new − old| / mean|old|.
+
+    Nothing is cached. The mean is over calls, branches and the modules of a column.
+
+    Returns:
+        Step by step, by column, the change since the step before; and all columns in order.
 
     Raises:
         BadInput: Without a call, or for calls of different numbers of steps.
@@ -245,7 +262,16 @@ def build_from(
             f"{len(runs)} calls of {sorted({len(steps) for steps in runs})} steps: a table is "
             "built from at least one prompt, and from calls of one number of steps."
         )
-    changes = [_mean(steps) for steps in zip(*runs, strict=True)]
+    return [_mean(steps) for steps in zip(*runs, strict=True)], tuple(columns)
+
+
+def chosen(
+    changes: Sequence[Mapping[Hashable, float]],
+    columns: Sequence[Hashable],
+    threshold: float,
+    by: By,
+) -> Table:
+    """The table for what was measured, at a threshold."""
     lines = zip(*(_computed(column, changes, threshold) for column in columns), strict=True)
     return Table(steps=tuple("".join(line) for line in lines), by=by)
 
