@@ -332,7 +332,7 @@ def test_the_sign_of_the_measure_is_that_of_the_paper():
 def test_only_computed_outputs_enter_the_differences():
     """A second skip in a row still sees the slope: skipped outputs are none of the history."""
     times = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
-    track = Stability(cache.SADA(start=0.0, stop=1.0), solver(), Seen())
+    track = Stability(cache.SADA(start=0.0, stop=1.0, max_skips=4), solver(), Seen())
     run = steps(times)
     for step, slope in zip(run[:3], [4.0, 3.0, 2.5], strict=True):
         track.learn(at(step, [slope], [0.0]))
