@@ -234,7 +234,7 @@ def test_lists_that_do_nothing_are_off():
     assert cache.StepRehash(steps=(0, 1, 2), total=3).why_off() == "every step is listed"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_the_chosen_list_is_the_best_of_all(data):
     """Against the cost of every list, for any costs, forced steps and caps."""
