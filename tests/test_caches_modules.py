@@ -112,7 +112,7 @@ def test_blocks_compiled_under_an_attached_plan_are_noticed():
     pipe = tiny.build()
     run = Plan(cache.FORA()).attach(pipe)
     pipe.transformer.transformer_blocks[1].compile()
-    with pytest.raises(errors.BrokenAttachment, match=r"compiled.*transformer_blocks\.1|blocks\.1"):
+    with pytest.raises(errors.BrokenAttachment, match=r"transformer.*was compiled while"):
         tiny.call(pipe)
     run.detach()
 

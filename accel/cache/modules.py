@@ -128,7 +128,6 @@ class ModuleCache:
             yield site.around(denoiser, self)
             for module, group in modules.items():
                 yield module.wrap(partial(self._module, module, group))
-            yield site.on_start(partial(_check, tuple(modules)))
 
     def reset(self) -> None:
         """Forget the run before."""
@@ -353,8 +352,3 @@ def _joined(predictors: Sequence[Predictor], position: float) -> Tensor:
     """The rows of one output, as the module gives them."""
     values = [predictor.predict(position) for predictor in predictors]
     return values[0] if len(values) == 1 else torch.cat(values)
-
-
-def _check(modules: Sequence[Module]) -> None:
-    for module in modules:
-        module.check()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from accel import hooks
-from accel.errors import BrokenAttachment, UnsupportedModel
+from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Denoiser
 
 Kind = Literal["self", "cross", "temporal", "mlp"]
@@ -53,18 +53,6 @@ class Module:
         compiled = getattr(self.module, "_compiled_call_impl", None)
         entry = "forward" if compiled is None else "_compiled_call_impl"
         return hooks.wrap(self.module, entry, around)
-
-    def check(self) -> None:
-        """Check that calls of the module can still be seen.
-
-        Raises:
-            BrokenAttachment: If a block around it was compiled after a plan was attached.
-        """
-        if _compiled_above(self.denoiser, self.path):
-            raise BrokenAttachment(
-                f"A block around {self.denoiser.name}.{self.path} was compiled while a plan that "
-                "works on its modules is attached. Detach, and use a block or network cache."
-            )
 
     def rows(self, value: Tensor, count: int) -> Tensor:
         """``[count, entries of one row, …]`` of an output ``[count · entries, …]``.
