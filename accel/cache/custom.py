@@ -69,7 +69,7 @@ class Custom(Cache, Limited):
         "site 'network': every denoiser; 'blocks': transformers with a list of blocks; 'modules': "
         "networks whose blocks hold attention modules; 'deep branch': UNets"
     )
-    source: ClassVar[str] = "the engine of this project"
+    source: ClassVar[str] = "parts of arXiv 2411.19108, 2503.06923 and 2507.02860 (docs/design.md)"
 
     site: Where = Field(
         default="network",

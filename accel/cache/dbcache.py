@@ -30,7 +30,7 @@ class DBCache(AdaptiveCache):
     layer: ClassVar[str] = "block cache"
     seam: ClassVar[str] = "blocks"
     supports: ClassVar[str] = "transformers with a list of blocks, every guidance layout"
-    source: ClassVar[str] = "cache-dit, DBCache (2025)"
+    source: ClassVar[str] = "cache-dit, DBCache (2025): https://github.com/vipshop/cache-dit"
 
     threshold: float = Field(
         default=0.08,

@@ -36,7 +36,7 @@ class TextKV(Accelerator):
     layer: ClassVar[str] = "attention"
     seam: ClassVar[str] = "text"
     supports: ClassVar[str] = "every denoiser; saves most with cross-attention to the text"
-    source: ClassVar[str] = "diffusers TextKVCache, on other keys"
+    source: ClassVar[str] = "TextKVCache of https://github.com/huggingface/diffusers, on other keys"
 
     entries: int = Field(
         default=4,
