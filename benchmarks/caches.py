@@ -46,14 +46,14 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
     "DeltaDiT": ("interval", {}, (2, 3, 4)),
     "DeepCache": ("interval", {"predictor": "newton"}, (2, 3, 4, 5, 7)),
     "FORA": ("interval", {}, (2, 3, 4)),
-    "PAB": ("interval", {}, (2, 3, 4)),
+    "PAB": ("spatial", {}, (2, 4, 6)),
     "TaylorSeer": ("interval", {}, (2, 3, 4, 6)),
     "TaylorSeer, whole network": ("interval", {"site": "network"}, (2, 3, 4, 6)),
     "HiCache": ("interval", {}, (3, 4, 6)),
     "FoCa": ("interval", {}, (3, 4, 6)),
     "DMD": ("interval", {}, (3, 4, 6)),
     "SADA": ("max_skips", {}, (1, 2, 4)),
-    "ZEUS": ("max_skips", {}, (1, 2, 4)),
+    "ZEUS": ("interval", {}, (2, 3, 4)),
 }
 """By curve: the field that is swept, the other fields, and the values."""
 
@@ -118,15 +118,38 @@ class Counter:
         self.rows += len(output)
 
 
-def draw(
-    pipe: Any, call: dict[str, Any], who: Contestant, subject: Scene, counter: Counter, keep: bool
-) -> None:
+class Benches:
+    """A pipeline for each package: some leave theirs changed when they come off."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._pipes: dict[str, tuple[Any, Counter]] = {}
+        self.call = accel.load(model)[1]
+
+    def pipe(self, package: str) -> Any:
+        """The pipeline of a package."""
+        return self._get(package)[0]
+
+    def counter(self, package: str) -> Counter:
+        """What counts its blocks."""
+        return self._get(package)[1]
+
+    def _get(self, package: str) -> tuple[Any, Counter]:
+        if package not in self._pipes:
+            pipe, _ = accel.load(self._model)
+            pipe.set_progress_bar_config(disable=True)
+            self._pipes[package] = pipe, Counter(pipe)
+        return self._pipes[package]
+
+
+def draw(benches: Benches, who: Contestant, subject: Scene, keep: bool) -> None:
     """Draw one caption, timed from the prompt to the picture."""
+    pipe, counter = benches.pipe(who.package), benches.counter(who.package)
     generator = torch.Generator().manual_seed(subject.seed)
-    with who.on(pipe, call):
+    with who.on(pipe, benches.call):
         counter.rows = 0
         start = time.perf_counter()
-        picture = pipe(subject.caption, generator=generator, **call).images[0]
+        picture = pipe(subject.caption, generator=generator, **benches.call).images[0]
         seconds = time.perf_counter() - start
     if keep:
         who.seconds.append(seconds)
@@ -227,23 +250,24 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="curves to measure; all without it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pipe, call = accel.load(options.model)
-    pipe.set_progress_bar_config(disable=True)
-    counter = Counter(pipe)
+    benches = Benches(options.model)
+    call = benches.call
     stock = Contestant(STOCK, STOCK, 0)
-    others = [Contestant(p.package, p.method, p.knob, peer=p) for p in peers.of(pipe, call)]
-    field_ = [who for who in (*ours(pipe), *others) if _asked(who, options.only)]
+    found = peers.of(benches.pipe("diffusers"), call)
+    others = [Contestant(p.package, p.method, p.knob, peer=p) for p in found]
+    mine = ours(benches.pipe(OURS))
+    field_ = [who for who in (*mine, *others) if _asked(who, options.only)]
     scenes = [scene(seed) for seed in HELD_OUT[: options.captions]]
     for turn, subject in enumerate([scenes[0], *scenes]):
         order = [stock, *field_]
         shift = turn * 7 % len(order)
         for who in order[shift:] + order[:shift]:
-            draw(pipe, call, who, subject, counter, turn > 0)
+            draw(benches, who, subject, turn > 0)
         print(f"{turn}/{len(scenes)}", end="\r", flush=True)
     rows = [summary(who, stock, scenes) for who in field_]
     first = {(who.package, who.method): who for who in field_}
     traces = {
-        f"{package}: {method}": leaves_a_trace(pipe, call, who, scenes[0])
+        f"{package}: {method}": leaves_a_trace(benches.pipe(package), call, who, scenes[0])
         for (package, method), who in first.items()
     }
     result = {
