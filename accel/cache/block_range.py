@@ -94,16 +94,6 @@ class Indicator(Protocol):
         ...
 
 
-class Unmeasured:
-    """The indicator of rules that need none."""
-
-    def measure(self, signal: Tensor) -> None:
-        """Nothing."""
-
-    def learn(self, signal: Tensor) -> None:
-        """Nothing."""
-
-
 Entry = Callable[["Block", dict[str, Any]], "Tensor"]
 """From the block in front of which is decided and its arguments to a signal ``[rows, …]``."""
 

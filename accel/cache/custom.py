@@ -202,7 +202,7 @@ class Custom(Cache, Limited):
     def _decisions(self, site: Site) -> Decisions[Any]:
         from accel.cache import indicators
         from accel.cache.decisions import Decisions
-        from accel.cache.network import Unmeasured
+        from accel.cache.indicators import Unmeasured
 
         of_input = indicators.SignalChange if self.site == "blocks" else indicators.InputChange
         kinds = {"none": Unmeasured, "input": of_input, "probe": indicators.ProbeChange}

@@ -80,8 +80,7 @@ class DeepCache(StaticCache):
         """
         from accel.cache.decisions import Decisions
         from accel.cache.deep_branch import DeepBranchCache
-        from accel.cache.indicators import InputChange
-        from accel.cache.network import Unmeasured
+        from accel.cache.indicators import InputChange, Unmeasured
 
         yield site.claim("blocks")
         decisions = Decisions(

@@ -61,8 +61,9 @@ class DeltaDiT(StaticCache):
             UnsupportedModel: For a network without a plain list of blocks (every UNet), or with
                 long skips.
         """
-        from accel.cache.block_range import BlockRangeCache, Spans, Unmeasured, check_skips
+        from accel.cache.block_range import BlockRangeCache, Spans, check_skips
         from accel.cache.decisions import Decisions
+        from accel.cache.indicators import Unmeasured
 
         yield site.claim("blocks")
         check_skips(site, self.name)

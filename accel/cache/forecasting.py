@@ -69,7 +69,7 @@ class Forecasting(StaticCache, Limited):
 
     def _decisions(self, site: Site) -> Decisions[Any]:
         from accel.cache.decisions import Decisions
-        from accel.cache.network import Unmeasured
+        from accel.cache.indicators import Unmeasured
 
         site.tally.reason = lambda: (
             f"the run had no step to skip after {self.warmup} of warm-up, at interval "

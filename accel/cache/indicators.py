@@ -21,6 +21,16 @@ def relative_l1(new: Tensor, old: Tensor) -> Tensor:
     return mean_abs(new - old) / mean_abs(old).clamp_min(TINY)
 
 
+class Unmeasured:
+    """The indicator of rules that need none, at every site."""
+
+    def measure(self, *signal: Tensor) -> None:
+        """Nothing."""
+
+    def learn(self, *signal: Tensor) -> None:
+        """Nothing."""
+
+
 class InputChange:
     """EasyCache's estimate of the relative change of the output from that of the input.
 

@@ -64,9 +64,9 @@ class MagCache(AdaptiveCache):
         Raises:
             UnsupportedModel: For a network without a plain list of blocks (every UNet).
         """
-        from accel.cache.block_range import BlockRangeCache, Spans, Unmeasured, picture_in
+        from accel.cache.block_range import BlockRangeCache, Spans, picture_in
         from accel.cache.decisions import Decisions
-        from accel.cache.indicators import Magnitudes
+        from accel.cache.indicators import Magnitudes, Unmeasured
 
         yield site.claim("blocks")
         decisions: Decisions[Any] = Decisions(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.cache.decisions import Decisions
-from accel.cache.indicators import relative_l1
+from accel.cache.indicators import Unmeasured, relative_l1
 from accel.cache.policies import Every, Guarded
 from accel.cache.predictors import Forecast, Predictor
 from accel.errors import AccelError, UnsupportedModel
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from accel.report import Tally
 
 MIB = 2**20
-
-
-class Unmeasured:
-    """The indicator of rules that need none."""
 
 
 class Place(NamedTuple):

@@ -31,16 +31,6 @@ class Indicator(Protocol):
         ...
 
 
-class Unmeasured:
-    """The indicator of rules that need none."""
-
-    def measure(self, x: Tensor) -> None:
-        """Nothing."""
-
-    def learn(self, x: Tensor, v: Tensor) -> None:
-        """Nothing."""
-
-
 class NetworkCache:
     """Answers a call of a network from what earlier calls gave.
 

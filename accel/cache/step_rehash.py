@@ -79,7 +79,8 @@ class StepRehash(Cache):
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser."""
         from accel.cache.decisions import Decisions
-        from accel.cache.network import NetworkCache, Unmeasured
+        from accel.cache.indicators import Unmeasured
+        from accel.cache.network import NetworkCache
 
         yield site.claim("denoiser")
         rule = Listed(self.steps, self.total or None, f"The list of {self.name}")

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from accel import hooks
 from accel.errors import UnsupportedModel
+from accel.seams.blocks import wrap_call
 from accel.seams.denoisers import Denoiser
 
 Kind = Literal["self", "cross", "temporal", "mlp"]
@@ -50,9 +50,7 @@ class Module:
 
     def wrap(self, around: Callable[..., Any]) -> Callable[[], None]:
         """Put ``around(inner, *args, **kwargs)`` around the module; returns the undo."""
-        compiled = getattr(self.module, "_compiled_call_impl", None)
-        entry = "forward" if compiled is None else "_compiled_call_impl"
-        return hooks.wrap(self.module, entry, around)
+        return wrap_call(self.module, around)
 
     def rows(self, value: Tensor, count: int) -> Tensor:
         """``[count, entries of one row, …]`` of an output ``[count · entries, …]``.
@@ -88,7 +86,7 @@ def find_modules(denoiser: Denoiser) -> tuple[Module, ...]:
             f"{network} has no blocks with attention modules: module caches do not fit it. Use "
             "cache.EasyCache, which works around the whole network."
         )
-    if any(_compiled_above(denoiser, module.path) for module in found):
+    if any(inside_graph(denoiser, module.path) for module in found):
         raise UnsupportedModel(
             f"The blocks of {network} are compiled: their modules run inside the graph, so module "
             "caches do not fit. Use a block or network cache, or do not compile."
@@ -127,7 +125,7 @@ def _is_cross(name: str, module: Any) -> bool:
     return second and bool(getattr(module, "is_cross_attention", True))
 
 
-def _compiled_above(denoiser: Denoiser, path: str) -> bool:
+def inside_graph(denoiser: Denoiser, path: str) -> bool:
     """Whether something around a module is compiled (the module itself may be)."""
     if denoiser.module is not denoiser.core or "_orig_mod" in path:
         return True

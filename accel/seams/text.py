@@ -16,6 +16,7 @@ from torch import nn
 
 from accel.seams.blocks import wrap_call
 from accel.seams.denoisers import Denoiser
+from accel.seams.modules import inside_graph
 
 KEYS_AND_VALUES = re.compile(r"(^|_)(k|v|kv|key|value)(_|$)")
 """Children of a cross-attention: ``to_k``, ``norm_k``, ``add_v_proj``, ``to_k_ip``, …"""
@@ -61,20 +62,8 @@ def find_text_modules(denoiser: Denoiser) -> tuple[TextModule, ...]:
     return tuple(
         TextModule(path, getattr(modules[path], "base_layer", modules[path]), denoiser)
         for path in paths
-        if not _inside_graph(denoiser, path) and not _is_random(modules[path])
+        if not inside_graph(denoiser, path) and not _is_random(modules[path])
     )
-
-
-def _inside_graph(denoiser: Denoiser, path: str) -> bool:
-    """Whether something around a module is compiled (the module itself may be)."""
-    if denoiser.module is not denoiser.core or "_orig_mod" in path:
-        return True
-    owner: Any = denoiser.core
-    for name in path.split("."):
-        if getattr(owner, "_compiled_call_impl", None) is not None:
-            return True
-        owner = getattr(owner, name)
-    return False
 
 
 def _keys_and_values(core: Any) -> Iterator[str]:
