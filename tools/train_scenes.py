@@ -515,10 +515,15 @@ def denoiser(
     big_after: Annotated[int, typer.Option(help="big ones join after this step")] = 3400,
     big_share: Annotated[float, typer.Option(help="share of big steps from then on")] = 0.75,
     rate: float = 1.2e-3,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="steps up to 1.6 times as fast, after minutes")
+    ] = False,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
     at: Setting = context.obj
     training, plan = Training.start(at), Schedule(rate, steps)
+    if compiled:
+        next(iter(training.modules.values())).compile(dynamic=False)
     first, known = training.first, _cached(at.family, at.run)
     if not known:
         raise typer.BadParameter(f"{at.run} holds no latents: run the stage `cache` first")
