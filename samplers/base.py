@@ -110,6 +110,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
         """
 
     @property
+    def follows_ode(self) -> bool:
+        """Whether a run evaluates once a step, on its own trajectory, and adds no noise.
+
+        Methods that fill in what the network would say along the trajectory rely on it (SADA,
+        ZEUS).
+        """
+        return False
+
+    @property
     def step_index(self) -> int | None:
         """How far the run is, counted from the noisiest level; ``None`` before the first step."""
         return self._step_index

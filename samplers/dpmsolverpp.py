@@ -11,35 +11,30 @@ The formulas need noise levels only: floats in, weights out. Nothing here import
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accel.attach import Accelerator, Site, Undo
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import BadInput
 from samplers.multistep import Update, phi
 from samplers.prediction import Level
+from samplers.sampler import Sampler
+
+if TYPE_CHECKING:
+    from samplers.base import SolverScheduler
 
 Variant = Literal["midpoint", "heun"]
 
-TOKEN_TIMES = ("LTXConditionPipeline", "SanaWMPipeline")
-"""Pipelines in which each token has a noise level of its own: no multistep solver follows them."""
 
-
-class DPMSolverPP(Accelerator):
+class DPMSolverPP(Sampler):
     """Solve the sampling equation to second or third order: fewer steps for the same error.
 
-    Replaces the pipeline's scheduler by `samplers.DPMSolverPPScheduler`; the noise levels stay
-    those of the pipeline's own, except where its own scheduler trims the ends of a flow (UniPC,
-    DPM-Solver). A flow that starts at pure noise takes two steps of first order, and every run
-    that ends at zero noise takes its last one so.
+    A flow that starts at pure noise takes two steps of first order, and every run that ends at
+    zero noise takes its last one so.
     """
 
     name: ClassVar[str] = "samplers.DPMSolverPP"
-    layer: ClassVar[str] = "sampler"
-    seam: ClassVar[str] = "scheduler"
-    supports: ClassVar[str] = "ε, v, x0 and flow prediction; no noise level per token"
     source: ClassVar[str] = "arXiv 2211.01095, section 4"
 
     order: Literal[1, 2, 3] = Field(
@@ -70,30 +65,15 @@ class DPMSolverPP(Accelerator):
         return self
 
     @classmethod
-    def off(cls) -> None:
-        """A sampler is off when it is left out: some scheduler has to be there."""
-
-    def why_off(self) -> None:
-        """It always does something."""
-
-    def attach(self, site: Site) -> Iterator[Undo]:
-        """Put the scheduler in the place of the pipeline's own."""
+    def scheduler_class(cls) -> type[SolverScheduler]:
+        """`samplers.DPMSolverPPScheduler`."""
         from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
 
-        pipeline, before = type(site.pipe).__name__, site.pipe.scheduler
-        if pipeline in TOKEN_TIMES:
-            raise UnsupportedModel(
-                f"{pipeline} gives each token a noise level of its own, and a multistep solver "
-                f"follows one for all: leave {self.name} out of the plan."
-            )
-        try:
-            scheduler = DPMSolverPPScheduler.from_config(before.config, **self.model_dump())
-        except BadInput as error:
-            raise UnsupportedModel(f"{self.name} on {type(before).__name__}: {error}") from error
-        yield site.claim(self.seam)
-        yield site.swap_scheduler(scheduler)
-        noise = f", eta {self.eta:g}" if self.eta else ""
-        site.tally.change = f"order {self.order}{noise} in place of {type(before).__name__}"
+        return DPMSolverPPScheduler
+
+    def summary(self) -> str:
+        """Order and noise."""
+        return f"order {self.order}" + (f", eta {self.eta:g}" if self.eta else "")
 
 
 def usable_order(target: Level, nodes: Sequence[Level]) -> int:

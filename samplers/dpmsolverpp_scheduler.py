@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
 
 from accel.errors import BadInput
-from samplers.base import SolverScheduler
 from samplers.dpmsolverpp import Variant, update, usable_order
 from samplers.multistep import Update
-from samplers.noise import Generator, seeded, seeds_of, standard_normal
+from samplers.multistep_scheduler import MultistepScheduler
 from samplers.prediction import Level
 
 __all__ = ["DPMSolverPPScheduler", "SchedulerMixin"]  # pipelines on disk look the mixin up here
@@ -24,12 +22,8 @@ FEW_STEPS = 15
 """Below this many steps, ``lower_order_final`` lowers the order toward the end."""
 
 
-class DPMSolverPPScheduler(SolverScheduler):
-    """DPM-Solver++ (multistep) for variance-preserving models and rectified flows.
-
-    Attributes:
-        history: The x0-predictions kept from earlier steps, the newest first.
-    """
+class DPMSolverPPScheduler(MultistepScheduler):
+    """DPM-Solver++ (multistep) for variance-preserving models and rectified flows."""
 
     def __init__(
         self,
@@ -64,22 +58,9 @@ class DPMSolverPPScheduler(SolverScheduler):
             "lower_order_final": lower_order_final,
             "euler_at_final": euler_at_final,
         }
-        self.history: list[Tensor] = []
         super().__init__(solver, model)
 
-    def reset_history(self) -> None:
-        """Forget earlier predictions: the next step is of first order, the one after of second.
-
-        For when the predictions jump, as where guidance is switched.
-        """
-        self.history.clear()
-
-    def _prepare(self, levels: Sequence[Level]) -> None:
-        self.history.clear()
-        self._seeds: list[int] = []
-        self._updates = [self._choices(levels, i) for i in range(len(levels) - 1)]
-
-    def _choices(self, levels: Sequence[Level], index: int) -> list[Update]:
+    def updates(self, levels: Sequence[Level], index: int) -> list[Update]:
         """The updates of one step by the number of predictions at hand, 1 first."""
         count = len(levels) - 1
         order = int(self.config.order)
@@ -92,21 +73,6 @@ class DPMSolverPPScheduler(SolverScheduler):
             update(target, nodes[:k], self.config.variant, self.config.eta)
             for k in range(1, usable_order(target, nodes) + 1)
         ]
-
-    def _advance(self, index: int, output: Tensor, sample: Tensor, generator: Generator) -> Tensor:
-        data = self._conversion.data(output, sample, self._levels[index])
-        self.history.insert(0, data)
-        del self.history[self.config.order :]
-        choices = self._updates[index]
-        chosen = choices[min(len(self.history), len(choices)) - 1]
-        noise = self._draw(index, sample, generator) if chosen.noise else None
-        return chosen.apply(sample, self.history, noise)
-
-    def _draw(self, index: int, sample: Tensor, generator: Generator) -> Tensor:
-        if generator is None:
-            self._seeds = self._seeds or seeds_of(sample)
-            generator = seeded(self._seeds, index, sample.device)
-        return standard_normal(sample, generator)
 
 
 def _check(order: int, variant: str, eta: float) -> None:

@@ -138,13 +138,38 @@ class Conversion:
             x: The sample that the network saw, ``[B, C, ...]``.
             level: The noise level of ``x``.
         """
-        if self.variance_type in ("learned", "learned_range"):
-            output = output[:, : x.shape[1]]
+        output = self._cut(output, x)
         of_x, of_output = data_weights(self.prediction_type, level)
         data = of_output * output.to(x.dtype)
         if of_x:
             data.add_(x, alpha=of_x)
         return self._threshold(data) if self.thresholding else data
+
+    def noise(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+        """The ε-prediction ``e`` in the dtype of ``x``; no device synchronisation.
+
+        Where ``m`` is clipped (thresholding), ``e`` is that of the clipped ``m``.
+
+        Args:
+            output: The network's output after guidance, as for `data`.
+            x: The sample that the network saw, ``[B, C, ...]``.
+            level: The noise level of ``x``; σ > 0 where ``m`` is predicted or clipped.
+        """
+        if self.thresholding:
+            prediction: Prediction = "sample"
+            output = self.data(output, x, level)
+        else:
+            prediction, output = self.prediction_type, self._cut(output, x)
+        of_x, of_output = noise_weights(prediction, level)
+        noise = of_output * output.to(x.dtype)
+        if of_x:
+            noise.add_(x, alpha=of_x)
+        return noise
+
+    def _cut(self, output: Tensor, x: Tensor) -> Tensor:
+        """Without the variance that some networks predict behind the sample's channels."""
+        learned = self.variance_type in ("learned", "learned_range")
+        return output[:, : x.shape[1]] if learned else output
 
     def _threshold(self, data: Tensor) -> Tensor:
         """Clip each sample to its own quantile and scale it back into [−1, 1]."""

@@ -210,13 +210,13 @@ def test_a_step_reads_nothing_from_the_device(prediction, thresholding):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_few_steps_end_with_lower_orders(order):
-    lengths = [len(choices) for choices in ready(8, order=order, **TABLE)._updates]
+    lengths = [len(choices) for choices in ready(8, order=order, **TABLE)._choices]
     assert lengths[-2:] == [min(2, order), 1]
-    free = ready(8, order=order, lower_order_final=False, **TABLE)._updates
+    free = ready(8, order=order, lower_order_final=False, **TABLE)._choices
     assert [len(choices) for choices in free][-2:] == [order, 1]
     last = ready(
         20, order=order, euler_at_final=True, final_sigmas_type="sigma_min", **TABLE
-    )._updates[-1]
+    )._choices[-1]
     assert len(last) == 1
 
 

@@ -21,13 +21,15 @@ DETERMINISTIC = (
     "DDIMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
-    "DPMSolverPPScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "LMSDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
-"""Schedulers that evaluate once a step and add no noise, as long as nothing asks for it."""
+"""Stock schedulers that evaluate once a step and add no noise, as long as nothing asks for it.
+
+Ours say it of themselves, by ``follows_ode``.
+"""
 
 OVER_SIGNAL = ("EulerDiscreteScheduler", "LMSDiscreteScheduler")
 """Schedulers whose sample is over α already."""
@@ -54,7 +56,7 @@ class Solver:
         order = getattr(scheduler, "order", 1)
         if order != 1:
             self._refuse(f"evaluates the network {order} times a step")
-        if self._name not in DETERMINISTIC:
+        if not getattr(scheduler, "follows_ode", self._name in DETERMINISTIC):
             self._refuse("adds noise, evaluates a step twice, or is not known")
         stochastic = self._config.get("stochastic_sampling")
         if stochastic or str(self._config.get("algorithm_type")).startswith("sde"):

@@ -1,0 +1,94 @@
+"""Schedulers of linear multistep solvers: a ring of predictions, and weights for each step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from samplers.base import Settings, SolverScheduler
+from samplers.multistep import Update
+from samplers.noise import Generator, seeded, seeds_of, standard_normal
+from samplers.prediction import Conversion, Level
+
+
+class MultistepScheduler(SolverScheduler):
+    """A solver that steps by ``a·x + Σ_k b_k·p_{−k} + c·z`` with predictions ``p`` it has kept.
+
+    A concrete scheduler says in which ``space`` it predicts and gives the weights of a step; the
+    weights are computed once per schedule.
+
+    Attributes:
+        space: What is kept: ``data``, the x0-prediction, or ``noise``, the ε-prediction. The first
+            step of a flow starts at pure noise, where ε is known without the network: it is a
+            step of first order on the data in either space.
+        history: The predictions kept from earlier steps, the newest first.
+    """
+
+    space: ClassVar[Literal["data", "noise"]] = "data"
+
+    def __init__(self, solver: Settings, model: Settings) -> None:
+        self.history: list[Tensor] = []
+        super().__init__(solver, model)
+
+    @property
+    def follows_ode(self) -> bool:
+        """Whether no setting adds noise."""
+        return not self.config.get("eta")
+
+    @abstractmethod
+    def updates(self, levels: Sequence[Level], index: int) -> list[Update]:
+        """The steps from level ``index`` to the next, by the number of predictions at hand.
+
+        The first uses one prediction, the second two, and so on to the solver's order.
+
+        Args:
+            levels: All N + 1 levels of the run.
+            index: Where the sample is, below N.
+        """
+
+    def reset_history(self) -> None:
+        """Forget earlier predictions: the next step is of first order, the one after of second.
+
+        For when the predictions jump, as where guidance is switched.
+        """
+        self.history.clear()
+
+    def _prepare(self, levels: Sequence[Level]) -> None:
+        self.history.clear()
+        self._seeds: list[int] = []
+        self._choices = [self._weights(levels, i) for i in range(len(levels) - 1)]
+
+    def _weights(self, levels: Sequence[Level], index: int) -> list[Update]:
+        if self.space == "noise" and levels[index].alpha == 0.0:
+            return [Update(levels[index + 1].sigma, (levels[index + 1].alpha,))]
+        return self.updates(levels, index)
+
+    def _advance(self, index: int, output: Tensor, sample: Tensor, generator: Generator) -> Tensor:
+        level = self._levels[index]
+        if self.space == "noise" and level.alpha == 0.0:
+            data = self._conversion.data(output, sample, level)
+            return self._choices[index][0].apply(sample, [data])
+        self._keep(self._predict(output, sample, level))
+        choices = self._choices[index]
+        chosen = choices[min(len(self.history), len(choices)) - 1]
+        noise = self._draw(index, sample, generator) if chosen.noise else None
+        return chosen.apply(sample, self.history, noise)
+
+    def _predict(self, output: Tensor, sample: Tensor, level: Level) -> Tensor:
+        conversion: Conversion = self._conversion
+        read = conversion.data if self.space == "data" else conversion.noise
+        return read(output, sample, level)
+
+    def _keep(self, prediction: Tensor) -> None:
+        self.history.insert(0, prediction)
+        longest = max(len(choices) for choices in self._choices)
+        del self.history[longest:]
+
+    def _draw(self, index: int, sample: Tensor, generator: Generator) -> Tensor:
+        if generator is None:
+            self._seeds = self._seeds or seeds_of(sample)
+            generator = seeded(self._seeds, index, sample.device)
+        return standard_normal(sample, generator)
