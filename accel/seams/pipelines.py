@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 
@@ -20,3 +21,27 @@ def evaluations(pipe: Any, scheduled: int) -> int | None:
     if told is not None:
         return int(told)
     return None if hasattr(pipe, "get_timesteps") else scheduled
+
+
+def guidance_of(pipe: Any) -> dict[str, float]:
+    """The numbers of the call that is under way which set its guidance, by name.
+
+    They are read from the frame of that call: many pipelines keep them nowhere else. So this must
+    be asked from inside the call (as at the start of a run); elsewhere the answer is empty.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        here = frame.f_locals
+        if frame.f_code.co_name == "__call__" and here.get("self") is pipe:
+            names = inspect.signature(type(pipe).__call__).parameters
+            return {
+                name: float(here[name])
+                for name in names
+                if ("guidance" in name or "cfg" in name) and _is_number(here.get(name))
+            }
+        frame = frame.f_back
+    return {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
