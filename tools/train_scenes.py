@@ -195,8 +195,11 @@ def _stretch(whole: np.ndarray, frames: int, rng: np.random.Generator) -> np.nda
     return whole[start : start + frames]
 
 
-LENGTHS = (1, 5, 9)
-"""Frames of a crop of a clip; the autoencoder is causal and takes 4k + 1 of them."""
+LENGTHS = (1, 9, WHOLE)
+"""Frames of a crop of a clip; the autoencoder is causal and takes 4k + 1 of them.
+
+One that has seen nine frames at most drifts in colour over the last ones of a whole clip.
+"""
 EDGES = (32, 48)
 """Edges of common crops and of the large ones that end the training, in px.
 
