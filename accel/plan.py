@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import ValidationError
@@ -75,6 +76,13 @@ class Plan:
             UnsupportedModel: If a method cannot serve this pipeline. Nothing is left behind.
         """
         return Run(self._methods, pipe)
+
+    def beside(self, folder: Path) -> Plan:
+        """The plan with the relative paths among its fields taken from a folder.
+
+        For a plan that was read from a file there, which refers to files beside it.
+        """
+        return Plan(*(_beside(method, folder) for method in self._methods))
 
     def to_dict(self) -> dict[str, Any]:
         """``{"plan": 1, family: {method: fields}}``, every field written out."""
@@ -213,6 +221,11 @@ def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
     found = f"{name}.{field} = {first['input']!r}" if field else name
     needed = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{found}: {needed}. Run `accel methods {name}`."
+
+
+def _beside(method: Accelerator, folder: Path) -> Accelerator:
+    paths = {name: value for name, value in method if isinstance(value, Path)}
+    return method.model_copy(update={name: folder / path for name, path in paths.items()})
 
 
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:

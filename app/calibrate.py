@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from accel.bundled import asset
+from accel.calibration import Calibrated
 from accel.errors import BadInput
 from accel.plan import Plan
+from app.calibrators import CALIBRATORS, Entry
 from app.call import arguments
 from app.exits import say
 from app.files import check_target, slug, write
 from app.flags import Given
 from app.models import Model, load
 from app.modes import parameters, pipeline_for
+from app.plans import toml_value
 from app.progress import Bar
 from app.request import Calibration, Printing, Request, Source, Target, make
 from app.tables import print_result
@@ -29,34 +35,78 @@ def calibrate(given: Given) -> None:
     Raises:
         AccelError: Of any kind; nothing was written then.
     """
-    from accel.cache.calibration import CALIBRATORS
-
     asked = make(Calibration, given)
-    if asked.method not in CALIBRATORS:
-        raise BadInput(
-            f"METHOD {asked.method!r} is none that is calibrated: choose one of "
-            f"{', '.join(CALIBRATORS)}."
-        )
+    entry = _entry(asked)
+    options = _options(asked, entry)
     prompts = read_prompts(asked)
     requests = [_request(asked, prompt, number) for number, prompt in enumerate(prompts)]
     target = make(Target, given)
-    out = target.out or Path(f"{asked.method}-{slug(Path(asked.model).name)}.toml")
-    check_target(out, target.overwrite)
+    out = target.out or Path(f"{asked.what}-{slug(Path(asked.model).name)}.toml")
+    beside = {name: out.with_name(out.stem + suffix) for name, suffix in entry.files.items()}
+    for path in (out, *beside.values()):
+        check_target(path, target.overwrite)
     model = load(requests[0].source)
     pipe = pipeline_for(model.pipe, requests[0])
     with Bar() as bar:
         calls = _calls(pipe, model, requests, bar)
-        found = CALIBRATORS[asked.method](pipe, calls, _fields(asked))
-    plan = Plan(found.method)
+        found = _measured(asked.what, entry, pipe, calls, options)
+    names = {name: Path(beside[name].name) for name in found.files}
+    plan = Plan(found.method.model_copy(update=names))
     head = (
-        f"# accel calibrate {asked.method}: {asked.model} (sha256 {model.fingerprint[:16]})\n"
+        f"# accel calibrate {asked.what}: {asked.model} (sha256 {model.fingerprint[:16]})\n"
         f"# prompts: {len(prompts)}; {found.note}\n"
     )
-    write({out: (head + plan.to_toml()).encode()})
-    say(f"{asked.method} on {asked.model}, {len(prompts)} prompts: {found.note}")
+    files = {beside[name]: content for name, content in found.files.items()}
+    write({out: (head + plan.to_toml()).encode(), **files})
+    say(f"{asked.what} on {asked.model}, {len(prompts)} prompts: {found.note}")
     say(f"use it by: accel generate PROMPT --model {asked.model} --plan {out}")
     document = {"plan": plan.to_dict(), "note": found.note, "prompts": len(prompts)}
-    print_result(make(Printing, given).format, [out], document)
+    print_result(make(Printing, given).format, [out, *files], document)
+
+
+def _entry(asked: Calibration) -> Entry:
+    if asked.what not in CALIBRATORS:
+        raise BadInput(
+            f"NAME {asked.what!r} is none that is calibrated: choose one of "
+            f"{', '.join(CALIBRATORS)}."
+        )
+    return CALIBRATORS[asked.what]
+
+
+def _options(asked: Calibration, entry: Entry) -> Mapping[str, Any]:
+    """What was typed for the calibrator itself, checked before the work."""
+    typed = {"threshold": asked.threshold, "method": asked.method}
+    options = {name: value for name, value in typed.items() if value is not None}
+    for change in asked.changes:
+        name, equals, value = change.partition("=")
+        if not equals or not name.strip():
+            raise BadInput(f"--set {change}: write NAME=VALUE, such as warmup=2.")
+        options[name.strip()] = toml_value(value.strip())
+    with _refusals(asked.what):
+        return entry.checked(options)
+
+
+def _measured(
+    name: str,
+    entry: Entry,
+    pipe: Any,
+    calls: Iterable[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> Calibrated:
+    calibrator = entry.load()
+    with _refusals(name):
+        return calibrator(pipe, calls, options)
+
+
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """What a model of options refuses is an input that cannot be used."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{name} takes no {option} = {first['input']!r}: {first['msg']}.") from error
 
 
 def read_prompts(asked: Calibration) -> list[str]:
@@ -98,7 +148,3 @@ def _calls(pipe: Any, model: Model, requests: list[Request], bar: Bar) -> Iterat
         generator = torch.Generator("cpu").manual_seed(request.seed)
         yield {**arguments(pipe, request, model.call), **form, "generator": generator}
         advance()
-
-
-def _fields(asked: Calibration) -> dict[str, Any]:
-    return {} if asked.threshold is None else {"threshold": asked.threshold}

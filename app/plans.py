@@ -39,7 +39,7 @@ def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
 
 
 def read(path: Path) -> Plan:
-    """The plan in a TOML file.
+    """The plan in a TOML file, with the paths in it taken relative to its folder.
 
     Raises:
         BadInput: If the file is not there or not readable.
@@ -57,7 +57,7 @@ def read(path: Path) -> Plan:
             f"The plan {path} is no text: `accel methods --toml` prints one."
         ) from error
     try:
-        return Plan.from_toml(text)
+        return Plan.from_toml(text).beside(path.parent)
     except PlanError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -71,11 +71,11 @@ def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
     kinds = dict(document.get(family, {}))
     fields = dict(kinds.get(kind, {}))
     if field:
-        fields[field[0]] = _value(value.strip())
+        fields[field[0]] = toml_value(value.strip())
     return {**document, family: {**kinds, kind: fields}}
 
 
-def _value(text: str) -> Any:
+def toml_value(text: str) -> Any:
     """A TOML value; what is none is taken as the string that it is (``predictor=newton``)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

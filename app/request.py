@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from annotated_types import Ge, Gt, Le
 from typer import Argument, Option
 
+from app.calibrators import CALIBRATORS
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Format = Literal["text", "json"]
 Preset = Literal["exact", "balanced", "fast", "fastest"]
@@ -211,7 +213,9 @@ class Listing:
 class Calibration(Source):
     """What a method's numbers are measured from."""
 
-    method: Annotated[str, Argument(help="what to calibrate: teacache or magcache")] = ""
+    what: Annotated[
+        str, Argument(metavar="NAME", help=f"what to calibrate: {', '.join(CALIBRATORS)}")
+    ] = ""
     prompts: Annotated[
         Path | None,
         Option(
@@ -236,6 +240,19 @@ class Calibration(Source):
         Ge(0),
         Option(help="of the method in the plan; default: the calibrator's", rich_help_panel=PLAN),
     ] = None
+    method: Annotated[
+        str | None,
+        Option(help="how, for what is calibrated in more than one way", rich_help_panel=PLAN),
+    ] = None
+    changes: Annotated[
+        list[str],
+        Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="another option of the calibrator, or field of the method; repeatable",
+            rich_help_panel=PLAN,
+        ),
+    ] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import pydantic
 import pytest
 import torch
 from saved import Folders, done, run
@@ -12,7 +13,6 @@ from tiny import PIPELINES
 
 from accel import Plan, asset, cache, errors
 from accel.cache.calibration import (
-    CALIBRATORS,
     Sizes,
     calibrate_magcache,
     calibrate_teacache,
@@ -20,8 +20,11 @@ from accel.cache.calibration import (
     threshold_of_half,
 )
 from accel.cache.indicators import SignalChange, polynomial, relative_l1
+from accel.calibration import Calibrated
+from app import plans
+from app.calibrators import CALIBRATORS, Entry
 
-ADAPTIVE = {name: make for name, make in CALIBRATORS.items() if name != "steps"}
+ADAPTIVE = {name: CALIBRATORS[name].load() for name in ("teacache", "magcache", "table")}
 """Those of methods with a threshold, at blocks (see test_caches_custom for lists of steps)."""
 
 
@@ -213,15 +216,80 @@ def test_a_list_of_steps_is_written_and_used(models: Folders) -> None:
     assert "has no threshold" in refused.stderr
 
 
+class Filed(cache.FORA):
+    """A method with a file."""
+
+    numbers: Path | None = None
+
+
+class Options(pydantic.BaseModel, extra="forbid"):
+    interval: int = pydantic.Field(default=3, ge=2)
+    method: str = "plain"
+
+
+def calibrate_file(pipe, calls, options):
+    count = sum(1 for _ in calls)
+    method = Filed(interval=options["interval"])
+    return Calibrated(method, options["method"], {"numbers": bytes([count])})
+
+
+@pytest.fixture
+def _filed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = "test_cli_calibrate:"
+    entry = Entry(here + "calibrate_file", here + "Options", {"numbers": "-n.bin"})
+    monkeypatch.setitem(CALIBRATORS, "file", entry)
+    monkeypatch.setattr("accel.plan.method_class", lambda name: Filed)
+
+
+@pytest.mark.usefixtures("_filed")
+def test_a_file_is_written_beside_the_plan_and_found_from_there(models: Folders) -> None:
+    Path("plans").mkdir()
+    result = done(
+        "calibrate", "file", "--model", models("flux_cfg"), "--count", 2, "--out", "plans/a.toml",
+        "--set", "interval=4", "--method", "fancy",
+    )  # fmt: skip
+    assert result.stdout.splitlines() == ["plans/a.toml", "plans/a-n.bin"]
+    assert "fancy" in result.stderr
+    assert Path("plans/a-n.bin").read_bytes() == b"\x02"
+    (written,) = Plan.from_toml(Path("plans/a.toml").read_text())
+    assert (written.numbers, written.interval) == (Path("a-n.bin"), 4)
+    (found,) = plans.read(Path("plans/a.toml"))
+    assert found == written.model_copy(update={"numbers": Path("plans/a-n.bin")})
+
+
+@pytest.mark.usefixtures("_filed")
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (("--set", "interval"), "write NAME=VALUE"),
+        (("--set", "interval=1"), "file takes no interval = 1"),
+        (("--set", "pace=1"), "file takes no pace = 1"),
+        (("--threshold", "1"), "file takes no threshold = 1.0"),
+        (("--out", "there.toml"), "there-n.bin is there already"),
+    ],
+)
+def test_options_and_files_are_checked_before_the_work(typed: tuple[str, ...], told: str) -> None:
+    Path("there-n.bin").write_bytes(b"")
+    result = run("calibrate", "file", "--model", "none", *typed)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_every_calibrator_is_there() -> None:
+    for entry in CALIBRATORS.values():
+        assert callable(entry.load())
+        entry.checked({})
+
+
 def test_the_same_seed_gives_the_same_numbers(models: Folders) -> None:
-    plans = []
+    written = []
     for out in ("a.toml", "b.toml"):
         done(
             "calibrate", "magcache", "--model", models("flux_cfg"), "--count", 1, "--steps", 3,
             "--out", out,
         )  # fmt: skip
-        plans.append(Path(out).read_text())
-    assert plans[0] == plans[1]
+        written.append(Path(out).read_text())
+    assert written[0] == written[1]
 
 
 def test_json_and_the_default_name(models: Folders) -> None:

@@ -1,14 +1,11 @@
-"""Numbers that a method needs for a model, measured on the stock pipeline.
+"""Numbers that caches need for a model, measured on the stock pipeline.
 
-A calibrator runs a pipeline's calls with observers in place that change nothing, and gives the
-method with the numbers in it. To add one, write a function of the form of `Calibrator` and give
-it a name in `CALIBRATORS`: `accel calibrate NAME` then offers it.
+The observers change nothing. `accel calibrate NAME` runs these functions (`app.calibrators`).
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PrivateAttr
 
-from accel.attach import Accelerator, Run, Site, Undo
+from accel.attach import Site, Undo
 from accel.cache.magcache import MagCache
 from accel.cache.rescaling import Polynomial
 from accel.cache.step_rehash import fit_steps
 from accel.cache.table import Table, chosen, measure
 from accel.cache.teacache import TeaCache
+from accel.calibration import Calibrated, Recorder
 from accel.errors import BadInput, BadOutput
 
 if TYPE_CHECKING:
@@ -34,25 +32,8 @@ DEGREE = 4
 DIGITS = 9
 
 
-@dataclass(frozen=True)
-class Calibrated:
-    """What a calibration gave.
-
-    Attributes:
-        method: The method with the measured numbers.
-        note: What they rest on, in a line.
-    """
-
-    method: Accelerator
-    note: str
-
-
-Calibrator = Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], Calibrated]
-"""From a pipeline, the arguments of its calls, and fields of the method to set."""
-
-
-class Recorder(Accelerator):
-    """Looks at a run and changes nothing; in no list of methods."""
+class BlockRecorder(Recorder):
+    """Looks at the blocks of a run and changes nothing."""
 
     name: ClassVar[str] = "cache.Recorder"
     layer: ClassVar[str] = "block cache"
@@ -60,40 +41,8 @@ class Recorder(Accelerator):
     supports: ClassVar[str] = TeaCache.supports
     source: ClassVar[str] = "accel.cache.calibration"
 
-    @classmethod
-    def off(cls) -> None:
-        """It changes nothing as it is."""
 
-    def why_off(self) -> None:
-        """It always looks."""
-
-    def attach(self, site: Site) -> Iterator[Undo]:
-        """Look at every denoiser."""
-        yield site.claim("blocks")
-        yield from self._look(site)
-
-    @abstractmethod
-    def _look(self, site: Site) -> Iterator[Undo]:
-        """Put the observers in place."""
-
-    def watch(self, pipe: Any, calls: Iterable[Mapping[str, Any]]) -> None:
-        """Run the calls.
-
-        Raises:
-            BadInput: If there is none.
-        """
-        run, count = Run((self,), pipe), 0
-        try:
-            for call in calls:
-                pipe(**call)
-                count += 1
-        finally:
-            run.detach()
-        if not count:
-            raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
-
-
-class Changes(Recorder):
+class Changes(BlockRecorder):
     """How the signal of the first block and the network's output change from step to step.
 
     Of the conditional branch of every sample.
@@ -165,7 +114,7 @@ def _by_step() -> dict[int, list[Tensor]]:
     return defaultdict(list)
 
 
-class Sizes(Recorder):
+class Sizes(BlockRecorder):
     """How the size of what all blocks add changes from step to step.
 
     Of the leading branch of every sample.
@@ -385,12 +334,3 @@ def calibrate_steps(
     method = fit_steps(pipe, calls, fields=fields)
     computed = f"{len(method.steps)} of {method.total} steps are computed"
     return Calibrated(method, f"{computed}, the others follow by '{method.predictor}'")
-
-
-CALIBRATORS: dict[str, Calibrator] = {
-    "teacache": calibrate_teacache,
-    "magcache": calibrate_magcache,
-    "table": calibrate_table,
-    "steps": calibrate_steps,
-}
-"""By the name that `accel calibrate` is given."""

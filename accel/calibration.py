@@ -1,0 +1,74 @@
+"""What a calibrator is: from some calls of a pipeline to a method with measured numbers in it.
+
+A calibrator runs a pipeline's calls with observers in place, and gives the method with the numbers
+that it measured. One that measures more than a plan should carry gives files too, which are
+written beside the plan: the method has a field of type `pathlib.Path` for each, and a plan that is
+read from a file takes such a path relative to its own folder.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from accel.attach import Accelerator, Run, Site, Undo
+from accel.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a calibration gave.
+
+    Attributes:
+        method: The method with the measured numbers.
+        note: What they rest on, in a line.
+        files: Content of files that the method needs, by the name of the method's field that is
+            to hold the path; whoever writes them sets the fields.
+    """
+
+    method: Accelerator
+    note: str
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Calibrator = Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], Calibrated]
+"""From a pipeline, the arguments of its calls (made as they are asked for), and options: fields of
+the method to set, or what else the calibrator says that it takes."""
+
+
+class Recorder(Accelerator):
+    """Looks at a run and changes nothing; in no list of methods."""
+
+    @classmethod
+    def off(cls) -> None:
+        """It changes nothing as it is."""
+
+    def why_off(self) -> None:
+        """It always looks."""
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Look at every denoiser."""
+        yield site.claim(self.seam)
+        yield from self._look(site)
+
+    @abstractmethod
+    def _look(self, site: Site) -> Iterator[Undo]:
+        """Put the observers in place."""
+
+    def watch(self, pipe: Any, calls: Iterable[Mapping[str, Any]]) -> None:
+        """Run the calls.
+
+        Raises:
+            BadInput: If there is none.
+        """
+        run, count = Run((self,), pipe), 0
+        try:
+            for call in calls:
+                pipe(**call)
+                count += 1
+        finally:
+            run.detach()
+        if not count:
+            raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
