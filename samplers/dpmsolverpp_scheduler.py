@@ -11,7 +11,8 @@ from typing import Any
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from accel.errors import BadInput
-from samplers.dpmsolverpp import Variant, update, usable_order
+from samplers.adams import usable_order
+from samplers.dpmsolverpp import Start, Variant, update, update_after_noise
 from samplers.multistep import Update
 from samplers.multistep_scheduler import MultistepScheduler
 from samplers.prediction import Level
@@ -33,6 +34,7 @@ class DPMSolverPPScheduler(MultistepScheduler):
         *,
         lower_order_final: bool = True,
         euler_at_final: bool = False,
+        start: Start = "first",
         **model: Any,
     ) -> None:
         """Choose the solver and describe the model.
@@ -44,19 +46,22 @@ class DPMSolverPPScheduler(MultistepScheduler):
             lower_order_final: With fewer than 15 steps, end with orders …, 2, 1.
             euler_at_final: Make the last step of first order in any case; one that ends at zero
                 noise always is.
+            start: Order of the step that follows one from pure noise: ``first``, or ``second``
+                (with ``order`` 2 or 3 and ``eta`` 0).
             **model: Fields of `samplers.prediction.Conversion`, and of `samplers.flow.FlowNoise`
                 or `samplers.vp.VPNoise`; best read from a model's own scheduler (`from_config`).
 
         Raises:
             BadInput: If a setting is out of its range or not known.
         """
-        _check(order, variant, eta)
+        _check(order, variant, eta, start)
         solver = {
             "order": order,
             "variant": variant,
             "eta": eta,
             "lower_order_final": lower_order_final,
             "euler_at_final": euler_at_final,
+            "start": start,
         }
         super().__init__(solver, model)
 
@@ -69,13 +74,21 @@ class DPMSolverPPScheduler(MultistepScheduler):
         if self.config.euler_at_final and index == count - 1:
             order = 1
         target, nodes = levels[index + 1], levels[max(index - order + 1, 0) : index + 1][::-1]
-        return [
+        found = [
             update(target, nodes[:k], self.config.variant, self.config.eta)
             for k in range(1, usable_order(target, nodes) + 1)
         ]
+        if self.config.start == "second" and _after_noise(target, nodes):
+            found.append(update_after_noise(target, nodes[:2]))
+        return found
 
 
-def _check(order: int, variant: str, eta: float) -> None:
+def _after_noise(target: Level, nodes: Sequence[Level]) -> bool:
+    """Whether the step is the one after a step from pure noise, and not yet the last."""
+    return len(nodes) > 1 and nodes[1].alpha == 0.0 and target.sigma > 0.0
+
+
+def _check(order: int, variant: str, eta: float, start: str) -> None:
     if order not in (1, 2, 3):
         raise BadInput(f"order is {order!r}; DPM-Solver++ has orders 1, 2 and 3.")
     if variant not in ("midpoint", "heun"):
@@ -86,4 +99,8 @@ def _check(order: int, variant: str, eta: float) -> None:
         raise BadInput(
             f"order=3 with eta={eta}: the SDE is solved with order 1 or 2 only. Set order=2, or "
             "eta=0."
+        )
+    if start not in ("first", "second") or (start == "second" and eta):
+        raise BadInput(
+            f"start is {start!r} with eta={eta}; it must be first, or second with eta=0."
         )

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samplers.dpmsolverpp import update, usable_order
+from samplers.adams import usable_order
+from samplers.dpmsolverpp import update
 from samplers.multistep import phi
 from samplers.prediction import (
     Level,
