@@ -23,6 +23,7 @@ from diffusers.schedulers.scheduling_utils import (
 )
 from torch import Tensor
 
+import samplers
 from accel.errors import BadInput
 from samplers.flow import FlowNoise
 from samplers.noise import Generator
@@ -86,6 +87,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
                 "from_config needs a config such as pipe.scheduler.config; found a "
                 f"{type(config).__name__}. To read a folder, use from_pretrained."
             )
+        config = _model_of(cls, config)
         found = settings_from(config, **settings)
         ours = {f.name for part in _parts(found) for f in fields(part)}
         ours |= {*inspect.signature(cls.__init__).parameters, *settings}
@@ -271,6 +273,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
         if self._begin_index is None:
             return [self.index_for_timestep(value) for value in timesteps.flatten().tolist()]
         return [self._begin_index if self._step_index is None else self._step_index]
+
+
+def _model_of(cls: type, config: Settings) -> Settings:
+    """A config without what only concerns the solver of another scheduler of this package."""
+    name = str(config.get("_class_name"))
+    if name == cls.__name__ or name not in samplers.__all__:
+        return config
+    solver = inspect.signature(getattr(samplers, name).__init__).parameters
+    return {key: value for key, value in config.items() if key not in solver}
 
 
 def _parts(model: Settings) -> tuple[type, type]:

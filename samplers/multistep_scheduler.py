@@ -71,11 +71,17 @@ class MultistepScheduler(SolverScheduler):
         if self.space == "noise" and level.alpha == 0.0:
             data = self._conversion.data(output, sample, level)
             return self._choices[index][0].apply(sample, [data])
-        self._keep(self._predict(output, sample, level))
+        prediction = self._predict(output, sample, level)
+        sample = self._revise(index, prediction, sample)
+        self._keep(prediction)
         choices = self._choices[index]
         chosen = choices[min(len(self.history), len(choices)) - 1]
         noise = self._draw(index, sample, generator) if chosen.noise else None
         return chosen.apply(sample, self.history, noise)
+
+    def _revise(self, index: int, prediction: Tensor, sample: Tensor) -> Tensor:  # noqa: ARG002
+        """The sample to step from, once there is a prediction at it: where a corrector acts."""
+        return sample
 
     def _predict(self, output: Tensor, sample: Tensor, level: Level) -> Tensor:
         conversion: Conversion = self._conversion
@@ -84,8 +90,11 @@ class MultistepScheduler(SolverScheduler):
 
     def _keep(self, prediction: Tensor) -> None:
         self.history.insert(0, prediction)
-        longest = max(len(choices) for choices in self._choices)
-        del self.history[longest:]
+        del self.history[self._depth() :]
+
+    def _depth(self) -> int:
+        """How many predictions are kept."""
+        return max(len(choices) for choices in self._choices)
 
     def _draw(self, index: int, sample: Tensor, generator: Generator) -> Tensor:
         if generator is None:
