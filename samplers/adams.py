@@ -51,7 +51,7 @@ def predict(
         eta: Amount of noise: 0 is the ODE, 1 the ancestral SDE.
         rule: How two nodes are weighed.
     """
-    return _step(target, nodes[0], nodes, eta, rule)
+    return step(target, nodes[0], nodes, eta, rule)
 
 
 def correct(
@@ -65,10 +65,22 @@ def correct(
         eta: As for `predict`.
         rule: As for `predict`; of use where ``nodes`` has one.
     """
-    return _step(target, nodes[0], [target, *nodes], eta, rule)
+    return step(target, nodes[0], [target, *nodes], eta, rule)
 
 
-def _step(target: Level, here: Level, nodes: Sequence[Level], eta: float, rule: Rule) -> Update:
+def step(
+    target: Level, here: Level, nodes: Sequence[Level], eta: float = 0.0, rule: Rule = "exact"
+) -> Update:
+    """The step from ``here`` to ``target`` along the polynomial through predictions at ``nodes``.
+
+    Args:
+        target: The level to reach; σ = 0 only where ``here`` is the one node.
+        here: The level of the sample; α = 0 only with the nodes ``here``, or ``target`` and
+            ``here``.
+        nodes: Levels of the predictions, ``here`` among them, in the order of the weights.
+        eta: Amount of noise: 0 is the ODE, 1 the ancestral SDE.
+        rule: How two nodes are weighed.
+    """
     h = target.lam - here.lam
     reach = (1.0 + eta) * h
     gain = -math.expm1(-reach)
