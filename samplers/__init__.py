@@ -13,13 +13,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samplers.dpmsolverpp import DPMSolverPP as DPMSolverPP
     from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler as DPMSolverPPScheduler
+    from samplers.dpmsolverpp_single import DPMSolverPPSingle as DPMSolverPPSingle
+    from samplers.dpmsolverpp_single_scheduler import DPMSolverPPSingleScheduler as DPMSolverPPSingleScheduler
+    from samplers.sa_solver import SASolver as SASolver
+    from samplers.sa_solver_scheduler import SASolverScheduler as SASolverScheduler
+    from samplers.unipc import UniPC as UniPC
+    from samplers.unipc_scheduler import UniPCScheduler as UniPCScheduler
 
 _HOMES = {
     "DPMSolverPP": "samplers.dpmsolverpp",
     "DPMSolverPPScheduler": "samplers.dpmsolverpp_scheduler",
+    "DPMSolverPPSingle": "samplers.dpmsolverpp_single",
+    "DPMSolverPPSingleScheduler": "samplers.dpmsolverpp_single_scheduler",
+    "SASolver": "samplers.sa_solver",
+    "SASolverScheduler": "samplers.sa_solver_scheduler",
+    "UniPC": "samplers.unipc",
+    "UniPCScheduler": "samplers.unipc_scheduler",
 }
 
-__all__ = ["DPMSolverPP", "DPMSolverPPScheduler"]
+__all__ = [
+    "DPMSolverPP",
+    "DPMSolverPPScheduler",
+    "DPMSolverPPSingle",
+    "DPMSolverPPSingleScheduler",
+    "SASolver",
+    "SASolverScheduler",
+    "UniPC",
+    "UniPCScheduler",
+]
 
 
 def __getattr__(name: str) -> Any:

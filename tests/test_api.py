@@ -55,7 +55,16 @@ def test_names():
     ]
     assert accel.guidance.__all__ == ["Adaptive", "Interval"]
     assert accel.memory.__all__ == ["GroupOffload"]
-    assert samplers.__all__ == ["DPMSolverPP", "DPMSolverPPScheduler"]
+    assert samplers.__all__ == [
+        "DPMSolverPP",
+        "DPMSolverPPScheduler",
+        "DPMSolverPPSingle",
+        "DPMSolverPPSingleScheduler",
+        "SASolver",
+        "SASolverScheduler",
+        "UniPC",
+        "UniPCScheduler",
+    ]
 
 
 def test_every_method_is_reached_by_its_name():
