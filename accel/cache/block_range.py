@@ -185,7 +185,7 @@ class BlockRangeCache:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline."""
-        site.tally.memory = lambda: sum(kept.bytes for kept in self._kept.values())
+        site.tally.memory = self._memory
         yield site.on_start(self.reset)
         for denoiser in site.denoisers:
             blocks = site.blocks(denoiser)
@@ -198,6 +198,10 @@ class BlockRangeCache:
             last = max(index for span in spans.ranges for index in span)
             for block in blocks[: last + 1]:
                 yield block.wrap(partial(self._block, block))
+
+    def _memory(self) -> int:
+        kept = sum(kept.bytes for kept in self._kept.values())
+        return kept + self.decisions.bytes
 
     def reset(self) -> None:
         """Forget the run before."""

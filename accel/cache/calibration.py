@@ -160,6 +160,11 @@ class Residual:
         self._ratios = ratios
         self._newest: tuple[int, Tensor] | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Nothing that counts: it is no part of a plan."""
+        return 0
+
     def measure(self, signal: Tensor) -> None:
         """Nothing: every step is computed."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from accel.cache.policies import Guarded
 from accel.seams.denoisers import Call, Row
@@ -18,7 +18,17 @@ from accel.trajectory import Step
 if TYPE_CHECKING:
     from torch import Tensor
 
-Measure = TypeVar("Measure")
+
+class Sized(Protocol):
+    """What every indicator says of itself."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what it keeps between steps."""
+        ...
+
+
+Measure = TypeVar("Measure", bound=Sized)
 
 
 @dataclass
@@ -65,6 +75,11 @@ class Decisions(Generic[Measure]):
         """Forget the run before."""
         self._samples.clear()
         self.lowest, self.eligible = math.inf, 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what the indicators keep."""
+        return sum(sample.indicator.bytes for sample in self._samples.values())
 
     def sample(self, call: Call, sample: int) -> Sample[Measure]:
         """What is decided about a sample at a call's denoiser."""

@@ -57,11 +57,15 @@ class DeepBranchCache:
         self._cuts = {
             denoiser.name: DeepBranch(denoiser, self._branch) for denoiser in site.denoisers
         }
-        site.tally.memory = lambda: sum(kept.bytes for _, kept in self._kept.values())
+        site.tally.memory = self._memory
         yield site.on_start(self.reset)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
             yield from self._cuts[denoiser.name].attach()
+
+    def _memory(self) -> int:
+        kept = sum(kept.bytes for _, kept in self._kept.values())
+        return kept + self.decisions.bytes
 
     def reset(self) -> None:
         """Forget the run before."""

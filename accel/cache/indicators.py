@@ -1,4 +1,7 @@
-"""How much has changed: one number a sample and step, from what is at hand without computing."""
+"""How much has changed: one number a sample and step, from what is at hand without computing.
+
+What an indicator keeps between steps counts in the memory that a report states (``bytes``).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,16 @@ def relative_l1(new: Tensor, old: Tensor) -> Tensor:
     return mean_abs(new - old) / mean_abs(old).clamp_min(TINY)
 
 
+def kept_bytes(*tensors: Tensor | None) -> int:
+    """Memory of some tensors, those left out that are not there yet."""
+    kept = (tensor for tensor in tensors if tensor is not None)
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
 class Unmeasured:
     """The indicator of rules that need none, at every site."""
+
+    bytes = 0
 
     def measure(self, *signal: Tensor) -> None:
         """Nothing."""
@@ -42,6 +53,11 @@ class InputChange:
         self._before: Tensor | None = None
         self._computed: tuple[Tensor, Tensor] | None = None
         self._scale: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the input before, of the last computed input and output, and of k/‖v‖."""
+        return kept_bytes(self._before, *(self._computed or ()), self._scale)
 
     def measure(self, x: Tensor) -> Tensor | None:
         """The increment of this step, or ``None`` before two computes."""
@@ -64,6 +80,11 @@ class ProbeChange:
 
     def __init__(self) -> None:
         self._kept: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the residual at the last compute."""
+        return kept_bytes(self._kept)
 
     def measure(self, residual: Tensor) -> Tensor | None:
         """The relative change, or ``None`` before the first compute."""
@@ -88,6 +109,11 @@ class SignalChange:
         self._coefficients = coefficients
         self._clamp = clamp
         self._before: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the signal of the step before."""
+        return kept_bytes(self._before)
 
     def measure(self, signal: Tensor) -> Tensor | None:
         """The estimated change of the output, or ``None`` at the first step."""
@@ -122,6 +148,11 @@ class Magnitudes:
     def __init__(self) -> None:
         self._newest: tuple[int, Tensor] | None = None
         self._ratio: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tokens' norms at the last compute, and of γ."""
+        return kept_bytes(self._newest and self._newest[1], self._ratio)
 
     def measure(self, signal: Tensor) -> Tensor | None:  # noqa: ARG002
         """γ, or ``None`` before two computes."""

@@ -54,10 +54,14 @@ class NetworkCache:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser of a pipeline."""
-        site.tally.memory = lambda: sum(kept.bytes for kept in self._kept.values())
+        site.tally.memory = self._memory
         yield site.on_start(self.reset)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
+
+    def _memory(self) -> int:
+        kept = sum(kept.bytes for kept in self._kept.values())
+        return kept + self.decisions.bytes
 
     def reset(self) -> None:
         """Forget the run before."""
