@@ -60,6 +60,7 @@ class MultistepScheduler(SolverScheduler):
         self.history.clear()
         self._seeds: list[int] = []
         self._choices = [self._weights(levels, i) for i in range(len(levels) - 1)]
+        self._noisy = any(update.noise for choices in self._choices for update in choices)
 
     def _weights(self, levels: Sequence[Level], index: int) -> list[Update]:
         if self.space == "noise" and levels[index].alpha == 0.0:
@@ -68,6 +69,8 @@ class MultistepScheduler(SolverScheduler):
 
     def _advance(self, index: int, output: Tensor, sample: Tensor, generator: Generator) -> Tensor:
         level = self._levels[index]
+        if self._noisy and generator is None and not self._seeds:
+            self._seeds = seeds_of(sample)
         if self.space == "noise" and level.alpha == 0.0:
             data = self._conversion.data(output, sample, level)
             return self._choices[index][0].apply(sample, [data])
@@ -98,6 +101,5 @@ class MultistepScheduler(SolverScheduler):
 
     def _draw(self, index: int, sample: Tensor, generator: Generator) -> Tensor:
         if generator is None:
-            self._seeds = self._seeds or seeds_of(sample)
             generator = seeded(self._seeds, index, sample.device)
         return standard_normal(sample, generator)
