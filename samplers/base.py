@@ -29,7 +29,7 @@ from samplers.flow import FlowNoise
 from samplers.noise import Generator
 from samplers.origin import settings_from
 from samplers.prediction import Conversion, Level
-from samplers.schedule import Grid, request
+from samplers.schedule import Grid, Request, request
 from samplers.vp import VPNoise
 
 Settings = Mapping[str, Any]
@@ -156,7 +156,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
         Raises:
             BadInput: If the arguments contradict each other or the config.
         """
-        grid = self._noise().grid(request(num_inference_steps, sigmas, timesteps, mu))
+        grid = self._schedule(request(num_inference_steps, sigmas, timesteps, mu))
         self.num_inference_steps = len(grid.timesteps)
         self._take(grid, device)
         self._conversion = _read(Conversion, self.config)
@@ -238,6 +238,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+    def _schedule(self, asked: Request) -> Grid:
+        """The evaluations of a run, and where it ends; for schedulers with levels of their own."""
+        return self._noise().grid(asked)
 
     def _noise(self) -> FlowNoise | VPNoise:
         """The process, read anew: pipelines may edit a scheduler's config after it is built."""

@@ -138,7 +138,7 @@ class Conversion:
             x: The sample that the network saw, ``[B, C, ...]``.
             level: The noise level of ``x``.
         """
-        output = self._cut(output, x)
+        output = self.cut(output, x)
         of_x, of_output = data_weights(self.prediction_type, level)
         data = of_output * output.to(x.dtype)
         if of_x:
@@ -159,14 +159,14 @@ class Conversion:
             prediction: Prediction = "sample"
             output = self.data(output, x, level)
         else:
-            prediction, output = self.prediction_type, self._cut(output, x)
+            prediction, output = self.prediction_type, self.cut(output, x)
         of_x, of_output = noise_weights(prediction, level)
         noise = of_output * output.to(x.dtype)
         if of_x:
             noise.add_(x, alpha=of_x)
         return noise
 
-    def _cut(self, output: Tensor, x: Tensor) -> Tensor:
+    def cut(self, output: Tensor, x: Tensor) -> Tensor:
         """Without the variance that some networks predict behind the sample's channels."""
         learned = self.variance_type in ("learned", "learned_range")
         return output[:, : x.shape[1]] if learned else output
