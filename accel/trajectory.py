@@ -124,12 +124,15 @@ class Update:
         output: The network's output after guidance, ``[rows, …]``.
         sample: The latents, ``[rows, …]``.
         options: The keywords beside output, timestep and sample.
+        filled: Rows of the latents whose output a method filled in: the network did not compute
+            it in full at this step. By the ``cond`` branch, where there is one.
     """
 
     step: Step
     output: Any
     sample: Any
     options: dict[str, Any]
+    filled: tuple[int, ...] = ()
 
 
 Editor = Callable[[Update], Any]
@@ -159,6 +162,7 @@ class Trajectory:
     observers: list[Callable[[Step, Any], None]] = field(default_factory=list)
     editors: list[tuple[int, Editor]] = field(default_factory=list)
     _step: Step | None = None
+    _computed: dict[int, dict[str, bool]] = field(default_factory=dict)
 
     def attach(self) -> list[Callable[[], None]]:
         """Follow the pipeline's present scheduler; returns the undos."""
@@ -226,6 +230,7 @@ class Trajectory:
         result = inner(*args, **kwargs)
         self.levels = Levels(self.scheduler)
         self.index, self.begin, self.total, self._step = 0, None, None, None
+        self._computed.clear()
         for start in self.starts:
             start()
         return result
@@ -234,6 +239,20 @@ class Trajectory:
         result = inner(begin_index)
         self.begin, self._step = begin_index, None
         return result
+
+    def answered(self, sample: int, branch: str, computed: bool) -> None:
+        """Learn whether a branch of a sample was computed in full at this step."""
+        branches = self._computed.setdefault(sample, {})
+        branches[branch] = computed and branches.get(branch, True)
+
+    def _filled(self, rows: int) -> tuple[int, ...]:
+        """Rows of the latents whose sample was not; DiT's pipeline steps both branches of it."""
+        samples = {
+            sample
+            for sample, branches in self._computed.items()
+            if not branches.get("cond", all(branches.values()))
+        }
+        return tuple(row for row in range(rows) if row % max(len(self._computed), 1) in samples)
 
     def edit(self, depth: int, editor: Editor) -> Callable[[], None]:
         """Put an editor in front of ``scheduler.step``: the deeper, the earlier it is asked.
@@ -256,9 +275,9 @@ class Trajectory:
         """The arguments of ``scheduler.step`` with the output that the editors made of it."""
         given = dict(zip(STEP_ARGUMENTS, args, strict=False)) | kwargs
         options = {name: value for name, value in given.items() if name not in STEP_ARGUMENTS}
-        output = given["model_output"]
+        output, filled = given["model_output"], self._filled(len(given["sample"]))
         for _, editor in self.editors:
-            output = editor(Update(self.now, output, given["sample"], options))
+            output = editor(Update(self.now, output, given["sample"], options, filled))
         if args:
             return (output, *args[1:]), kwargs
         return args, kwargs | {"model_output": output}
@@ -270,6 +289,7 @@ class Trajectory:
         if self.running:
             step = self.now
             self.index, self._step = self.index + 1, None
+            self._computed.clear()
             for observe in self.observers:
                 observe(step, result)
         return result

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from accel.attach import Accelerator, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
 
 if TYPE_CHECKING:
+    from accel.trajectory import Update
     from samplers.base import SolverScheduler
 
 TOKEN_TIMES = ("LTXConditionPipeline", "SanaWMPipeline")
@@ -20,7 +21,9 @@ class Sampler(Accelerator):
     """Replaces the pipeline's scheduler by one of this package.
 
     The noise levels stay those of the pipeline's own scheduler, except where that trims the ends
-    of a flow (UniPC, DPM-Solver). The fields are the solver's settings, under the same names.
+    of a flow (UniPC, DPM-Solver). The fields are the solver's settings, under the same names. A
+    scheduler that corrects has ``skip_corrector(rows)``: it is called before a step whose output
+    was not computed for some rows of the latents.
     """
 
     layer: ClassVar[str] = "sampler"
@@ -61,4 +64,14 @@ class Sampler(Accelerator):
             raise UnsupportedModel(f"{self.name} on {type(before).__name__}: {error}") from error
         yield site.claim(self.seam)
         yield site.swap_scheduler(scheduler)
+        skip = getattr(scheduler, "skip_corrector", None)
+        if skip is not None:
+            yield site.edit_step(lambda update: _spare(skip, update))
         site.tally.change = f"{self.summary()} in place of {type(before).__name__}"
+
+
+def _spare(skip: Callable[[Sequence[int]], None], update: Update) -> Any:
+    """Have a solver correct no sample by an output that was filled in; the output stays."""
+    if update.filled:
+        skip(update.filled)
+    return update.output

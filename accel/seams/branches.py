@@ -17,7 +17,7 @@ from torch import Tensor
 
 from accel import hooks
 from accel.errors import UnsupportedModel
-from accel.seams.denoisers import Call, Denoiser, Row
+from accel.seams.denoisers import Call, Denoiser, Result, Row
 from accel.trajectory import Trajectory
 
 Style = Literal["batched", "calls", "embedded"]
@@ -158,6 +158,11 @@ class Reader:
         samples = self._seen = count // len(branches)
         rows = tuple(Row(branch, sample) for branch in branches for sample in range(samples))
         return Call(denoiser, step, rows, arguments)
+
+    def answered(self, call: Call, result: Result) -> None:
+        """Tell the trajectory which samples were computed."""
+        for row, fresh in zip(call.rows, result.fresh, strict=False):
+            self.trajectory.answered(row.sample, row.branch, fresh)
 
     def _branches(
         self, denoiser: Denoiser, arguments: dict[str, Any], count: int, index: int

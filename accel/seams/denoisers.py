@@ -184,6 +184,10 @@ class Reader(Protocol):
         """One call, its rows named."""
         ...
 
+    def answered(self, call: Call, result: Result) -> None:
+        """Look at what a call was answered."""
+        ...
+
 
 class Onion:
     """The methods around every call of one denoiser, the lowest layer number outermost."""
@@ -221,6 +225,7 @@ class Onion:
             return Result(value, (True,) * len(innermost.rows), native)
 
         result = self._run(0, call, evaluate)
+        self._reader.answered(call, result)
         if result.native is not None and len(result.fresh) == len(call.rows):
             return result.native
         return self._packing.pack(result.value, as_dict)
