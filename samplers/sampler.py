@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from accel.attach import Accelerator, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
@@ -40,11 +40,13 @@ class Sampler(Accelerator):
         """What the report says of the solver, as in ``order 2, eta 1``."""
 
     @classmethod
-    def off(cls) -> None:
+    def off(cls) -> Self | None:
         """A sampler is off when it is left out: some scheduler has to be there."""
+        return None
 
-    def why_off(self) -> None:
+    def why_off(self) -> str | None:
         """It always does something."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """The solver's settings, as its scheduler takes them."""
