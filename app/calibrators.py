@@ -70,5 +70,8 @@ CALIBRATORS: dict[str, Entry] = {
     "magcache": Entry("accel.cache.calibration:calibrate_magcache"),
     "table": Entry("accel.cache.calibration:calibrate_table"),
     "steps": Entry("accel.cache.calibration:calibrate_steps"),
+    "linear-ag": Entry(
+        "accel.guidance.calibration:calibrate_linear_ag", "accel.guidance.calibration:Options"
+    ),
 }
 """By the name that `accel calibrate` is given."""

@@ -53,13 +53,24 @@ def test_names():
         "TextKV",
         "ZEUS",
     ]
-    assert accel.guidance.__all__ == ["Adaptive", "Interval"]
+    assert accel.guidance.__all__ == [
+        "Adaptive",
+        "CFGCache",
+        "Interval",
+        "LinearAG",
+        "Residual",
+        "SkipAtOne",
+    ]
     assert accel.memory.__all__ == ["GroupOffload"]
     assert samplers.__all__ == [
         "DPMSolverPP",
         "DPMSolverPPScheduler",
         "DPMSolverPPSingle",
         "DPMSolverPPSingleScheduler",
+        "DPMSolverV3",
+        "DPMSolverV3Scheduler",
+        "OLSS",
+        "OLSSScheduler",
         "SASolver",
         "SASolverScheduler",
         "UniPC",

@@ -109,12 +109,14 @@ def test_uncond_knows_nothing_of_cond(bench, name, method):
 
 @pytest.mark.parametrize(("name", "method"), UNGUIDED)
 def test_uncond_is_answered_by_cond_or_itself(bench, name, method):
-    """Where guidance is left out, by cond to the bit; elsewhere by what stock computes."""
+    """Where guidance is left out, by cond to the bit; where it is estimated, by neither; elsewhere
+    by what stock computes."""
     forced = Forced(name, bench.pipe(name))
     stock, _ = forced.run(Plan())
     answers, events = forced.run(Plan(ROSTER[method].active))
     states = {step: state for step, branch, _, state in events[method] if branch == "uncond"}
-    assert set(states.values()) == {"computed", "reused"}
+    assert "computed" in states.values()
+    assert set(states.values()) & {"reused", "predicted"}
     for step, state in states.items():
         uncond, cond = answers["uncond", step], answers["cond", step]
         assert torch.equal(uncond, cond) == (state == "reused")

@@ -57,6 +57,12 @@ class Adaptive(Accelerator):
         "min_steps it keeps guidance from ending at once",
     )
     min_steps: int = Field(default=3, ge=0, description="steps that are guided in any case")
+    reset_history: bool = Field(
+        default=False,
+        description="take a step of first order where guidance ends: a multistep solver's history "
+        "is of guided outputs, and there they jump. The history is the batch's: with samples that "
+        "end apart, one resets all, and warns",
+    )
 
     @classmethod
     def off(cls) -> Self:
@@ -69,12 +75,13 @@ class Adaptive(Accelerator):
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser."""
-        from accel.guidance.branches import Unconditional
+        from accel.guidance.branches import ENDS, Unconditional, resetting
 
-        yield site.claim("branches: when guidance ends")
+        yield site.claim(ENDS)
         latch = Latch(self)
         yield site.on_start(latch.reset)
-        unconditional = Unconditional(site.tally, latch.guided, latch.observe)
+        switched = resetting(site, self.name) if self.reset_history else None
+        unconditional = Unconditional(site.tally, latch.guided, latch.observe, switched=switched)
         yield from unconditional.attach(site)
         idle = site.tally.reason
         site.tally.reason = lambda: latch.why_idle() or idle()
@@ -93,24 +100,25 @@ class Latch:
         self._ended.clear()
         self._highest = -math.inf
 
-    def guided(self, step: Step, sample: int) -> bool:
-        """Whether a sample needs its unconditional branch at a step."""
-        return not self._ended.get(sample, step.index) < step.index
+    def guided(self, call: Call, sample: int) -> bool:
+        """Whether a sample needs its unconditional branch in a call."""
+        index = call.step.index
+        return not self._ended.get(sample, index) < index
 
     def observe(self, call: Call, pairs: dict[int, Pair]) -> None:
         """Compare the branches of some samples; reads the device once."""
-        from accel.seams.spaces import convert
+        from accel.seams.spaces import convert, matching
 
         if not pairs or self._guarded(call.step):
             return
         space, network = self._method.space, type(call.denoiser.core).__name__
-        cosines = {
-            sample: _cosine(
-                convert(cond, x, call.step, space, network),
-                convert(uncond, x, call.step, space, network),
-            )
-            for sample, (cond, uncond, x) in pairs.items()
-        }
+        cosines = {}
+        for sample, pair in pairs.items():
+            both = [
+                convert(y, x, call.step, space, network)
+                for x, y in (matching(pair.x, pair.cond), matching(pair.x, pair.uncond))
+            ]
+            cosines[sample] = _cosine(*both)
         import torch
 
         for sample, cosine in zip(

@@ -1,60 +1,120 @@
-"""Leave out the unconditional branch: its answer is taken from the conditional one.
+"""Leave out the unconditional branch: its answer is taken from the conditional one, or estimated.
 
 Guidance u + w·(c − u) with u = c is exactly c, so no pipeline has to be edited: in a batched call
-only the needed rows run, in a pipeline of two calls the second is answered from the first.
+only the needed rows run, in a pipeline of two calls the second is answered from the first. A method
+that knows better than u = c gives an estimate of u.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from accel.errors import UnsupportedModel
-from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
+from accel.errors import AccelWarning, UnsupportedModel
+from accel.seams.denoisers import Call, Inner, Result, stack_rows
 from accel.seams.rows import scatter
-from accel.seams.spaces import matching
-from accel.trajectory import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from accel.attach import Site, Undo
-    from accel.report import Tally
+    from accel.report import State, Tally
 
 COND = "cond"
 UNCOND = "uncond"
 
-Pair = tuple["Tensor", "Tensor", "Tensor"]
-"""Conditional answer, unconditional answer and input of one sample."""
+ANSWERS = "branches: what answers for the unconditional one"
+ENDS = "branches: when guidance ends"
+WHERE = "branches: where guidance acts"
+"""Seams. A method that estimates u holds all three: its estimate rests on when u was evaluated."""
+
+
+class Pair(NamedTuple):
+    """Both branches of one sample, as the network answered them, and the network's input."""
+
+    cond: Tensor
+    uncond: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An unconditional row of a call that is not evaluated.
+
+    Attributes:
+        call: The call.
+        index: Place of the row in ``call.rows``.
+        cond: The conditional answer of the same sample at this step.
+        fresh: Whether that was computed in full.
+    """
+
+    call: Call
+    index: int
+    cond: Tensor
+    fresh: bool
+
+    @property
+    def sample(self) -> int:
+        """Position in the batch."""
+        return self.call.rows[self.index].sample
+
+    @property
+    def x(self) -> Tensor:
+        """The network's input for that row."""
+        return self.call.sample[self.index]
+
+
+Guided = Callable[[Call, int], bool]
+"""Whether the unconditional branch of a sample is evaluated in a call."""
+
+Observe = Callable[[Call, dict[int, Pair]], None]
+"""Told, by sample, of pairs that were both computed in full at this step."""
+
+Estimate = Callable[[Missing], "Tensor | None"]
+"""The unconditional answer of a sample; ``None`` where it is the conditional one."""
 
 
 class Unconditional:
     """Runs the unconditional branch only for the samples that need it.
 
     Args:
-        tally: Gets a ``computed`` or ``reused`` for each unconditional row.
-        guided: Whether a sample needs guidance at a step.
-        observe: Called with the pairs of the samples whose two branches were both computed in
-            full at this step, by sample.
+        tally: Gets for each unconditional row a ``computed``, a ``predicted`` where it was
+            estimated, or a ``reused`` where the conditional answer stands for it.
+        guided: Says which rows are evaluated.
+        observe: Sees what was evaluated.
+        estimate: Answers for the rows that are not; without it, the conditional answer does.
+        switched: Called before the solver's step where another set of samples is evaluated than
+            at the step before, with whether that holds for all samples.
     """
 
     def __init__(
         self,
         tally: Tally,
-        guided: Callable[[Step, int], bool],
-        observe: Callable[[Call, dict[int, Pair]], None] | None = None,
+        guided: Guided,
+        observe: Observe | None = None,
+        estimate: Estimate | None = None,
+        switched: Callable[[bool], None] | None = None,
     ) -> None:
         self._tally = tally
         self._guided = guided
         self._observe = observe
+        self._estimate = estimate
+        self._switched = switched
         self._cond: dict[int, tuple[int, Tensor, bool]] = {}
+        self._latest: frozenset[int] | None = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser of a pipeline."""
         site.tally.reason = self._why_idle
-        yield site.on_start(self._cond.clear)
+        yield site.on_start(self._start)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
+
+    def _start(self) -> None:
+        self._cond.clear()
+        self._latest = None
 
     def _why_idle(self) -> str:
         if self._tally.events:
@@ -62,24 +122,34 @@ class Unconditional:
         return "the calls have one branch: guidance is off or embedded"
 
     def __call__(self, call: Call, inner: Inner) -> Result:
-        """Compute the rows that are needed, answer the others from the conditional ones."""
-        branches = {row.branch for row in call.rows}
-        if UNCOND not in branches:
+        """Compute the rows that are needed, answer for the others."""
+        needed = call.where(lambda row: row.branch == UNCOND)
+        if not needed:
             result = inner(call)
             self._keep(call, result)
             return result
-        dropped = call.where(
-            lambda row: row.branch == UNCOND and not self._guided(call.step, row.sample)
-        )
-        result = self._without(call, dropped, inner) if dropped else inner(call)
-        self._keep(call, result)
-        needed = [row for row in call.rows if row.branch == UNCOND]
-        left = [call.rows[index] for index in dropped]
-        self._tally.record(call.step.index, (row for row in needed if row not in left), "computed")
-        self._tally.record(call.step.index, left, "reused")
+        dropped = [i for i in needed if not self._guided(call, call.rows[i].sample)]
+        self._follow(call, needed, dropped)
+        if dropped:
+            result = self._without(call, dropped, inner)
+        else:
+            result = inner(call)
+            self._keep(call, result)
+        evaluated = [i for i in needed if i not in dropped]
+        self._record(call, evaluated, "computed")
         if self._observe is not None:
-            self._observe(call, self._pairs(call, result, left))
+            self._observe(call, self._pairs(call, result, evaluated))
         return result
+
+    def _record(self, call: Call, rows: list[int], state: State) -> None:
+        self._tally.record(call.step.index, (call.rows[i] for i in rows), state)
+
+    def _follow(self, call: Call, needed: list[int], dropped: list[int]) -> None:
+        samples = {call.rows[i].sample for i in needed}
+        now = frozenset(samples - {call.rows[i].sample for i in dropped})
+        if self._switched is not None and self._latest not in (None, now):
+            self._switched(now ^ self._latest >= samples)
+        self._latest = now
 
     def _keep(self, call: Call, result: Result) -> None:
         for index, row in enumerate(call.rows):
@@ -88,37 +158,74 @@ class Unconditional:
                 self._cond[row.sample] = kept
 
     def _without(self, call: Call, dropped: list[int], inner: Inner) -> Result:
-        needed = [index for index in range(len(call.rows)) if index not in dropped]
-        if needed:
-            part = call.take(needed)
-            computed = inner(part)
-            self._keep(part, computed)
-            borrowed = self._borrow(call, dropped)
-            value = scatter([(needed, computed.value), (dropped, borrowed)], len(call.rows))
-            whole = dict(zip(needed, computed.fresh, strict=True))
-            return Result(value, tuple(whole.get(i, False) for i in range(len(call.rows))))
-        return Result(self._borrow(call, dropped), (False,) * len(call.rows))
+        kept = [index for index in range(len(call.rows)) if index not in dropped]
+        if not kept:
+            return Result(self._answer(call, dropped), (False,) * len(call.rows))
+        part = call.take(kept)
+        computed = inner(part)
+        self._keep(part, computed)
+        parts = [(kept, computed.value), (dropped, self._answer(call, dropped))]
+        whole = dict(zip(kept, computed.fresh, strict=True))
+        fresh = tuple(whole.get(index, False) for index in range(len(call.rows)))
+        return Result(scatter(parts, len(call.rows)), fresh)
 
-    def _borrow(self, call: Call, rows: list[int]) -> Tensor:
+    def _answer(self, call: Call, rows: list[int]) -> Tensor:
+        """What stands in for unconditional rows, ``[rows, …]``: a copy."""
         answers = []
         for index in rows:
-            step, value, _ = self._cond.get(call.rows[index].sample, (-1, None, False))
-            if value is None or step != call.step.index:
-                raise UnsupportedModel(
-                    "The pipeline asks for its unconditional branch before the conditional one, "
-                    "so it cannot be answered from that: leave guidance methods out of the plan."
-                )
-            answers.append(value)
+            missing = self._missing(call, index)
+            value = None if self._estimate is None else self._estimate(missing)
+            self._record(call, [index], "reused" if value is None else "predicted")
+            answers.append(missing.cond if value is None else value.to(missing.cond.dtype))
         return stack_rows(answers)
 
-    def _pairs(self, call: Call, result: Result, left: list[Row]) -> dict[int, Pair]:
+    def _missing(self, call: Call, index: int) -> Missing:
+        step, value, fresh = self._cond.get(call.rows[index].sample, (-1, None, False))
+        if value is None or step != call.step.index:
+            raise UnsupportedModel(
+                "The pipeline asks for its unconditional branch before the conditional one, "
+                "so it cannot be answered from that: leave guidance methods out of the plan."
+            )
+        return Missing(call, index, value, fresh)
+
+    def _pairs(self, call: Call, result: Result, rows: list[int]) -> dict[int, Pair]:
         pairs: dict[int, Pair] = {}
-        for index, row in enumerate(call.rows):
-            if row.branch != UNCOND or row in left or not result.fresh[index]:
-                continue
-            step, cond, fresh = self._cond[row.sample]
-            if fresh and step == call.step.index:
-                x, cond = matching(call.sample[index], cond)
-                _, uncond = matching(x, result.value[index])
-                pairs[row.sample] = (cond, uncond, x)
+        for index in rows:
+            sample = call.rows[index].sample
+            step, cond, fresh = self._cond.get(sample, (-1, None, False))
+            if result.fresh[index] and fresh and step == call.step.index and cond is not None:
+                pairs[sample] = Pair(cond, result.value[index], call.sample[index])
         return pairs
+
+
+def claim_all(site: Site) -> Iterator[Undo]:
+    """Hold everything about the unconditional branch: for methods that estimate its answer."""
+    for seam in (ANSWERS, ENDS, WHERE):
+        yield site.claim(seam)
+
+
+def resetting(site: Site, method: str) -> Callable[[bool], None]:
+    """What `Unconditional` calls to make the solver forget its history where guidance switches.
+
+    The history is one for all samples of a batch: where only some of them switch, the others
+    take a step of first order too, and that is a warning.
+
+    Raises:
+        UnsupportedModel: If the scheduler keeps a history that it cannot forget.
+    """
+    from accel.seams.history import forgetter
+
+    forget = forgetter(site.pipe.scheduler, method)
+
+    def switched(everywhere: bool) -> None:
+        if not everywhere:
+            warnings.warn(
+                f"{method}: guidance ended for some samples of the batch, and reset_history lowers "
+                "the solver's order for all of them: a sample now depends on its neighbours. "
+                "Run one sample at a time, or set reset_history=False.",
+                AccelWarning,
+                stacklevel=2,
+            )
+        forget()
+
+    return switched

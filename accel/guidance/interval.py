@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from accel.attach import Accelerator, Site, Undo
 
 if TYPE_CHECKING:
-    from accel.trajectory import Step
+    from accel.seams.denoisers import Call
 
 
 class Interval(Accelerator):
@@ -41,6 +41,12 @@ class Interval(Accelerator):
         "(0.28, 5.42] for SDXL, (0.19, 1.61] for EDM2-XXL",
     )
 
+    reset_history: bool = Field(
+        default=False,
+        description="take a step of first order where the interval begins and ends: a multistep "
+        "solver's outputs jump there",
+    )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low >= self.high:
@@ -58,11 +64,12 @@ class Interval(Accelerator):
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser."""
-        from accel.guidance.branches import Unconditional
+        from accel.guidance.branches import WHERE, Unconditional, resetting
 
-        yield site.claim("branches: where guidance acts")
+        yield site.claim(WHERE)
 
-        def guided(step: Step, _sample: int) -> bool:
-            return self.low < step.sigma <= self.high
+        def guided(call: Call, _sample: int) -> bool:
+            return self.low < call.step.sigma <= self.high
 
-        yield from Unconditional(site.tally, guided).attach(site)
+        switched = resetting(site, self.name) if self.reset_history else None
+        yield from Unconditional(site.tally, guided, switched=switched).attach(site)

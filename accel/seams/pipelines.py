@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -41,6 +42,22 @@ def guidance_of(pipe: Any) -> dict[str, float]:
             }
         frame = frame.f_back
     return {}
+
+
+def scale_of(numbers: Mapping[str, float], denoiser: str) -> float | None:
+    """The guidance scale w of u + w·(c − u) that a network's answers get.
+
+    Args:
+        numbers: What `guidance_of` said.
+        denoiser: Attribute of the pipeline that holds the network.
+
+    Returns:
+        ``None`` where it is one for all networks: then the pipeline itself looks whether it is 1.
+        (Z-Image means w − 1 by its scale; CogVideoX may change its own from step to step.)
+    """
+    if "guidance_scale_2" not in numbers:
+        return None
+    return numbers["guidance_scale_2" if denoiser == "transformer_2" else "guidance_scale"]
 
 
 def _is_number(value: Any) -> bool:

@@ -65,3 +65,28 @@ def _clean(y: Tensor, x: Tensor, prediction: str, alpha: float, noise: float) ->
     if math.isclose(alpha, 0.0):  # pure noise: the direction of −ε is that of the clean sample
         return -y
     return (x - noise * y) / alpha
+
+
+def answer(x: Tensor, clean: Tensor, step: Step, network: str, scale: float = 1.0) -> Tensor:
+    """What a network would answer that saw ``clean`` in its input: the inverse of `convert`.
+
+    Args:
+        x: The network's input for one row, ``α·x0 + σ·ε``.
+        clean: The clean sample, of the same shape.
+        step: Gives α, σ and what the network predicts.
+        network: Class name of the network.
+        scale: What the noise ε is multiplied by, at the same x; 1 where α is 0.
+    """
+    _, alpha, sigma = step.level
+    noise = (x - alpha * clean) / sigma * scale
+    if scale != 1.0:
+        clean = (x - sigma * noise) / alpha
+    prediction = step.levels.prediction
+    if prediction == "sample":
+        return clean
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v_prediction":
+        return alpha * noise - sigma * clean
+    velocity = noise - clean
+    return -velocity if network in NEGATED else velocity
