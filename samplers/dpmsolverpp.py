@@ -58,10 +58,10 @@ class DPMSolverPP(Sampler):
     )
     start: Start = Field(
         default="first",
-        description="order of the second step of a run that starts at pure noise (α = 0); on "
-        "mixtures of Gaussians second has up to 2.7 times less error over grids without shift, "
-        "within 3 % either way over shifted ones, and more where a grid is much too coarse; ODE "
-        "only",
+        description="order of the second step of a run that starts at pure noise (α = 0). second "
+        "has 2.7 times less error at 4 steps and 1.6 times at 10 on a mixture of Gaussians over an "
+        "unshifted flow, about the same over shifted ones, and more over grids that are much too "
+        "coarse; ODE only",
     )
 
     @model_validator(mode="after")
