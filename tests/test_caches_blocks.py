@@ -269,7 +269,7 @@ def test_coefficients_round_trip():
 
 INPUT = ("sd3", "sd35_skip_layer", "flux_cfg", "chroma", "hunyuanimage", "lumina2", "cogview4")
 INPUT += ("dit", "cogvideox", "hunyuanvideo", "mochi")
-TIME = ("qwenimage", "pixart_sigma", "sana", "zimage", "wan21", "ltx")
+MODULATED = ("qwenimage", "pixart_sigma", "sana", "zimage", "wan21", "wan22", "ltx")
 
 
 @pytest.mark.parametrize("name", INPUT)
@@ -293,12 +293,120 @@ def test_the_signal_is_what_the_blocks_own_norm_gives(bench, same, name):
     assert same(output, bench.stock(name, steps=2, guidance=False))
 
 
-@pytest.mark.parametrize("name", TIME)
-def test_without_an_adaptive_norm_the_signal_is_the_time(bench, gauged, name):
+def attention_of(block):
+    """The first attention of a block."""
+    names = ("attn1", "attn", "attention")
+    return next(getattr(block, name) for name in names if hasattr(block, name))
+
+
+@pytest.mark.parametrize("name", MODULATED)
+def test_the_signal_is_what_the_first_attention_is_given(bench, same, monkeypatch, name):
+    """Blocks that scale and shift what a plain norm gives, by a table or a projection."""
+    pipe, given, signals = bench.pipe(name), [], []
+    handles = [
+        attention_of(find_blocks(denoiser)[0].module).register_forward_pre_hook(
+            lambda _, args, named: given.append((args or (named["hidden_states"],))[0].clone()),
+            with_kwargs=True,
+        )
+        for denoiser in find_denoisers(pipe)
+    ]
+    inner = modulation.Modulated.signal
+
+    def noted(modulated, block, arguments):
+        signals.append(inner(modulated, block, arguments))
+        return signals[-1]
+
+    monkeypatch.setattr(modulation.Modulated, "signal", noted)
+    run = Plan(cache.TeaCache(threshold=1e-12)).attach(pipe)
+    output = bench.call(name, steps=2, guidance=False)
+    run.detach()
+    for handle in handles:
+        handle.remove()
+    assert signals
+    assert all(same(ours, theirs) for ours, theirs in zip(signals, given, strict=True))
+    assert same(output, bench.stock(name, steps=2, guidance=False))
+
+
+WIDTH = 4
+
+
+class Plain(torch.nn.Module):
+    """A norm and a table, and a time of each form that blocks are given it in."""
+
+    def __init__(self, vectors):
+        super().__init__()
+        self.norm1 = torch.nn.LayerNorm(WIDTH, elementwise_affine=False)
+        self.scale_shift_table = torch.nn.Parameter(torch.randn(vectors, WIDTH))
+
+
+class ShiftFirst(Plain):
+    def forward(self, hidden_states, temb):
+        shift, scale, gate = self.scale_shift_table[None].unbind(1)
+        return self.norm1(hidden_states) * (1 + scale) + shift, gate
+
+
+class ScaleFirst(Plain):
+    def forward(self, hidden_states, temb):
+        prescale, preshift, _ = self.scale_shift_table[None].unbind(1)
+        return self.norm1(hidden_states) * (1 + prescale) + preshift
+
+
+class ScaleAlone(Plain):
+    def forward(self, hidden_states, temb):
+        scale_msa, gate_msa, _ = self.scale_shift_table[None].unbind(1)
+        return self.norm1(hidden_states) * (1 + scale_msa), gate_msa
+
+
+class Unnamed(Plain):
+    def forward(self, hidden_states, temb):
+        a, b, _ = self.scale_shift_table[None].unbind(1)
+        return self.norm1(hidden_states) * (1 + a) + b
+
+
+TIMES = {
+    "flat": lambda time: time.flatten(1),
+    "one row": lambda time: time[:1].flatten(1),
+    "vectors": lambda time: time,
+    "tokens": lambda time: time[:, None].expand(-1, 6, -1, -1).flatten(2),
+    "tokens apart": lambda time: time[:, None].expand(-1, 6, -1, -1),
+    "frames": lambda time: time[:, None].expand(-1, 2, -1, -1),
+    "vectors, then frames": lambda time: time[:, :, None].expand(-1, -1, 2, -1),
+}
+
+
+@forms(**{key.replace(" ", "_").replace(",", ""): make for key, make in TIMES.items()})
+@pytest.mark.parametrize(
+    ("kind", "scale", "shift"), [(ShiftFirst, 1, 0), (ScaleFirst, 0, 1), (ScaleAlone, 0, None)]
+)
+def test_the_modulation_by_hand(method, kind, scale, shift):
+    """norm(x)·(1 + scale) + shift, with the vectors that the block's own names tell."""
+    block = Block(0, kind(3))
+    hidden, time = torch.randn(2, 6, WIDTH), torch.randn(1, 3, WIDTH).expand(2, -1, -1)
+    found = modulation.input_signal(block)(block, {"hidden_states": hidden, "temb": method(time)})
+    table = block.module.scale_shift_table
+    expected = block.module.norm1(hidden) * (1 + table[scale] + time[:, None, scale])
+    if shift is not None:
+        expected = expected + table[shift] + time[:, None, shift]
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_table_that_waits_elsewhere_is_brought():
+    block = Block(0, ShiftFirst(3))
+    given = {"hidden_states": torch.ones(2, 6, WIDTH), "temb": torch.ones(2, 3 * WIDTH)}
+    there = {name: value.to("meta") for name, value in given.items()}
+    assert modulation.input_signal(block)(block, there).device.type == "meta"
+    assert block.module.scale_shift_table.device.type == "cpu"
+
+
+def test_names_that_do_not_tell_leave_the_time(bench, gauged, monkeypatch):
     """It does not depend on the sample: all of a batch decide alike."""
-    run = Plan(cache.TeaCache(threshold=1e-12)).attach(bench.pipe(name))
+    block, time = Block(0, Unnamed(3)), torch.randn(2, 3 * WIDTH)
+    given = {"hidden_states": torch.randn(2, 6, WIDTH), "temb": time}
+    assert modulation.input_signal(block)(block, given) is time
+    monkeypatch.setattr(modulation, "_places", lambda kind: None)
+    run = Plan(cache.TeaCache(threshold=1e-12)).attach(bench.pipe("pixart_sigma"))
     gauged.clear()
-    bench.call(name, steps=4, batch=2)
+    bench.call("pixart_sigma", steps=4, batch=2)
     run.detach()
     assert len(gauged) == 6
     assert gauged[::2] == pytest.approx(gauged[1::2], rel=1e-5)
@@ -325,7 +433,7 @@ def test_named_polynomials_of_the_time_measure_the_time(bench, gauged):
     assert gauged == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux_cfg", "cogview4"])
+@pytest.mark.parametrize("name", ["sd3", "flux_cfg", "cogview4", *MODULATED])
 def test_teacache_decides_for_each_sample(bench, gauged, name):
     """Where the input is in the signal, samples decide apart, each as if alone."""
     pipe = bench.pipe(name)
@@ -350,10 +458,56 @@ def test_teacache_decides_for_each_sample(bench, gauged, name):
 def test_an_offloaded_norm_is_brought_to_its_input():
     """A block's weights are elsewhere until it runs; its norm is called before."""
     norm = torch.nn.Linear(4, 4)
-    assert modulation._run(norm, {"input": torch.ones(2, 4)}, torch.device("cpu")).shape == (2, 4)
-    there = modulation._run(norm, {"input": torch.ones(2, 4, device="meta")}, torch.device("meta"))
+    here, there = (torch.ones(2, 4, device=device) for device in ("cpu", "meta"))
+    assert modulation._run(norm, (here,), {}, here.device).shape == (2, 4)
+    there = modulation._run(norm, (), {"input": there}, there.device)
     assert there.device.type == "meta"
     assert norm.weight.device.type == "cpu"
+
+
+# What indicators keep is counted.
+
+
+@pytest.mark.parametrize("name", ["pixart_sigma", "sana", "dit", "wan21"])
+def test_the_memory_of_a_cache_in_closed_form(bench, name):
+    """By row what fills in; by sample, of its leading row, what the indicator compares with."""
+    pipe, batch, seen = bench.pipe(name), 2, {}
+    denoiser = find_denoisers(pipe)[0]
+    block = find_blocks(denoiser)[0]
+
+    def note(inner, *args, **kwargs):
+        hidden = block.inputs(block.bind(args, kwargs))["hidden"]
+        seen["stream"], seen["tokens"] = hidden[0].nbytes, hidden.shape[1]
+        return inner(*args, **kwargs)
+
+    def note_call(inner, *args, **kwargs):
+        returned = inner(*args, **kwargs)
+        seen["x"] = (args or (kwargs["hidden_states"],))[0][0].nbytes
+        seen["v"] = returned[0][0].nbytes
+        return returned
+
+    undos = [block.wrap(note), hooks.wrap(denoiser.module, "forward", note_call)]
+    bench.call(name, steps=1, batch=batch)
+    for undo in undos:
+        undo()
+    rows = batch * len(PIPELINES[name].order)
+    stream, scalar = seen["stream"], 4
+    closed = {
+        cache.EasyCache(threshold=1e-12, predictor="reuse"): rows * seen["v"]
+        + batch * (2 * seen["x"] + min(seen["x"], seen["v"]) + scalar),
+        cache.FirstBlock(threshold=1e-12): (rows + batch) * stream,
+        cache.DBCache(threshold=1e-12, front=1, warmup=1): (rows + batch) * stream,
+        cache.TeaCache(threshold=1e-12): (rows + batch) * stream,
+        cache.MagCache(threshold=1e-12, share=0.0): rows * stream
+        + batch * (4 * seen["tokens"] + scalar),
+        cache.MagCache(threshold=1e-12, share=0.0, curve=(0.5,)): rows * stream,
+    }
+    for method, expected in closed.items():
+        run = Plan(method).attach(pipe)
+        bench.call(name, steps=4, batch=batch)
+        said = run.report.to_dict()["cached_bytes"][method.name]
+        run.detach()
+        assert said == expected, method
 
 
 # DBCache.

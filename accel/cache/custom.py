@@ -6,6 +6,7 @@ Not a method of a paper but the engine's own form, in which the methods of paper
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -225,29 +226,30 @@ class Custom(Cache, Limited):
 
         entry = None
         if self.indicator == "input":
+            signal = cache(input_signal)  # looked up once a block
             for denoiser in site.denoisers:
-                input_signal(site.blocks(denoiser)[0])  # refuses here, not amid a run
-            entry = lambda block, arguments: input_signal(block)(block, arguments)  # noqa: E731
-        cache = BlockRangeCache(
+                signal(site.blocks(denoiser)[0])  # refuses here, not amid a run
+            entry = lambda block, arguments: signal(block)(block, arguments)  # noqa: E731
+        range_cache = BlockRangeCache(
             site.tally,
             self._decisions(site),
             lambda count: Spans((range(self.front, count - self.back),), front=self.front),
             self.forecast,
             entry=entry,
         )
-        yield from cache.attach(site)
+        yield from range_cache.attach(site)
 
     def _around_modules(self, site: Site) -> Iterator[Undo]:
         from accel.cache.modules import ModuleCache
 
-        cache = ModuleCache(
+        module_cache = ModuleCache(
             site.tally,
             lambda module: "all",  # noqa: ARG005
             lambda group: self._policy(),  # noqa: ARG005
             self.forecast,
             self.memory_limit,
         )
-        yield from cache.attach(site)
+        yield from module_cache.attach(site)
 
     def _around_deep_branch(self, site: Site) -> Iterator[Undo]:
         from accel.cache.deep_branch import DeepBranchCache

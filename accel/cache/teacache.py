@@ -8,6 +8,7 @@ last norm: kept behind it, a stale modulation would be kept too.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, ClassVar, get_args
 
 from pydantic import Field, field_validator
@@ -22,9 +23,10 @@ class TeaCache(AdaptiveCache):
     """Sum the estimated change of the output; compute when it reaches the threshold.
 
     The estimate is a polynomial of the relative change, from step to step, of the first block's
-    modulated input, where the block has an adaptive norm, else of the time embedding that the
-    block is given: then it is the same for every input. Decides for each sample; reads the device
-    once a step. `accel calibrate teacache` fits the polynomial to a model.
+    input as the time modulates it. Of the time embedding alone, the same for every input, where
+    the coefficients are of that, or where it is not found how a block modulates (Flux2, HiDream,
+    Kandinsky). Decides for each sample; reads the device once a step. `accel calibrate teacache`
+    fits the polynomial to a model.
     """
 
     name: ClassVar[str] = "cache.TeaCache"
@@ -90,7 +92,7 @@ class TeaCache(AdaptiveCache):
         yield site.claim("blocks")
         chosen = self.coefficients
         by_time = isinstance(chosen, str) and chosen.startswith(BY_TIME)
-        signal = time_signal if by_time else input_signal
+        signal = cache(time_signal if by_time else input_signal)  # looked up once a block
         for denoiser in site.denoisers:
             signal(site.blocks(denoiser)[0])  # refuses here, not in the middle of a run
         decisions = Decisions(
@@ -98,11 +100,11 @@ class TeaCache(AdaptiveCache):
             lambda: self.guarded(Accumulated(self.threshold)),
         )
         site.tally.reason = lambda: decisions.why_idle("the estimated change", self.threshold)
-        cache = BlockRangeCache(
+        range_cache = BlockRangeCache(
             site.tally,
             decisions,
             lambda count: Spans((range(count),)),
             self.forecast,
             entry=lambda block, arguments: signal(block)(block, arguments),
         )
-        yield from cache.attach(site)
+        yield from range_cache.attach(site)

@@ -28,7 +28,6 @@ ROWS = {
     ),
     "cache.TeaCache": Row(
         engine="blocks",
-        # no dial: where a block has no adaptive norm, the time alone decides
         active=cache.TeaCache(threshold=1e6),
         variants=(
             cache.TeaCache(threshold=1e6, coefficients="wan2.1-1.3b", max_skips=2, warmup=2),
@@ -37,6 +36,7 @@ ROWS = {
             ),
         ),
         unserved=frozenset({"unet"}),
+        dial=lambda threshold: cache.TeaCache(threshold=threshold, max_skips=0),
     ),
     "cache.MagCache": Row(
         engine="blocks",
