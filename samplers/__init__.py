@@ -11,20 +11,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from samplers.deis import DEIS as DEIS
+    from samplers.deis_scheduler import DEISScheduler as DEISScheduler
+    from samplers.dpmsolver_v3 import DPMSolverV3 as DPMSolverV3
+    from samplers.dpmsolver_v3_scheduler import DPMSolverV3Scheduler as DPMSolverV3Scheduler
     from samplers.dpmsolverpp import DPMSolverPP as DPMSolverPP
     from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler as DPMSolverPPScheduler
     from samplers.dpmsolverpp_single import DPMSolverPPSingle as DPMSolverPPSingle
     from samplers.dpmsolverpp_single_scheduler import DPMSolverPPSingleScheduler as DPMSolverPPSingleScheduler
+    from samplers.olss import OLSS as OLSS
+    from samplers.olss_scheduler import OLSSScheduler as OLSSScheduler
     from samplers.sa_solver import SASolver as SASolver
     from samplers.sa_solver_scheduler import SASolverScheduler as SASolverScheduler
     from samplers.unipc import UniPC as UniPC
     from samplers.unipc_scheduler import UniPCScheduler as UniPCScheduler
 
 _HOMES = {
+    "DEIS": "samplers.deis",
+    "DEISScheduler": "samplers.deis_scheduler",
     "DPMSolverPP": "samplers.dpmsolverpp",
     "DPMSolverPPScheduler": "samplers.dpmsolverpp_scheduler",
     "DPMSolverPPSingle": "samplers.dpmsolverpp_single",
     "DPMSolverPPSingleScheduler": "samplers.dpmsolverpp_single_scheduler",
+    "DPMSolverV3": "samplers.dpmsolver_v3",
+    "DPMSolverV3Scheduler": "samplers.dpmsolver_v3_scheduler",
+    "OLSS": "samplers.olss",
+    "OLSSScheduler": "samplers.olss_scheduler",
     "SASolver": "samplers.sa_solver",
     "SASolverScheduler": "samplers.sa_solver_scheduler",
     "UniPC": "samplers.unipc",
@@ -32,10 +44,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "DEIS",
+    "DEISScheduler",
     "DPMSolverPP",
     "DPMSolverPPScheduler",
     "DPMSolverPPSingle",
     "DPMSolverPPSingleScheduler",
+    "DPMSolverV3",
+    "DPMSolverV3Scheduler",
+    "OLSS",
+    "OLSSScheduler",
     "SASolver",
     "SASolverScheduler",
     "UniPC",
