@@ -238,6 +238,8 @@ def test_reads_of_the_device(bench, reads, name, method):
     row, pipe, more = ROSTER[method.name], bench.pipe(name), 5
     if method.name == "cache.DMD":
         pytest.skip("its predictor solves a small system on the host")
+    if row.fixed:
+        pytest.skip("its runs are of one length")
     forms = [method] if row.dial is None else [method, row.dial(1e6), row.dial(1e-12)]
     stock = reads(name, pipe, Plan(), STEPS + more) - reads(name, pipe, Plan(), STEPS)
     for form in forms:

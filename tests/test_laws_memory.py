@@ -210,10 +210,11 @@ def another_size(bench, name):
 
 @cases(CORE, kin=False)
 def test_another_size_batch_and_length_between_runs(bench, same, name, method):
+    more, fewer = (0, 0) if ROSTER[method.name].fixed else (3, 1)
     calls = [
         {"steps": STEPS},
-        {"steps": STEPS + 3, "batch": 3},
-        {"steps": STEPS - 1, "guidance": False},
+        {"steps": STEPS + more, "batch": 3},
+        {"steps": STEPS - fewer, "guidance": False},
         {"steps": STEPS, "batch": 2, **another_size(bench, name)},
         {"steps": STEPS},
     ]

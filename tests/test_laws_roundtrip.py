@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from roster import ROSTER
 
 from accel import Plan, cache, guidance
@@ -30,12 +32,23 @@ def values(kind, metadata=()):
     makers = {
         Literal: lambda: st.sampled_from(inner),
         Union: lambda: st.one_of(*map(values, inner)),
+        UnionType: lambda: st.one_of(*map(values, inner)),
+        NoneType: st.none,
+        Path: lambda: st.text("ab/", min_size=1, max_size=4).map(Path),
         tuple: lambda: tuples(inner),
         bool: st.booleans,
         str: lambda: st.text("01", min_size=4, max_size=4),  # a line of a table
     }
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return st.fixed_dictionaries(fields_of(kind))  # checked where it is put into a method
     maker = makers.get(origin or kind)
     return maker() if maker else numbers(kind, metadata)
+
+
+def fields_of(kind):
+    return {
+        name: values(info.annotation, info.metadata) for name, info in kind.model_fields.items()
+    }
 
 
 def tuples(inner):
@@ -63,11 +76,7 @@ def vars_of(meta):
 @st.composite
 def methods(draw, kind):
     """A method with any legal fields."""
-    fields = draw(
-        st.fixed_dictionaries(
-            {n: values(info.annotation, info.metadata) for n, info in kind.model_fields.items()}
-        )
-    )
+    fields = draw(st.fixed_dictionaries(fields_of(kind)))
     while True:
         try:
             return kind(**fields)

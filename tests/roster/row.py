@@ -24,7 +24,8 @@ class Row:
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
         lossless: Whether its output is that of the stock pipeline to the bit while it acts.
-        idle: Tiny pipelines that it attaches to but finds nothing to do in.
+        idle: Tiny pipelines that it attaches to but finds nothing to do in, or whose runs it refuses.
+        fixed: Whether it refuses runs of another number of steps than ``STEPS``.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class Row:
     dial: Callable[[float], Accelerator] | None = None
     lossless: bool = False
     idle: frozenset[str] = field(default_factory=frozenset)
+    fixed: bool = False
 
     def serves(self, tiny: Tiny) -> bool:
         """Whether it attaches to a pipeline."""
