@@ -4,6 +4,7 @@ Importing this package imports neither torch nor diffusers.
 """
 
 from accel import cache as cache
+from accel import edit as edit
 from accel import errors as errors
 from accel import guidance as guidance
 from accel import memory as memory
@@ -25,6 +26,7 @@ __all__ = [
     "Site",
     "asset",
     "cache",
+    "edit",
     "errors",
     "explain",
     "guidance",

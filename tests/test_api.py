@@ -24,6 +24,7 @@ def test_names():
         "Site",
         "asset",
         "cache",
+        "edit",
         "errors",
         "explain",
         "guidance",
@@ -61,8 +62,10 @@ def test_names():
         "Residual",
         "SkipAtOne",
     ]
-    assert accel.memory.__all__ == ["GroupOffload"]
+    assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
     assert samplers.__all__ == [
+        "DEIS",
+        "DEISScheduler",
         "DPMSolverPP",
         "DPMSolverPPScheduler",
         "DPMSolverPPSingle",
@@ -73,6 +76,7 @@ def test_names():
         "OLSSScheduler",
         "SASolver",
         "SASolverScheduler",
+        "Schedule",
         "UniPC",
         "UniPCScheduler",
     ]
