@@ -22,8 +22,8 @@ class MultistepScheduler(SolverScheduler):
 
     Attributes:
         space: What is kept: ``data``, the x0-prediction, or ``noise``, the ε-prediction. The first
-            step of a flow starts at pure noise, where ε is known without the network: it is a
-            step of first order on the data in either space.
+            step of a flow starts at pure noise, where ε is the sample itself and says nothing of
+            the data: it is a step of first order on the data in either space.
         history: The predictions kept from earlier steps, the newest first.
     """
 
@@ -73,6 +73,7 @@ class MultistepScheduler(SolverScheduler):
             self._seeds = seeds_of(sample)
         if self.space == "noise" and level.alpha == 0.0:
             data = self._conversion.data(output, sample, level)
+            self._keep(sample / level.sigma)
             return self._choices[index][0].apply(sample, [data])
         prediction = self._predict(output, sample, level)
         sample = self._revise(index, prediction, sample)

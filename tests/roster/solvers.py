@@ -1,7 +1,16 @@
 """Samplers."""
 
-from roster.row import Row
-from samplers import DPMSolverPP, DPMSolverPPSingle, SASolver, UniPC
+from roster.row import STEPS, Row
+from samplers import DEIS, OLSS, DPMSolverPP, DPMSolverPPSingle, DPMSolverV3, SASolver, UniPC
+from samplers.ems import Scalars
+
+STATISTICS = Scalars(
+    low=-8.0, high=8.0, l=(1.0, 0.9, 0.4, 0.1), s=(0.1, -0.2, -0.4, -0.6), b=(0.0, 0.2, -0.1, 0.0)
+)
+"""Made up, and for any model: the solver is of the same order with whatever statistics."""
+
+FITTED = OLSS(noise=(1.0,) * STEPS, outputs=tuple((-1.0 / STEPS,) * (k + 1) for k in range(STEPS)))
+"""Euler's steps on even levels of a flow, taken for whatever model."""
 
 ROWS = {
     "samplers.DPMSolverPP": Row(
@@ -14,6 +23,11 @@ ROWS = {
         active=DPMSolverPPSingle(order=2),
         variants=(DPMSolverPPSingle(order=3),),
     ),
+    "samplers.DEIS": Row(
+        engine="sampler",
+        active=DEIS(),
+        variants=(DEIS(order=4, form="iPNDM"), DEIS(order=3, form="lambdaAB")),
+    ),
     "samplers.UniPC": Row(
         engine="corrector",
         active=UniPC(order=2),
@@ -23,5 +37,27 @@ ROWS = {
         engine="corrector",
         active=SASolver(),
         variants=(SASolver(predictor_order=3, corrector_order=4, tau=0.0),),
+    ),
+    "samplers.OLSS": Row(
+        engine="fitted",
+        active=FITTED,
+        variants=(
+            FITTED.model_copy(
+                update={
+                    "path_timesteps": (900.0, 800.0, 600.0, 500.0, 300.0, 100.0),
+                    "path_sigmas": (0.9, 0.8, 0.6, 0.5, 0.3, 0.1, 0.0),
+                }
+            ),
+        ),
+        idle=frozenset({"sd_img2img", "flux_img2img"}),  # they start in the middle
+        fixed=True,
+    ),
+    "samplers.DPMSolverV3": Row(
+        engine="statistics",
+        active=DPMSolverV3(numbers=STATISTICS),
+        variants=(
+            DPMSolverV3(numbers=STATISTICS, order=3, corrector="same"),
+            DPMSolverV3(numbers=STATISTICS, order=4, pseudo=True, corrector="none"),
+        ),
     ),
 }
