@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from accel.attach import Accelerator, Site, Undo
@@ -66,14 +66,13 @@ class Sampler(Accelerator):
             raise UnsupportedModel(f"{self.name} on {type(before).__name__}: {error}") from error
         yield site.claim(self.seam)
         yield site.swap_scheduler(scheduler)
-        skip = getattr(scheduler, "skip_corrector", None)
-        if skip is not None:
-            yield site.edit_step(lambda update: _spare(skip, update))
+        if hasattr(scheduler, "skip_corrector"):
+            yield site.edit_step(lambda update: _spare(scheduler, update))
         site.tally.change = f"{self.summary()} in place of {type(before).__name__}"
 
 
-def _spare(skip: Callable[[Sequence[int]], None], update: Update) -> Any:
+def _spare(scheduler: Any, update: Update) -> Any:
     """Have a solver correct no sample by an output that was filled in; the output stays."""
     if update.filled:
-        skip(update.filled)
+        scheduler.skip_corrector(update.filled)
     return update.output
