@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FIRST = ("sampler", "memory")
 """Layers that are attached before all others: what follows the scheduler, or sits on the modules,
-then follows the new scheduler and sits above what moves weights."""
+then follows the new scheduler and sits above what moves weights. Of them, what replaces the
+scheduler (seam ``scheduler``) goes before what changes it."""
 
 LAYERS = (
     "loop",
@@ -228,9 +229,9 @@ class Run:
             for method, tally in zip(methods, self.report.tallies, strict=True)
             if tally.off is None
         ]
-        for method, tally in active:
-            if method.layer in FIRST:
-                self._attach_one(method, tally, stack)
+        first = [pair for pair in active if pair[0].layer in FIRST]
+        for method, tally in sorted(first, key=lambda pair: pair[0].seam != "scheduler"):
+            self._attach_one(method, tally, stack)
         modules = [part for denoiser in self.denoisers for part in denoiser.core.modules()]
         for undo in hooks.guard(self.pipe, modules):
             stack.callback(undo)

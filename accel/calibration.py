@@ -26,11 +26,13 @@ class Calibrated:
         note: What they rest on, in a line.
         files: Content of files that the method needs, by the name of the method's field that is
             to hold the path; whoever writes them sets the fields.
+        beside: Methods that belong in the same plan: what the numbers were measured with.
     """
 
     method: Accelerator
     note: str
     files: Mapping[str, bytes] = field(default_factory=dict)
+    beside: tuple[Accelerator, ...] = ()
 
 
 Calibrator = Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], Calibrated]

@@ -51,7 +51,7 @@ def calibrate(given: Given) -> None:
         calls = _calls(pipe, model, requests, bar)
         found = _measured(asked.what, entry, pipe, calls, options)
     names = {name: Path(beside[name].name) for name in found.files}
-    plan = Plan(found.method.model_copy(update=names))
+    plan = Plan(found.method.model_copy(update=names), *found.beside)
     head = (
         f"# accel calibrate {asked.what}: {asked.model} (sha256 {model.fingerprint[:16]})\n"
         f"# prompts: {len(prompts)}; {found.note}\n"

@@ -18,11 +18,20 @@ if TYPE_CHECKING:
     from samplers.dpmsolverpp import DPMSolverPP as DPMSolverPP
     from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler as DPMSolverPPScheduler
     from samplers.dpmsolverpp_single import DPMSolverPPSingle as DPMSolverPPSingle
-    from samplers.dpmsolverpp_single_scheduler import DPMSolverPPSingleScheduler as DPMSolverPPSingleScheduler
+    from samplers.dpmsolverpp_single_scheduler import (
+        DPMSolverPPSingleScheduler as DPMSolverPPSingleScheduler,
+    )
     from samplers.olss import OLSS as OLSS
     from samplers.olss_scheduler import OLSSScheduler as OLSSScheduler
+    from samplers.pseudo_corrector import PseudoCorrector as PseudoCorrector
+    from samplers.pseudo_corrector_scheduler import (
+        PseudoCorrectorScheduler as PseudoCorrectorScheduler,
+    )
+    from samplers.rho_rk import RhoRK as RhoRK
+    from samplers.rho_rk_scheduler import RhoRKScheduler as RhoRKScheduler
     from samplers.sa_solver import SASolver as SASolver
     from samplers.sa_solver_scheduler import SASolverScheduler as SASolverScheduler
+    from samplers.schedule_method import Schedule as Schedule
     from samplers.unipc import UniPC as UniPC
     from samplers.unipc_scheduler import UniPCScheduler as UniPCScheduler
 
@@ -37,14 +46,20 @@ _HOMES = {
     "DPMSolverV3Scheduler": "samplers.dpmsolver_v3_scheduler",
     "OLSS": "samplers.olss",
     "OLSSScheduler": "samplers.olss_scheduler",
+    "PseudoCorrector": "samplers.pseudo_corrector",
+    "PseudoCorrectorScheduler": "samplers.pseudo_corrector_scheduler",
+    "RhoRK": "samplers.rho_rk",
+    "RhoRKScheduler": "samplers.rho_rk_scheduler",
     "SASolver": "samplers.sa_solver",
     "SASolverScheduler": "samplers.sa_solver_scheduler",
+    "Schedule": "samplers.schedule_method",
     "UniPC": "samplers.unipc",
     "UniPCScheduler": "samplers.unipc_scheduler",
 }
 
 __all__ = [
     "DEIS",
+    "OLSS",
     "DEISScheduler",
     "DPMSolverPP",
     "DPMSolverPPScheduler",
@@ -52,10 +67,14 @@ __all__ = [
     "DPMSolverPPSingleScheduler",
     "DPMSolverV3",
     "DPMSolverV3Scheduler",
-    "OLSS",
     "OLSSScheduler",
+    "PseudoCorrector",
+    "PseudoCorrectorScheduler",
+    "RhoRK",
+    "RhoRKScheduler",
     "SASolver",
     "SASolverScheduler",
+    "Schedule",
     "UniPC",
     "UniPCScheduler",
 ]
