@@ -55,10 +55,15 @@ class Inversion:
     solver: tuple[str, Mapping[str, Any]] = field(repr=False)
 
     def reconstruct(self, output_type: str = "pil") -> Any:
-        """The picture as the autoencoder gives it back: what the source row of an edit is."""
+        """The picture as the autoencoder gives it back: what the source row of an edit is.
+
+        It is decoded beside a copy of itself, since in a batch of two an autoencoder rounds
+        otherwise than alone.
+        """
         from accel.seams.pictures import decode
 
-        return decode(self.pipe, self.latents[-1], self.height, self.width, output_type)
+        two = self.latents[-1].expand(2, *self.latents[-1].shape[1:])
+        return decode(self.pipe, two, self.height, self.width, output_type)[:1]
 
     def edit(
         self,
@@ -144,8 +149,9 @@ def invert(
 
     At each step the output at the noisier level is taken from the latents of the cleaner one, as
     DDIM inversion does; with ``refine`` it is taken again from the latents found, which comes
-    nearer to the latents from which the solver would give the picture back by itself. An edit
-    gives the source back exactly in any case.
+    nearer to the latents from which the solver would give the picture back by itself, if the
+    output changes little within a step (more steps help). An edit gives the source back exactly in
+    any case.
 
     Args:
         pipe: Stable Diffusion 1, 2, XL, 3, Flux or Chroma, text to image, with a deterministic
