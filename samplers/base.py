@@ -266,6 +266,11 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
             index = self._begin_index
         if index is None:
             index = self.index_for_timestep(timestep)
+            if self._times.count(self._times[index]) > 1:
+                raise BadInput(
+                    f"Timestep {float(timestep)} is evaluated more than once, so it does not say "
+                    "where the run starts. Call set_begin_index first."
+                )
         if index >= self.num_inference_steps:
             raise BadInput(
                 f"The run has made all its {self.num_inference_steps} steps. Call set_timesteps() "

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from accel.errors import BadInput
 from samplers.deis import Clock, Form, flow_clock, update
 from samplers.multistep import Update
-from samplers.multistep_scheduler import MultistepScheduler
+from samplers.multistep_scheduler import MultistepScheduler, Space
 from samplers.prediction import Level
 from samplers.schedule import Floats
 from samplers.vp import VPNoise
@@ -33,7 +33,7 @@ class DEISScheduler(MultistepScheduler):
     take a second step of first order.
     """
 
-    space: ClassVar[Literal["data", "noise"]] = "noise"
+    space: Space = "noise"
 
     def __init__(
         self, order: int = 2, form: Form = "tAB", *, lower_order_final: bool = True, **model: Any

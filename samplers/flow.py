@@ -9,6 +9,7 @@ Source: arXiv 2210.02747, 2403.03206 section 5.3.2 (shift); 2501.00103 (terminal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from samplers.schedule import (
     chosen_ramp,
     descending,
     dynamic_shift,
+    moved,
     shift,
     stretch,
 )
@@ -119,6 +121,34 @@ class FlowNoise:
         if self.shift_terminal:
             levels = stretch(levels, self.shift_terminal)
         return self._grid(self._ramped(levels), asked.timesteps)
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level with ``σ/α = ratio``."""
+        return flow_level(ratio / (1.0 + ratio))
+
+    def moved(self, grid: Grid, levels: Sequence[Level]) -> Grid:
+        """The schedule of a grid, evaluated at other levels of its range.
+
+        What the network is told follows the grid: in between linearly in λ, in which a shift of
+        the levels is a shift indeed.
+
+        Args:
+            grid: N evaluations and where they end.
+            levels: N levels, never rising, above zero noise.
+        """
+        sigmas = np.array([level.sigma for level in levels])
+        publics = (1 - sigmas if self.invert_sigmas else sigmas).astype(np.float32)
+        inner = [k for k, level in enumerate(grid.levels) if math.isfinite(level.lam)]
+        if not inner:
+            return grid
+        shares = np.clip(grid.timesteps[inner] / self.num_train_timesteps, 1e-6, 1 - 1e-6)
+        odds = np.interp(
+            [level.lam for level in levels],
+            [grid.levels[k].lam for k in inner],
+            np.log(shares / (1 - shares)),
+        )
+        told = self.num_train_timesteps / (1 + np.exp(-odds))
+        return moved(grid, publics, told.astype(np.float32), self.level)
 
     def _named_by(self, timesteps: NDArray[Any]) -> Grid:
         ramps = [name for name in RAMPS if getattr(self, name)]

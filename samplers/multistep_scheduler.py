@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from samplers.base import Settings, SolverScheduler
 from samplers.multistep import Update
 from samplers.noise import Generator, seeded, seeds_of, standard_normal
 from samplers.prediction import Conversion, Level
+
+Space = Literal["data", "noise", "velocity"]
 
 
 class MultistepScheduler(SolverScheduler):
@@ -21,13 +23,14 @@ class MultistepScheduler(SolverScheduler):
     weights are computed once per schedule.
 
     Attributes:
-        space: What is kept: ``data``, the x0-prediction, or ``noise``, the ε-prediction. The first
-            step of a flow starts at pure noise, where ε is the sample itself and says nothing of
-            the data: it is a step of first order on the data in either space.
+        space: What is kept: ``data``, the x0-prediction, ``noise``, the ε-prediction, or, of flows
+            alone, ``velocity``, ε − x0. With ``noise`` the first
+            step of a flow, from pure noise, where ε is the sample itself and says nothing of the
+            data, is one of first order on the data.
         history: The predictions kept from earlier steps, the newest first.
     """
 
-    space: ClassVar[Literal["data", "noise"]] = "data"
+    space: Space = "data"
 
     def __init__(self, solver: Settings, model: Settings) -> None:
         self.history: list[Tensor] = []
@@ -89,6 +92,8 @@ class MultistepScheduler(SolverScheduler):
 
     def _predict(self, output: Tensor, sample: Tensor, level: Level) -> Tensor:
         conversion: Conversion = self._conversion
+        if self.space == "velocity":
+            return conversion.velocity(output, sample, level)
         read = conversion.data if self.space == "data" else conversion.noise
         return read(output, sample, level)
 

@@ -166,6 +166,18 @@ class Conversion:
             noise.add_(x, alpha=of_x)
         return noise
 
+    def velocity(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
+        """The prediction of ``ε − x0`` by a flow in the dtype of ``x``; no synchronisation.
+
+        Args:
+            output: The network's output after guidance, as for `data`.
+            x: The sample that the network saw, ``[B, C, ...]``.
+            level: The noise level of ``x``; σ > 0 where ``m`` is clipped.
+        """
+        if self.thresholding:
+            return (x - self.data(output, x, level)).div_(level.sigma)
+        return self.cut(output, x).to(x.dtype, copy=True)
+
     def cut(self, output: Tensor, x: Tensor) -> Tensor:
         """Without the variance that some networks predict behind the sample's channels."""
         learned = self.variance_type in ("learned", "learned_range")

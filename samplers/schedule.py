@@ -113,6 +113,24 @@ def descending(values: NDArray[Any], what: str) -> NDArray[Any]:
     return values
 
 
+def moved(grid: Grid, sigmas: Floats, told: Floats, level: Callable[[float], Level]) -> Grid:
+    """A grid whose evaluations are at other public levels; it ends where it did.
+
+    Args:
+        grid: N evaluations.
+        sigmas: N public levels in float32.
+        told: What the network is told there, unless the grid has the level: then it is told what
+            it is told there.
+        level: From a public level to the level.
+    """
+    known = dict(zip(grid.sigmas.tolist(), grid.timesteps.tolist(), strict=False))
+    times = [known.get(s, t) for s, t in zip(sigmas.tolist(), told.tolist(), strict=True)]
+    whole = all(s in known for s in sigmas.tolist())
+    publics = np.append(sigmas, grid.sigmas[-1:]).astype(np.float32)
+    levels = tuple(level(float(s)) for s in publics)
+    return Grid(np.array(times, grid.timesteps.dtype if whole else np.float32), publics, levels)
+
+
 def karras(first: float, last: float, count: int) -> Floats:
     """Uniform in σ^(1/7)."""
     top, bottom = first ** (1 / 7.0), last ** (1 / 7.0)

@@ -11,6 +11,7 @@ terminal signal-to-noise ratio), 2408.06072 section 3 (shift of the table, CogVi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,7 +23,17 @@ from torch import Tensor
 
 from accel.errors import BadInput
 from samplers.prediction import Level, vp_level
-from samplers.schedule import RAMPS, Floats, Grid, Request, Spacing, chosen_ramp, descending, spaced
+from samplers.schedule import (
+    RAMPS,
+    Floats,
+    Grid,
+    Request,
+    Spacing,
+    chosen_ramp,
+    descending,
+    moved,
+    spaced,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +156,23 @@ class VPNoise:
             return self._grid(self._told(sigmas, table), sigmas, end)
         times = asked.timesteps if asked.timesteps is not None else self._spaced(asked.count, table)
         return self._grid(times, np.interp(times, np.arange(len(table)), table), end)
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level with ``σ/α = ratio``."""
+        return vp_level(ratio)
+
+    def moved(self, grid: Grid, levels: Sequence[Level]) -> Grid:
+        """The schedule of a grid, evaluated at other levels of its range.
+
+        Args:
+            grid: N evaluations and where they end.
+            levels: N levels, never rising, above zero noise.
+        """
+        publics = np.array([level.sigma / level.alpha for level in levels], np.float32)
+        told = self._told(publics, self.table())
+        if self.timestep_type == "continuous":
+            told = (0.25 * np.log(publics)).astype(np.float32)
+        return moved(grid, publics, told, self.level)
 
     def _check(self, asked: Request) -> None:
         given = [name for name in ("sigmas", "timesteps") if getattr(asked, name) is not None]

@@ -65,6 +65,7 @@ def test_names():
     assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
     assert samplers.__all__ == [
         "DEIS",
+        "OLSS",
         "DEISScheduler",
         "DPMSolverPP",
         "DPMSolverPPScheduler",
@@ -72,8 +73,11 @@ def test_names():
         "DPMSolverPPSingleScheduler",
         "DPMSolverV3",
         "DPMSolverV3Scheduler",
-        "OLSS",
         "OLSSScheduler",
+        "PseudoCorrector",
+        "PseudoCorrectorScheduler",
+        "RhoRK",
+        "RhoRKScheduler",
         "SASolver",
         "SASolverScheduler",
         "Schedule",

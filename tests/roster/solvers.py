@@ -1,7 +1,18 @@
 """Samplers."""
 
 from roster.row import STEPS, Row
-from samplers import DEIS, OLSS, DPMSolverPP, DPMSolverPPSingle, DPMSolverV3, SASolver, UniPC
+from samplers import (
+    DEIS,
+    OLSS,
+    DPMSolverPP,
+    DPMSolverPPSingle,
+    DPMSolverV3,
+    PseudoCorrector,
+    RhoRK,
+    SASolver,
+    Schedule,
+    UniPC,
+)
 from samplers.ems import Scalars
 
 STATISTICS = Scalars(
@@ -11,6 +22,9 @@ STATISTICS = Scalars(
 
 FITTED = OLSS(noise=(1.0,) * STEPS, outputs=tuple((-1.0 / STEPS,) * (k + 1) for k in range(STEPS)))
 """Euler's steps on even levels of a flow, taken for whatever model."""
+
+NO_LISTS = frozenset({"sd15", "sd15_v", "sd_controlnet", "sd_img2img", "sd_inpaint", "animatediff"})
+"""Pipelines with a DDIM scheduler, which takes no list of noise levels; so do some others."""
 
 ROWS = {
     "samplers.DPMSolverPP": Row(
@@ -28,10 +42,20 @@ ROWS = {
         active=DEIS(),
         variants=(DEIS(order=4, form="iPNDM"), DEIS(order=3, form="lambdaAB")),
     ),
+    "samplers.RhoRK": Row(
+        engine="sampler",
+        active=RhoRK(),
+        variants=(RhoRK(order=2), RhoRK(order=4)),
+    ),
     "samplers.UniPC": Row(
         engine="corrector",
         active=UniPC(order=2),
         variants=(UniPC(order=3, variant="bh1"), UniPC(order=2, corrector=False)),
+    ),
+    "samplers.PseudoCorrector": Row(
+        engine="corrector",
+        active=PseudoCorrector(),
+        variants=(PseudoCorrector(heun=2),),
     ),
     "samplers.SASolver": Row(
         engine="corrector",
@@ -59,5 +83,11 @@ ROWS = {
             DPMSolverV3(numbers=STATISTICS, order=3, corrector="same"),
             DPMSolverV3(numbers=STATISTICS, order=4, pseudo=True, corrector="none"),
         ),
+    ),
+    "samplers.Schedule": Row(
+        engine="schedule",
+        active=Schedule(),
+        variants=(Schedule(kind="uniform_lambda"), Schedule(kind="polynomial", rho=4.0)),
+        refused=NO_LISTS | {"svd", "sana", "dit", "cogvideox"},  # svd chooses a Karras ramp
     ),
 }
