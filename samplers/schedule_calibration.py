@@ -54,8 +54,9 @@ class Options(BaseModel):
     metric: Metric = Field(default="l2", description="gits: l2 or dev")
     scale: Scale = Field(default="ratio", description="gits: compare x/α (ratio) or x (sample)")
     gamma: float = Field(default=GAMMA, gt=0.0, description="gits: weight of what follows a jump")
-    exact: bool = Field(
-        default=False, description="ays: the global optimum in the place of the authors' descent"
+    optimum: Literal["exact", "descent"] = Field(
+        default="exact",
+        description="ays: the lowest objective on the teacher's levels, or the authors' descent",
     )
     population: int = Field(default=50, ge=2, description="autodiffusion: genes in a generation")
     epochs: int = Field(default=10, ge=0, description="autodiffusion: generations")
@@ -232,9 +233,10 @@ def _ays(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found
         raise BadInput("Align Your Steps needs 2 steps or more here: give a higher --steps.")
     start = np.linspace(0, len(total) - 1, jumps + 1).round().astype(np.int64)
     best = shortest(total, jumps)
-    nodes = best if asked.exact else descend(total, [int(node) for node in start])
+    nodes = best if asked.optimum == "exact" else descend(total, [int(node) for node in start])
     costs = [sum(total[a, b] for a, b in itertools.pairwise(n)) for n in (nodes, best, start)]
-    note = f"objective {costs[0] / costs[2]:.3f} of even steps', optimum {costs[1] / costs[2]:.3f}"
+    shares = [cost / costs[2] for cost in costs]
+    note = f"objective {shares[0]:.3f} of that of even steps, the optimum {shares[1]:.3f}"
     return runs.found(nodes[: runs.count], f"{note}, {runs.samples} samples")
 
 

@@ -63,16 +63,16 @@ class Lists:
         if not served or (self.name == "UniPCMultistepScheduler" and not self.flow):
             process = "a flow" if self.flow else "such a model"
             raise UnsupportedModel(
-                f"{method} needs a scheduler that takes a list of noise levels; for {process} "
-                f"{self.name} takes none, or is not known. Put a sampler such as "
+                f"{method} does not fit: it needs a scheduler that takes a list of noise levels; "
+                f"for {process} {self.name} takes none, or is not known. Put a sampler such as "
                 "samplers.DPMSolverPP into the plan, or use one of "
                 f"{', '.join(BY_SIGMAS[1:] if self.flow else (*BY_TIMESTEPS, *BY_SIGMAS[:1]))}."
             )
         ramps = [name for name in RAMPS if scheduler.config.get(name)]
         if ramps:
             raise UnsupportedModel(
-                f"{method} and {ramps[0]} of the {self.name} both choose the noise levels. Set "
-                f"{ramps[0]}=False in the scheduler's config, or leave {method} out of the plan."
+                f"{method} does not fit: {ramps[0]} of the {self.name} chooses the noise levels "
+                f"as well. Set {ramps[0]}=False in the scheduler's config, or leave {method} out."
             )
 
     @property

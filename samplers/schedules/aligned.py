@@ -7,7 +7,8 @@ sampling a stochastic equation whose denoiser is held at σ_b; the divergence be
 All expectations come from the same few *noisings*: a picture, noised on a dense grid by one
 Brownian path in σ² (so that x_{σ_b} is x_σ plus independent noise for every pair), and denoised
 once at each node. The objective is then a sum of pairwise distances, a schedule's cost a sum over
-its steps, and nothing is evaluated again while the search runs.
+its steps, and nothing is evaluated again while the search runs. `samplers.schedules.shortest` then
+finds the optimum itself, which the authors' coordinate descent may miss by far.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ itself does (``sample``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -28,10 +27,18 @@ Scale = Literal["ratio", "sample"]
 GAMMA = 1.15
 
 
-def straight(x: Floats, data: Floats, here: Level, there: Level) -> Floats:
-    """The step of first order (DDIM; Euler for a flow) with an x0-prediction."""
-    kept = there.sigma / here.sigma
-    return np.asarray(kept * x + (there.alpha - kept * here.alpha) * data)
+def straight(x: Floats, data: Floats, here: Level, there: Sequence[Level]) -> Floats:
+    """The steps of first order (DDIM; Euler for a flow) from one level to others, ``[L, D]``.
+
+    Args:
+        x: The state, ``[D]``.
+        data: The x0-prediction at it, ``[D]``.
+        here: Its level.
+        there: The levels to go to.
+    """
+    kept = np.array([level.sigma / here.sigma for level in there])
+    gain = np.array([level.alpha for level in there]) - kept * here.alpha
+    return np.asarray(np.outer(kept, x) + np.outer(gain, data))
 
 
 def jump_costs(
@@ -55,18 +62,17 @@ def jump_costs(
         ``[N + 1, N + 1]``, of use above the diagonal.
     """
     count = len(levels) - 1
-    alphas = [level.alpha if scale == "ratio" else 1.0 for level in levels]
+    alphas = np.array([level.alpha if scale == "ratio" else 1.0 for level in levels])
     costs = np.zeros((count + 1, count + 1))
     chord = Chord(states, alphas) if metric == "dev" else None
     for i in range(count):
-        for j in range(i + 1, count + 1):
-            end = straight(states[i], data[i], levels[i], levels[j])
-            if chord is None:
-                costs[i, j] = math.sqrt(np.sum((end - states[j]) ** 2)) / alphas[j]
-            else:
-                costs[i, j] = chord.distance(end / alphas[j]) - chord.distance(
-                    states[j] / alphas[j]
-                )
+        after = alphas[i + 1 :, None]
+        ends = straight(states[i], data[i], levels[i], levels[i + 1 :]) / after
+        there = states[i + 1 :] / after
+        if chord is None:
+            costs[i, i + 1 :] = np.sqrt(np.sum((ends - there) ** 2, axis=1))
+        else:
+            costs[i, i + 1 :] = chord.distances(ends) - chord.distances(there)
     return costs
 
 
@@ -79,12 +85,13 @@ class Chord:
             the direction of the first state.
     """
 
-    def __init__(self, states: Floats, alphas: Sequence[float]) -> None:
+    def __init__(self, states: Floats, alphas: Floats) -> None:
         self._end = states[-1] / alphas[-1]
         toward = states[0] if alphas[0] == 0.0 else states[0] / alphas[0] - self._end
         self._toward = toward / np.linalg.norm(toward)
 
-    def distance(self, point: Floats) -> float:
-        """How far a point is from the line."""
-        offset = point - self._end
-        return float(np.linalg.norm(offset - (offset @ self._toward) * self._toward))
+    def distances(self, points: Floats) -> Floats:
+        """How far each point is from the line, ``[P]``."""
+        offsets = points - self._end
+        along = offsets @ self._toward
+        return np.asarray(np.linalg.norm(offsets - np.outer(along, self._toward), axis=1))

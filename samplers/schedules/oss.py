@@ -61,12 +61,16 @@ def student_schedule(
     for k in range(count):
         data = predict(states)
         goals = _goals(k, count, last, before_end)
-        tries = {
-            j: {i: straight(states[i], data[i], levels[i], levels[j]) for i in states if i < j}
-            for j in goals
-        }
-        origin = {j: _nearest(ends, teacher[j]) for j, ends in tries.items()}
-        states = {j: tries[j][i] for j, i in origin.items()}
+        arrived: dict[int, tuple[float, Floats]] = {}
+        origin: dict[int, int] = {}
+        for i, x in states.items():
+            ahead = [j for j in goals if j > i]
+            ends = straight(x, data[i], levels[i], [levels[j] for j in ahead])
+            for j, end in zip(ahead, ends, strict=True):
+                error = float(np.linalg.norm(end - teacher[j]))
+                if j not in arrived or error < arrived[j][0]:
+                    arrived[j], origin[j] = (error, end), i
+        states = {j: end for j, (_, end) in arrived.items()}
         came.append(origin)
     nodes = [last]
     for origin in reversed(came):
@@ -81,10 +85,6 @@ def _goals(k: int, count: int, last: int, before_end: int | None) -> Sequence[in
     if k == count - 2 and before_end is not None:
         return [before_end]
     return range(k + 1, (last if before_end is None else before_end + 1) - (count - k - 1) + 1)
-
-
-def _nearest(ends: Mapping[int, Floats], goal: Floats) -> int:
-    return min(ends, key=lambda i: float(np.linalg.norm(ends[i] - goal)))
 
 
 def median_schedule(schedules: NDArray[np.int64]) -> NDArray[np.int64]:

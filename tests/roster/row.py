@@ -20,6 +20,7 @@ class Row:
         active: Acts within ``STEPS`` steps on every tiny pipeline that it serves.
         variants: Other active forms: every predictor, space, solver.
         unserved: Signatures of blocks (`Tiny.blocks`) that it refuses, or ``*`` for all.
+        refused: Tiny pipelines that it refuses for another reason, such as their scheduler.
         branches: Whether it acts only where guidance has two branches.
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
@@ -32,6 +33,7 @@ class Row:
     active: Accelerator
     variants: tuple[Accelerator, ...] = ()
     unserved: frozenset[str] = field(default_factory=frozenset)
+    refused: frozenset[str] = field(default_factory=frozenset)
     branches: bool = False
     leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
@@ -41,7 +43,7 @@ class Row:
 
     def serves(self, tiny: Tiny) -> bool:
         """Whether it attaches to a pipeline."""
-        return tiny.blocks not in self.unserved
+        return tiny.blocks not in self.unserved and tiny.name not in self.refused
 
     def acts(self, tiny: Tiny) -> bool:
         """Whether its active forms do something on a pipeline."""
