@@ -36,6 +36,7 @@ from samplers.noise import Generator
 from samplers.olss import OLSS, Row, first_order
 from samplers.olss_fit import (
     RIDGE,
+    ROUNDING,
     Fit,
     Gram,
     fit_path,
@@ -241,7 +242,7 @@ class Course:
         if self.asked.method == "uniform":
             self.path = uniform_path(length, self.count)
         else:
-            self.path = search_path(self._gram, self.count, self.asked.ridge)
+            self.path = search_path(self._gram, self.count)
         for lesson in self._lessons:
             lesson.states = [lesson.states[i] for i in self.path]
 
@@ -345,14 +346,14 @@ class Course:
                 loss = (scheduler.end - target).square().sum()
                 if not last:
                     (loss / target.square().sum()).log().backward()  # type: ignore[no-untyped-call]
-            left, total = left + float(loss), total + float(target.square().sum())
+            left, total = left + float(loss.detach()), total + float(target.square().sum())
         return float(np.sqrt(left / total))
 
 
 def _whitened(gram: Gram, ridge: float) -> Tensor:
     """Turns directions of equal effect on a state into scalars, by a share of the state's norm."""
     inner = gram[:-1, :-1]
-    damped = inner + max(ridge, RIDGE) * np.trace(inner) / len(inner) * np.eye(len(inner))
+    damped = inner + max(ridge, ROUNDING) * np.trace(inner) / len(inner) * np.eye(len(inner))
     turned = np.linalg.inv(np.linalg.cholesky(damped)).T * np.sqrt(gram[-1, -1])
     return torch.from_numpy(turned)
 

@@ -23,7 +23,12 @@ from samplers.olss import Row, continued
 Gram = NDArray[np.float64]
 """Inner products of some tensors, ``[n, n]``."""
 
-RIDGE = 1e-8
+RIDGE = 1e-6
+"""Of a fit. As it pulls toward the step of first order it can be stronger than the usual 1e-8."""
+
+ROUNDING = 1e-8
+"""The ridge of a projection, against outputs that are almost one."""
+
 BISECTIONS = 50
 
 
@@ -115,7 +120,7 @@ def uniform_path(length: int, count: int) -> tuple[int, ...]:
     return tuple(round(k * length / count) for k in range(count + 1))
 
 
-def search_path(gram: Gram, count: int, ridge: float = RIDGE) -> tuple[int, ...]:
+def search_path(gram: Gram, count: int, ridge: float = ROUNDING) -> tuple[int, ...]:
     """The path of ``count`` steps on which the worst projection is smallest.
 
     From each state the path goes as far as the states lie within a tolerance of the span of that
@@ -126,7 +131,7 @@ def search_path(gram: Gram, count: int, ridge: float = RIDGE) -> tuple[int, ...]
     Args:
         gram: Inner products of the states 0 … N of the long run, then of its N outputs.
         count: Number of steps, at most N.
-        ridge: See `fit`.
+        ridge: Against outputs that are almost one, as a share of the terms' mean squared norm.
 
     Returns:
         The indices of count + 1 states, from 0 to N.
@@ -157,7 +162,7 @@ def _path_within(gram: Gram, count: int, tolerance: float, ridge: float) -> list
     return path
 
 
-def projection_errors(gram: Gram, path: Sequence[int], ridge: float = RIDGE) -> Gram:
+def projection_errors(gram: Gram, path: Sequence[int], ridge: float = ROUNDING) -> Gram:
     """Squared distances of the states behind the path's end from what can be built there."""
     last = len(gram) // 2
     terms = [path[-1], *(last + 1 + i for i in path)]
