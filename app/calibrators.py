@@ -70,8 +70,21 @@ CALIBRATORS: dict[str, Entry] = {
     "magcache": Entry("accel.cache.calibration:calibrate_magcache"),
     "table": Entry("accel.cache.calibration:calibrate_table"),
     "steps": Entry("accel.cache.calibration:calibrate_steps"),
+    "olss": Entry(
+        "samplers.olss_calibration:calibrate_olss", options="samplers.olss_calibration:Options"
+    ),
     "linear-ag": Entry(
         "accel.guidance.calibration:calibrate_linear_ag", "accel.guidance.calibration:Options"
+    ),
+    "schedule": Entry(
+        "samplers.schedule_calibration:calibrate_schedule",
+        "samplers.schedule_calibration:Options",
+        {"file": "-levels.json"},
+    ),
+    "ems": Entry(
+        "samplers.ems_calibration:calibrate_ems",
+        "samplers.ems_calibration:Options",
+        {"statistics": ".safetensors"},
     ),
 }
 """By the name that `accel calibrate` is given."""
