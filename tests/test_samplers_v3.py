@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_samplers import FLOW, TABLE, network, noise, numbers, run
-from test_samplers_theory import (
+from toy import (
     END,
     GRIDS,
     PROCESSES,
