@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, field_serializer
 from accel import hooks
 from accel.errors import AccelWarning, BrokenAttachment, Conflict
 from accel.report import INACTIVE, Report, Tally
-from accel.trajectory import Editor, Step, Trajectory
+from accel.trajectory import Editor, Reviser, Step, Trajectory
 
 if TYPE_CHECKING:
     from accel.seams.blocks import Block
@@ -167,6 +167,19 @@ class Site:
         (`accel.seams.solvers`). Editors are asked in the order of layers, the deepest first.
         """
         return self.trajectory.edit(LAYERS.index(self._method.layer), editor)
+
+    def edit_result(self, reviser: Reviser) -> Undo:
+        """Ask ``reviser(step, sample)`` after every ``scheduler.step`` for the sample it gives.
+
+        What the scheduler keeps is not changed by it. `on_step` observes the new sample.
+        """
+        revisers = self.trajectory.revisers
+        revisers.append(reviser)
+        return lambda: revisers.remove(reviser)
+
+    def holder(self, seam: str) -> str | None:
+        """Which method of the plan has claimed a seam so far."""
+        return self._run.claims.get(seam)
 
     def swap_scheduler(self, scheduler: Any) -> Undo:
         """Give the pipeline another scheduler; the undo puts the present one back."""

@@ -126,6 +126,7 @@ class Update:
         options: The keywords beside output, timestep and sample.
         filled: Rows of the latents whose output a method filled in: the network did not compute
             it in full at this step. By the ``cond`` branch, where there is one.
+        computed: For each row of the latents the branches that were.
     """
 
     step: Step
@@ -133,10 +134,14 @@ class Update:
     sample: Any
     options: dict[str, Any]
     filled: tuple[int, ...] = ()
+    computed: tuple[frozenset[str], ...] = ()
 
 
 Editor = Callable[[Update], Any]
 """From what ``scheduler.step`` would be given to the output that it is given instead."""
+
+Reviser = Callable[[Step, Any], Any]
+"""From the sample that ``scheduler.step`` reached to the one that the pipeline goes on from."""
 
 
 @dataclass(slots=True)
@@ -149,6 +154,7 @@ class Trajectory:
         starts: Called when a run starts: every method drops its state.
         observers: Called after each ``scheduler.step`` with the step and its result.
         editors: Asked before each ``scheduler.step``, in order, for the output that it is given.
+        revisers: Asked after each ``scheduler.step``, before the observers, for its sample.
     """
 
     pipe: Any
@@ -161,6 +167,7 @@ class Trajectory:
     starts: list[Callable[[], None]] = field(default_factory=list)
     observers: list[Callable[[Step, Any], None]] = field(default_factory=list)
     editors: list[tuple[int, Editor]] = field(default_factory=list)
+    revisers: list[Reviser] = field(default_factory=list)
     _step: Step | None = None
     _computed: dict[int, dict[str, bool]] = field(default_factory=dict)
 
@@ -254,6 +261,18 @@ class Trajectory:
         }
         return tuple(row for row in range(rows) if row % max(len(self._computed), 1) in samples)
 
+    def _branches(self, rows: int) -> tuple[frozenset[str], ...]:
+        """For each row of the latents the branches of its sample that were computed in full."""
+        samples = max(len(self._computed), 1)
+        return tuple(
+            frozenset(
+                branch
+                for branch, computed in self._computed.get(row % samples, {}).items()
+                if computed
+            )
+            for row in range(rows)
+        )
+
     def edit(self, depth: int, editor: Editor) -> Callable[[], None]:
         """Put an editor in front of ``scheduler.step``: the deeper, the earlier it is asked.
 
@@ -275,9 +294,10 @@ class Trajectory:
         """The arguments of ``scheduler.step`` with the output that the editors made of it."""
         given = dict(zip(STEP_ARGUMENTS, args, strict=False)) | kwargs
         options = {name: value for name, value in given.items() if name not in STEP_ARGUMENTS}
-        output, filled = given["model_output"], self._filled(len(given["sample"]))
+        output, rows = given["model_output"], len(given["sample"])
+        told = options, self._filled(rows), self._branches(rows)
         for _, editor in self.editors:
-            output = editor(Update(self.now, output, given["sample"], options, filled))
+            output = editor(Update(self.now, output, given["sample"], *told))
         if args:
             return (output, *args[1:]), kwargs
         return args, kwargs | {"model_output": output}
@@ -288,8 +308,18 @@ class Trajectory:
         result = inner(*args, **kwargs)
         if self.running:
             step = self.now
+            for revise in self.revisers:
+                result = _with_sample(result, revise(step, result[0]))
             self.index, self._step = self.index + 1, None
             self._computed.clear()
             for observe in self.observers:
                 observe(step, result)
         return result
+
+
+def _with_sample(result: Any, sample: Any) -> Any:
+    """What ``scheduler.step`` returned, with another sample: a tuple or an output of diffusers."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    result["prev_sample"] = sample
+    return result

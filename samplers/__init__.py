@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from samplers.dpmsolverpp_single_scheduler import (
         DPMSolverPPSingleScheduler as DPMSolverPPSingleScheduler,
     )
+    from samplers.dualfast import DualFast as DualFast
     from samplers.olss import OLSS as OLSS
     from samplers.olss_scheduler import OLSSScheduler as OLSSScheduler
     from samplers.pseudo_corrector import PseudoCorrector as PseudoCorrector
@@ -44,6 +45,7 @@ _HOMES = {
     "DPMSolverPPSingleScheduler": "samplers.dpmsolverpp_single_scheduler",
     "DPMSolverV3": "samplers.dpmsolver_v3",
     "DPMSolverV3Scheduler": "samplers.dpmsolver_v3_scheduler",
+    "DualFast": "samplers.dualfast",
     "OLSS": "samplers.olss",
     "OLSSScheduler": "samplers.olss_scheduler",
     "PseudoCorrector": "samplers.pseudo_corrector",
@@ -67,6 +69,7 @@ __all__ = [
     "DPMSolverPPSingleScheduler",
     "DPMSolverV3",
     "DPMSolverV3Scheduler",
+    "DualFast",
     "OLSSScheduler",
     "PseudoCorrector",
     "PseudoCorrectorScheduler",

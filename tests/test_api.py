@@ -73,6 +73,7 @@ def test_names():
         "DPMSolverPPSingleScheduler",
         "DPMSolverV3",
         "DPMSolverV3Scheduler",
+        "DualFast",
         "OLSSScheduler",
         "PseudoCorrector",
         "PseudoCorrectorScheduler",

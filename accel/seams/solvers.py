@@ -34,6 +34,17 @@ Ours say it of themselves, by ``follows_ode``.
 OVER_SIGNAL = ("EulerDiscreteScheduler", "LMSDiscreteScheduler")
 """Schedulers whose sample is over α already."""
 
+ONE_STEP = (
+    "CogVideoXDDIMScheduler",
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+)
+"""Those of them that look at one output alone."""
+
+REDONE = ("UniPCMultistepScheduler",)
+"""Those that take a step again, from the sample before it, once its end has been evaluated."""
+
 NOISE = ("eta", "s_churn")
 """Settings and options of a step that add noise where they are not 0."""
 
@@ -118,6 +129,24 @@ class Solver:
     def clean(self, slope: Tensor, place: Tensor, step: Step) -> Tensor:
         """x0 = x̄ − s·f."""
         return place - slope * self.time(step)
+
+    def noise(self, output: Tensor, place: Tensor, step: Step) -> Tensor:
+        """The prediction of ε in float32, from the output after guidance: a copy."""
+        slope = self.slope(output, place, step)
+        _, alpha, _ = step.level
+        return place + slope * alpha if _flows(step) else slope
+
+    def from_noise(self, noise: Tensor, place: Tensor, step: Step) -> Tensor:
+        """The output, in float32, that this scheduler reads as ε; of a flow where α > 0."""
+        _, alpha, _ = step.level
+        slope = (noise - place) / alpha if _flows(step) else noise
+        return self.output(slope, place, step)
+
+    def gain(self, step: Step) -> float:
+        """What one more ε adds to the sample of the next step, in first order; α > 0."""
+        ratio, _, _ = step.level
+        after, alpha, _ = step.levels.at(step.position + 1)
+        return (after - ratio) * (1.0 if self._over_signal else alpha)
 
     def toward(self, clean: Tensor, place: Tensor, step: Step) -> Tensor:
         """The slope at x̄ whose clean sample is ``clean``."""

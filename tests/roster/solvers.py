@@ -7,6 +7,7 @@ from samplers import (
     DPMSolverPP,
     DPMSolverPPSingle,
     DPMSolverV3,
+    DualFast,
     PseudoCorrector,
     RhoRK,
     SASolver,
@@ -89,5 +90,10 @@ ROWS = {
         active=Schedule(),
         variants=(Schedule(kind="uniform_lambda"), Schedule(kind="polynomial", rho=4.0)),
         refused=NO_LISTS | {"svd", "sana", "dit", "cogvideox"},  # svd chooses a Karras ramp
+    ),
+    "samplers.DualFast": Row(
+        engine="noise prediction",
+        active=DualFast(c=0.5, target="all"),  # that of every scheduler, UniPC's too
+        variants=(DualFast(c=0.5, target="all", reference="first", ramp="none"),),
     ),
 }
