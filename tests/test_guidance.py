@@ -3,10 +3,12 @@
 import diffusers
 import pytest
 import torch
-from test_laws_counts import computed_steps, counting
+from test_laws_counts import computed_steps, counting, switch_of
 from tiny import PIPELINES
 
-from accel import Plan, cache, errors, guidance
+import samplers
+from accel import Plan, cache, errors, guidance, hooks
+from accel.seams.history import forgetter
 from accel.seams.spaces import convert, matching
 from accel.trajectory import Levels, Step
 
@@ -191,3 +193,232 @@ def test_lcm_runs_are_unguided_and_short(name):
     assert torch.equal(output, stock)
     assert {verdict.state for verdict in run.report.verdicts.values()} == {"INACTIVE"}
     assert len(warned) == 3
+
+
+# A scale of 1.
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_where_the_scale_is_1_the_branch_is_left_out(bench, batch):
+    """Wan 2.2 compares the scale of its first network alone with 1."""
+    call = {"steps": 8, "batch": batch, "guidance_scale": 4.0, "guidance_scale_2": 1.0}
+    pipe = bench.pipe("wan22")
+    with counting(pipe) as stock:
+        expected = bench.call("wan22", **call)
+    assert stock["network"] == 2 * 8 * batch  # the stock pipeline evaluates it
+    answers = []
+    with Plan(guidance.SkipAtOne()).attach(pipe) as run:
+        undo = hooks.wrap(
+            pipe.transformer_2,
+            "forward",
+            lambda inner, *a, **k: answers.append(inner(*a, **k)[0].clone()) or (answers[-1],),
+        )
+        output = bench.call("wan22", **call)
+        undo()
+    first = switch_of(pipe)
+    assert 0 < first < 8
+    assert run.report.nfe == 8 + first
+    assert computed_steps(run, guidance.SkipAtOne())["uncond", 0] == set(range(first))
+    for cond, uncond in zip(answers[::2], answers[1::2], strict=True):
+        assert torch.equal(cond, uncond)
+    assert torch.allclose(output, expected, rtol=1e-5, atol=1e-5)  # u + (c − u) rounds
+
+
+def test_it_leaves_out_what_guidance_by_the_conditional_branch_alone_would(bench, same):
+    """To the bit: the second network's part is a run without guidance."""
+    call = {"steps": 8, "guidance_scale": 4.0, "guidance_scale_2": 1.0}
+    with Plan(guidance.SkipAtOne()).attach(bench.pipe("wan22")):
+        output = bench.call("wan22", **call)
+    guided_first = guidance.Adaptive(
+        threshold=-1.0, min_steps=switch_of(bench.pipe("wan22")), min_guided=0.0
+    )
+    with Plan(guided_first).attach(bench.pipe("wan22")):
+        assert same(bench.call("wan22", **call), output)
+
+
+@pytest.mark.parametrize("name", ["wan22", "sd15", "flux_cfg", "cogvideox", "zimage"])
+def test_at_other_scales_it_is_stock(bench, same, name):
+    with (
+        pytest.warns(errors.AccelWarning, match="or its scale is not 1"),
+        Plan(guidance.SkipAtOne()).attach(bench.pipe(name)),
+    ):
+        assert same(bench.call(name, steps=4), bench.stock(name, steps=4))
+
+
+ONE = {
+    "sd15": {"guidance_scale": 1.0},
+    "sd3": {"guidance_scale": 1.0},
+    "flux_cfg": {"true_cfg_scale": 1.0},
+    "wan21": {"guidance_scale": 1.0},
+    "cogvideox": {"guidance_scale": 1.0},
+    "zimage": {"guidance_scale": 0.0},  # it means w − 1
+    "lumina2": {"guidance_scale": 1.0},
+    "qwenimage": {"true_cfg_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_other_pipelines_leave_it_out_themselves(bench, name):
+    with counting(bench.pipe(name)) as counts:
+        bench.call(name, steps=3, **ONE[name])
+    assert counts["network"] == 3
+
+
+def test_it_goes_with_other_methods(bench):
+    call = {"steps": 8, "guidance_scale": 4.0, "guidance_scale_2": 1.0}
+    for other in (
+        guidance.Adaptive(threshold=-1.0, min_steps=2, min_guided=0.0),
+        guidance.Interval(low=0.5),
+        guidance.CFGCache(interval=2, start=5000.0),
+        cache.EasyCache(threshold=1e6, warmup=2),
+    ):
+        run = Plan(guidance.SkipAtOne(), other).attach(bench.pipe("wan22"))
+        assert torch.isfinite(bench.call("wan22", **call)).all()
+        run.detach()
+        left = set(range(8)) - computed_steps(run, guidance.SkipAtOne())["uncond", 0]
+        assert run.report.verdicts[other.name].state == "ACTIVE"
+        assert left or other.name in ("guidance.Adaptive", "guidance.Interval")
+
+
+# A solver's history where guidance switches.
+
+VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+MULTISTEP = {
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 2}),
+    "dpm++ 3": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 3}),
+    "deis": (diffusers.DEISMultistepScheduler, {"solver_order": 3}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {"solver_order": 2}),
+    "sa": (diffusers.SASolverScheduler, {"tau_func": lambda t: 0.0}),
+    "ours": (samplers.DPMSolverPPScheduler, {"order": 2}),
+}
+
+
+def of_kind(kind, **more):
+    build, settings = MULTISTEP[kind]
+    if kind == "ours":
+        return build(prediction_type="epsilon", num_train_timesteps=1000, **VP, **settings)
+    return build(**VP, **(settings | more))
+
+
+@pytest.mark.parametrize("kind", MULTISTEP)
+def test_a_forgotten_history_leaves_no_trace(kind):
+    """After it the step is that of a run whose earlier outputs were others, or none."""
+    results = []
+    for seed in (1, 2):
+        scheduler = of_kind(kind)
+        scheduler.set_timesteps(8)
+        forget = forgetter(scheduler, "test")
+        draw = torch.Generator().manual_seed(seed)
+        for timestep in scheduler.timesteps[:4]:
+            x, y = torch.randn(2, 1, 4, 8, 8, generator=draw)
+            scheduler.step(y, timestep, x)
+        forget()
+        draw = torch.Generator().manual_seed(0)
+        after = []
+        for timestep in scheduler.timesteps[4:7]:
+            x, y = torch.randn(2, 1, 4, 8, 8, generator=draw)
+            after.append(scheduler.step(y, timestep, x, return_dict=False)[0])
+        results.append(torch.cat(after))
+    assert torch.allclose(*results, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MULTISTEP)
+def test_without_forgetting_the_history_shows(kind):
+    results = []
+    for seed in (1, 2):
+        scheduler = of_kind(kind)
+        scheduler.set_timesteps(8)
+        draw = torch.Generator().manual_seed(seed)
+        for timestep in scheduler.timesteps[:4]:
+            x, y = torch.randn(2, 1, 4, 8, 8, generator=draw)
+            scheduler.step(y, timestep, x)
+        x, y = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        results.append(scheduler.step(y, scheduler.timesteps[4], x, return_dict=False)[0])
+    assert not torch.allclose(*results, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "ours"])
+@pytest.mark.parametrize(
+    ("method", "switches"),
+    [
+        (guidance.Interval(low=0.5, high=4.0, reset_history=True), 2),
+        (
+            guidance.Adaptive(threshold=-1.0, min_steps=3, min_guided=0.0, reset_history=True),
+            1,
+        ),
+    ],
+)
+def test_the_solver_forgets_where_guidance_switches(bench, method, switches, scheduler):
+    """There, and only there, the step is of first order: that of the same solver at order 1."""
+    pipe = bench.pipe("sd15")
+    before = pipe.scheduler
+    pipe.scheduler = of_kind(scheduler)
+    first = of_kind(scheduler)
+    steps, firsts = 8, []
+    run = Plan(method).attach(pipe)
+
+    def compare(inner, output, timestep, sample, **kwargs):
+        result = inner(output, timestep, sample, **kwargs)
+        first.set_timesteps(steps)
+        alone = first.step(output, timestep, sample, return_dict=False)[0]
+        firsts.append(torch.allclose(result[0], alone, atol=1e-5))
+        return result
+
+    undo = hooks.wrap(pipe.scheduler, "step", compare)
+    bench.call("sd15", steps=steps)
+    undo()
+    guided = computed_steps(run, method)["uncond", 0]
+    run.detach()
+    pipe.scheduler = before
+    changed = [i for i in range(1, steps) if (i in guided) != (i - 1 in guided)]
+    assert len(changed) == switches
+    ends = {0, steps - 1}  # the last one may be of first order by itself
+    assert {i for i, order_1 in enumerate(firsts) if order_1} - ends == set(changed) - ends
+
+
+def test_without_the_option_the_history_stays(bench, same):
+    method = guidance.Interval(low=0.5, high=4.0)
+    plan = Plan(samplers.DPMSolverPP(order=2), method)
+    resetting = Plan(
+        samplers.DPMSolverPP(order=2), method.model_copy(update={"reset_history": True})
+    )
+    outputs = []
+    for one in (plan, resetting):
+        with one.attach(bench.pipe("flux_cfg")):
+            outputs.append(bench.call("flux_cfg", steps=8))
+    assert not same(*outputs)
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_a_solver_of_one_step_has_nothing_to_forget(bench, same, name):
+    outputs = []
+    for reset in (False, True):
+        with Plan(guidance.Interval(low=0.5, high=4.0, reset_history=reset)).attach(
+            bench.pipe(name)
+        ):
+            outputs.append(bench.call(name, steps=6))
+    assert same(*outputs)
+
+
+@pytest.mark.parametrize("kind", [diffusers.LMSDiscreteScheduler, diffusers.PNDMScheduler])
+def test_a_history_that_is_not_known_is_refused(bench, kind):
+    pipe = bench.pipe("sd15")
+    before = pipe.scheduler
+    pipe.scheduler = kind.from_config(before.config)
+    with pytest.raises(errors.UnsupportedModel, match=f"does not fit {kind.__name__}"):
+        Plan(guidance.Interval(reset_history=True)).attach(pipe)
+    pipe.scheduler = before
+
+
+def test_samples_that_end_apart_are_warned_of(bench, gauged):
+    pipe = bench.pipe("flux_cfg")
+    run = Plan(guidance.Adaptive(threshold=1.0, min_steps=2, min_guided=0.0)).attach(pipe)
+    bench.call("flux_cfg", steps=6, batch=2)
+    run.detach()
+    middle = sum(gauged[:2]) / 2
+    method = guidance.Adaptive(threshold=middle, min_steps=2, min_guided=0.0, reset_history=True)
+    with (
+        pytest.warns(errors.AccelWarning, match="depends on its neighbours"),
+        Plan(method, samplers.DPMSolverPP(order=2)).attach(pipe),
+    ):
+        bench.call("flux_cfg", steps=6, batch=2)

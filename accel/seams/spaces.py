@@ -81,12 +81,11 @@ def answer(x: Tensor, clean: Tensor, step: Step, network: str, scale: float = 1.
     noise = (x - alpha * clean) / sigma * scale
     if scale != 1.0:
         clean = (x - sigma * noise) / alpha
-    prediction = step.levels.prediction
-    if prediction == "sample":
-        return clean
-    if prediction == "epsilon":
-        return noise
-    if prediction == "v_prediction":
-        return alpha * noise - sigma * clean
-    velocity = noise - clean
-    return -velocity if network in NEGATED else velocity
+    value = {
+        "sample": (0.0, 1.0),
+        "epsilon": (1.0, 0.0),
+        "v_prediction": (alpha, -sigma),
+        "flow_prediction": (1.0, -1.0),
+    }[step.levels.prediction]
+    found = value[0] * noise + value[1] * clean
+    return -found if network in NEGATED else found
