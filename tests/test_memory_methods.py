@@ -13,7 +13,7 @@ from roster import CORE, ROSTER, STEPS, pipelines
 from tiny import PIPELINES
 
 from accel import Plan, cache, errors, memory
-from accel.seams.offload import check_others
+from accel.seams import offload
 
 HERE = {"onload_device": "cpu", "offload_device": "cpu"}
 ROW = ROSTER["memory.GroupOffload"]
@@ -232,7 +232,7 @@ def test_a_stream_needs_an_accelerator(bench):
 def test_a_part_that_waits_elsewhere(bench):
     pipe = bench.pipe("sd15")
     with pytest.raises(errors.UnsupportedModel, match=r"pipe\.vae is on cpu.*vae=True"):
-        check_others("memory.GroupOffload", pipe, {"unet": pipe.unet}, "cuda")
+        offload.check_others("memory.GroupOffload", pipe, {"unet": pipe.unet}, "cuda")
 
 
 @pytest.mark.parametrize("how", ["diffusers", "accelerate"])
@@ -262,3 +262,177 @@ def test_on_an_accelerator(kind, stream):
     assert bits_equal(*outputs)
     assert {weight.device.type for weight in pipe.transformer.parameters()} == {"cuda"}
     assert bits_equal(tiny.call(pipe, steps=STEPS).cpu(), stock)
+
+
+# Weights in fewer bits.
+
+CASTS = (memory.LayerwiseCasting(), *ROSTER["memory.LayerwiseCasting"].variants)
+WIDTHS = {"float8_e4m3fn": 1, "float8_e5m2": 1, "bfloat16": 2, "float16": 2}
+
+
+def weights(pipe):
+    return {
+        f"{index}.{name}": weight
+        for index, part in enumerate(networks(pipe))
+        for name, weight in (*part.named_parameters(), *part.named_buffers())
+    }
+
+
+def kept(pipe):
+    """Where the numbers of each weight are, and a copy of them."""
+    return {name: (w.data_ptr(), w.clone()) for name, w in weights(pipe).items()}
+
+
+def check_restored(pipe, before):
+    for name, weight in weights(pipe).items():
+        place, value = before[name]
+        assert weight.data_ptr() == place, name  # the very tensor, on a CPU
+        assert bits_equal(weight.detach(), value.detach()), name
+
+
+@pytest.mark.parametrize("form", CASTS, ids=lambda form: form.storage)
+@pipelines(CORE)
+def test_weights_come_back_bit_for_bit(bench, name, form):
+    pipe = bench.pipe(name)
+    before, attributes = kept(pipe), trace(pipe)
+    with Plan(form).attach(pipe) as run:
+        cast = [w for w in weights(pipe).values() if w.dtype == getattr(torch, form.storage)]
+        full = sum(weight.numel() * 4 for weight in cast)
+        assert sum(weight.nbytes for weight in cast) * 4 == full * WIDTHS[form.storage]
+        assert not bits_equal(bench.call(name, steps=2), bench.stock(name, steps=2))
+    check_restored(pipe, before)
+    assert not differences(attributes, trace(pipe))
+    verdict = run.report.verdicts[form.name]
+    assert verdict.state == "ACTIVE"
+    assert f"the originals, {full} bytes" in verdict.detail
+    assert run.report.to_dict()["cached_bytes"][form.name] == full
+    assert bits_equal(bench.call(name, steps=2), bench.stock(name, steps=2))
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_it_is_diffusers_own_casting(bench, name):
+    """And that of weights which were rounded by hand."""
+    tiny = PIPELINES[name]
+    theirs, rounded = tiny.build(), tiny.build()
+    networks(theirs)[0].enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    names = [k for k, w in weights(theirs).items() if w.dtype == torch.float8_e4m3fn]
+    for key in names:
+        weight = weights(rounded)[key]
+        weight.data = weight.data.to(torch.float8_e4m3fn).float()
+    with Plan(memory.LayerwiseCasting()).attach(bench.pipe(name)):
+        ours = bench.call(name, steps=3)
+    assert bits_equal(ours, tiny.call(theirs, steps=3))
+    assert bits_equal(ours, tiny.call(rounded, steps=3))
+
+
+class Fault(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["attach", "run"])
+def test_no_trace_of_casting_after_a_fault(bench, monkeypatch, where):
+    pipe = bench.pipe("flux_cfg")
+    before, attributes = kept(pipe), trace(pipe)
+    layer = pipe.transformer.transformer_blocks[1].attn.to_q
+    if where == "attach":
+        inner = HookRegistry.register_hook
+
+        def register(registry, hook, name):
+            if registry._module_ref is layer:
+                raise Fault
+            inner(registry, hook, name)
+
+        monkeypatch.setattr(HookRegistry, "register_hook", register)
+        with pytest.raises(Fault):
+            Plan(CASTS[0]).attach(pipe)
+        monkeypatch.undo()
+    else:
+        inner = torch.nn.functional.linear
+
+        def linear(x, weight, bias=None):
+            if weight is layer.weight:
+                raise Fault  # between the casts: the layer is wide when it breaks off
+            return inner(x, weight, bias)
+
+        with Plan(CASTS[0]).attach(pipe):
+            whole = bench.call("flux_cfg", steps=2)
+            monkeypatch.setattr(torch.nn.functional, "linear", linear)
+            with pytest.raises(Fault):
+                bench.call("flux_cfg", steps=2)
+            monkeypatch.undo()
+            assert bits_equal(bench.call("flux_cfg", steps=2), whole)
+    check_restored(pipe, before)
+    assert not differences(attributes, trace(pipe))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["blocks", "all", "leaves"])
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_casting_with_group_offload_and_caches(bench, name, form):
+    """What travels is narrow; the output is that of casting alone."""
+    pipe = bench.pipe(name)
+    before, attributes = kept(pipe), trace(pipe)
+    outputs = []
+    for others in ((), (form,), (form, EASY, cache.TextKV()), (EASY, cache.TextKV())):
+        with Plan(CASTS[0], *others).attach(pipe):
+            outputs.append(bench.call(name, steps=STEPS))
+        check_restored(pipe, before)
+        assert not differences(attributes, trace(pipe))
+    assert bits_equal(outputs[0], outputs[1])
+    assert bits_equal(outputs[2], outputs[3])
+    assert not bits_equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_undos_of_both_in_any_order(bench, seed):
+    pipe = bench.pipe("flux_cfg")
+    before, attributes = kept(pipe), trace(pipe, strict=True)
+    leaves = memory.GroupOffload(offload_type="leaf_level", **HERE)
+    run = Plan(CASTS[0], leaves, EASY, cache.TextKV()).attach(pipe)
+    undos = [callback for _, callback in run._stack.pop_all()._exit_callbacks]
+    random.Random(seed).shuffle(undos)
+    for undo in undos:
+        undo(None, None, None)
+    check_restored(pipe, before)
+    assert not differences(attributes, trace(pipe, strict=True))
+
+
+def test_weights_that_were_changed_meanwhile_are_named(bench):
+    pipe = PIPELINES["flux_cfg"].build()
+    before = kept(pipe)
+    layer = pipe.transformer.transformer_blocks[1].attn.to_q
+    run = Plan(CASTS[0]).attach(pipe)
+    layer.weight.data = layer.weight.data.float().add(1).to(torch.float8_e4m3fn)
+    added = layer.bias = torch.nn.Parameter(torch.ones(len(layer.weight)).to(torch.float8_e4m3fn))
+    with pytest.raises(errors.BrokenAttachment, match=r"2 weights .*to_q.*Fuse or load"):
+        run.detach()
+    changed = {
+        name
+        for name, w in weights(pipe).items()
+        if not bits_equal(w.detach(), before[name][1].detach())
+    }
+    assert {name.rsplit(".", 1)[0] for name in changed} == {"0.transformer_blocks.1.attn.to_q"}
+    assert layer.weight.dtype == added.dtype == torch.float32
+    assert not [part for part in pipe.transformer.modules() if "_diffusers_hook" in vars(part)]
+
+
+def test_casting_is_refused_by_name(bench):
+    pipe = bench.pipe("flux_cfg")
+    with pytest.raises(
+        errors.Conflict, match=r"LayerwiseCasting.*GroupOffload|GroupOffload.*Layer"
+    ):
+        Plan(CASTS[0], memory.GroupOffload(use_stream=True)).attach(pipe)
+    half = PIPELINES["flux_cfg"].build().to(torch.bfloat16)
+    with pytest.raises(errors.UnsupportedModel, match=r"computes in torch.bfloat16.*float8"):
+        Plan(memory.LayerwiseCasting(storage="bfloat16")).attach(half)
+    Plan(CASTS[0]).attach(half).detach()
+    half.transformer.enable_layerwise_casting()
+    with pytest.raises(errors.UnsupportedModel, match="layerwise casting already"):
+        Plan(CASTS[0]).attach(half)
+    away = PIPELINES["sd15"].build()
+    cpu_offload(away.unet, torch.device("cpu"))
+    with pytest.raises(errors.UnsupportedModel, match="accelerate took away"):
+        Plan(CASTS[0]).attach(away)
+    compiled = PIPELINES["sd15"].build()
+    compiled.unet.mid_block.compile()
+    with pytest.raises(errors.UnsupportedModel, match="is compiled"):
+        Plan(CASTS[0]).attach(compiled)

@@ -63,10 +63,13 @@ class GroupOffload(Accelerator):
 
         Raises:
             BadInput: If this machine has no such device.
+            Conflict: With a stream, beside another method that keeps weights on the CPU.
             UnsupportedModel: If a part is offloaded already, or waits on another device.
         """
         from accel.seams.offload import check_devices, check_others, compute_device, offload
 
+        if self.use_stream:  # weights come from pinned copies of the attached ones
+            yield site.claim("weights on the CPU")
         onload = compute_device(self.onload_device)
         check_devices(self.name, onload, self.offload_device, self.use_stream)
         parts = self._parts(site)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
     except BaseException:
         undo()
         raise
+    mark_hooks(module, HOOKS)
     _forget_children(module)
     return Placement(len(_groups(module)), undo)
 
@@ -76,13 +77,13 @@ def _groups(module: Any) -> set[int]:
 
 def _restorer(module: Any) -> Callable[[], None]:
     """What puts all hooks and weights back to where they are now."""
-    own = {id(part): set(vars(part)) for part in module.modules()}
+    own = own_attributes(module)
     tensors = [*module.parameters(), *module.buffers()]
     places = {id(tensor): (tensor, tensor.device) for tensor in tensors}
 
     def undo() -> None:
         for part in module.modules():
-            _unhook(part, own.get(id(part), set()))
+            unhook(part, own.get(id(part), set()), HOOKS)
         _forget_children(module)
         first = tensors[0].device if not places else next(iter(places.values()))[1]
         for tensor in [*module.parameters(), *module.buffers()]:
@@ -93,13 +94,41 @@ def _restorer(module: Any) -> Callable[[], None]:
     return undo
 
 
-def _unhook(part: Any, own: set[str]) -> None:
-    """Take the hooks of group offloading off one module, whatever is above or below them."""
+def mark_hooks(module: Any, names: Sequence[str]) -> None:
+    """Note on the hooks of some names that they are a plan's."""
+    for part in module.modules():
+        registry = vars(part).get("_diffusers_hook")
+        for name in names if registry is not None else ():
+            hook = registry.get_hook(name)
+            if hook is not None:
+                hook.of_plan = True
+
+
+def own_attributes(module: Any) -> dict[int, set[str]]:
+    """By module, the attributes that it has without a plan's hooks."""
+    return {id(part): _without_hooks(part) for part in module.modules()}
+
+
+def _without_hooks(part: Any) -> set[str]:
+    registry = vars(part).get("_diffusers_hook")
+    found = [] if registry is None else list(registry.hooks.values())
+    planned = bool(found) and all(hasattr(hook, "of_plan") for hook in found)
+    return set(vars(part)) - ({"forward", "_diffusers_hook"} if planned else set())
+
+
+def unhook(part: Any, own: set[str], names: Sequence[str]) -> None:
+    """Take hooks of diffusers off one module, whatever is above or below them.
+
+    Args:
+        part: The module.
+        own: Attributes that it is to keep.
+        names: Of the hooks, outermost first.
+    """
     registry = vars(part).get("_diffusers_hook")
     if registry is None:
         return
     with hooks.aside(part, "forward"):
-        for name in HOOKS:
+        for name in names:
             registry.remove_hook(name, recurse=False)
         if "forward" not in own and hooks.is_plain(part, "forward"):
             del part.forward

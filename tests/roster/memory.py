@@ -15,4 +15,12 @@ ROWS = {
         ),
         lossless=True,
     ),
+    "memory.LayerwiseCasting": Row(
+        engine="casting",
+        active=memory.LayerwiseCasting(),
+        variants=(
+            memory.LayerwiseCasting(storage="bfloat16"),
+            memory.LayerwiseCasting(storage="float8_e5m2"),
+        ),
+    ),
 }
