@@ -44,7 +44,10 @@ def _processor() -> str:
 
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of repeated timings."""
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    if len(seconds) == 1:
+        low = middle = high = seconds[0]
+    else:
+        low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {"median": middle, "low": low, "high": high, "repeats": len(seconds)}
 
 
@@ -53,10 +56,43 @@ def ratio(baseline: Sequence[float], accelerated: Sequence[float]) -> dict[str, 
     return spread([a / b for a, b in zip(baseline, accelerated, strict=True)])
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
+class Lines:
+    """Raw numbers in a file, a line of JSON each, written as they come: a rerun goes on there.
+
+    Args:
+        path: The file. Its first line says what the numbers hold for.
+        header: The same of the present run.
+
+    Raises:
+        SystemExit: If the file holds numbers of something else.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        header = json.loads(json.dumps(header))
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(header) + "\n")
+        first, *lines = path.read_text().splitlines()
+        other = [key for key in header if json.loads(first).get(key) != header[key]]
+        if other:
+            raise SystemExit(
+                f"{path} holds numbers of another run ({', '.join(other)} differ): move it away, "
+                "or begin anew with --fresh."
+            )
+        self.found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write one down."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.found.append(line)
+
+
+def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     """Write a result with the machine and the command that made it."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     command = " ".join(["python", *sys.argv])
     document = {"command": command, "machine": machine(), **result}
     path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,94 @@
+"""How much of a network's blocks was computed, whatever cache sits above.
+
+A cache may skip a network, a block, or a module in a block; hooks on blocks or modules would fire
+all the same where another hook answers in their place. So what is counted is below all hooks: the
+``forward`` of the linear and convolution layers themselves, wrapped before anything else is put on
+the pipeline. Attention's own products and norms are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+BLOCKS = ("TransformerBlock", "ResnetBlock2D", "Transformer2DModel")
+"""Endings of the names of classes that count as a block; one inside of another does not."""
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Counter:
+    """Rows of blocks that were computed; a block of which a part ran counts in proportion.
+
+    A block's share is its layers' multiplications over those that one row takes in a whole pass.
+    What one row takes is learned in `calibrate`.
+
+    Args:
+        pipe: A pipeline that nothing has been put on yet.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        network = getattr(pipe, "unet", None) or pipe.transformer
+        self.blocks = list(_outermost(network))
+        self._done = [0] * len(self.blocks)
+        self._whole: list[int] = []
+        self._rows = 0
+        self._network = network
+        for index, block in enumerate(self.blocks):
+            for layer in block.modules():
+                if isinstance(layer, LAYERS):
+                    layer.forward = partial(self._count, index, layer, layer.forward)
+
+    def _count(
+        self, index: int, layer: Any, inner: Callable[..., torch.Tensor], *args: Any, **named: Any
+    ) -> torch.Tensor:
+        returned = inner(*args, **named)
+        self._done[index] += layer.weight.numel() * _places(layer, returned)
+        return returned
+
+    def calibrate(self, draw: Callable[[], object]) -> None:
+        """Learn from a run of the stock pipeline what one row of each block takes."""
+        self.reset()
+        inner, rows = self._network.forward, []
+
+        def forward(*args: Any, **named: Any) -> Any:
+            sample = args[0] if args else named.get("hidden_states", named.get("sample"))
+            rows.append(len(sample))
+            return inner(*args, **named)
+
+        self._network.forward = forward
+        try:
+            draw()
+        finally:
+            self._network.forward = inner
+        self._whole = [done // sum(rows) for done in self._done]
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._done = [0] * len(self.blocks)
+
+    @property
+    def rows(self) -> float:
+        """Rows of blocks since the last reset."""
+        return sum(done / whole for done, whole in zip(self._done, self._whole, strict=True))
+
+
+def _outermost(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if type(child).__name__.endswith(BLOCKS):
+            yield child
+        else:
+            yield from _outermost(child)
+
+
+def _places(layer: nn.Module, returned: torch.Tensor) -> int:
+    """How many times the weight was applied: tokens, or pixels."""
+    if isinstance(layer, nn.Linear):
+        return math.prod(returned.shape[:-1])
+    return len(returned) * math.prod(returned.shape[2:])
