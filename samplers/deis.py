@@ -1,6 +1,6 @@
 """DEIS: Adams-Bashforth on the noise prediction, in a variable of choice; and iPNDM.
 
-Zhang & Chen, arXiv 2204.13902, sections 3 and 4. With the noise-to-signal ratio ``ρ = σ/α`` the
+Zhang & Chen, arXiv 2204.13902, section 3. With the noise-to-signal ratio ``ρ = σ/α`` the
 sampling equation is ``d(x/α) = ε dρ``; ε is replaced by the polynomial through the predictions at
 hand, in the training time t, in ρ itself or in λ = −ln ρ. iPNDM puts the fixed weights of an even
 grid in the place of the integrals.
@@ -52,7 +52,7 @@ class DEIS(Sampler):
     """
 
     name: ClassVar[str] = "samplers.DEIS"
-    source: ClassVar[str] = "arXiv 2204.13902, sections 3 and 4"
+    source: ClassVar[str] = "arXiv 2204.13902, section 3"
 
     order: Literal[1, 2, 3, 4] = Field(
         default=2,

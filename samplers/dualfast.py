@@ -1,6 +1,6 @@
 """DualFast: extrapolate the noise prediction from an earlier step, at no evaluation.
 
-Source: "DualFast: Dual-Speedup Framework for Fast Sampling of Diffusion Models", arXiv 2506.10058,
+Source: "DualFast: Dual-Speedup Framework for Fast Sampling of Diffusion Models", arXiv 2506.13058,
 from summaries of it: the rise of c and the default step τ are reconstructions. The solver is given
 ``ê = (1 + c)·ε − c·ε_τ`` in the place of ε. Predictions are mixed as noise whatever the network
 predicts: only there do they keep their meaning from one noise level to another.
@@ -35,8 +35,11 @@ class DualFast(Accelerator):
     """Give the solver ê = (1 + c)·ε − c·ε_τ in the place of the noise prediction ε.
 
     A sample is left as it is at steps that it does not compute, and where other branches of its
-    guidance are computed than at τ. With strong guidance take a small c; a solver of second order
-    extrapolates already. Reads the noise levels from the device, once a run.
+    guidance are computed than at τ. On mixtures of Gaussians it lowers the error of DDIM and of
+    Euler's method at any number of steps; that of solvers of second order, which extrapolate
+    already, goes either way at 5 steps and mostly up from 8 on. With strong guidance take a small
+    c.
+    Reads the noise levels from the device, once a run.
     """
 
     name: ClassVar[str] = "samplers.DualFast"
@@ -45,7 +48,7 @@ class DualFast(Accelerator):
     supports: ClassVar[str] = (
         "ε, v, x0 and flow prediction; schedulers of one evaluation a step without noise"
     )
-    source: ClassVar[str] = "arXiv 2506.10058 (from summaries)"
+    source: ClassVar[str] = "arXiv 2506.13058 (from summaries)"
 
     c: float = Field(
         default=0.25,
@@ -59,8 +62,7 @@ class DualFast(Accelerator):
     )
     reference: Reference = Field(
         default="previous",
-        description="the step τ: the one computed before, or the first; first for 10 steps at "
-        "most",
+        description="the step τ: the one computed before, or the first; first for 10 steps at most",
     )
     target: Target = Field(
         default="first_order_term",

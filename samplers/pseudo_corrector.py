@@ -1,6 +1,6 @@
 """FlowTurbo's pseudo-corrector: Heun's method at one evaluation a step.
 
-Zhao et al., arXiv 2409.18128, section 3.3; the part of FlowTurbo that needs no training. Each step
+Zhao et al., arXiv 2409.18128, section 3; the part of FlowTurbo that needs no training. Each step
 is predicted by Euler's method from the slope kept, and redone by the trapezoid once its end has
 been evaluated; that evaluation, at the predicted point, is kept as the slope of the next step. The
 way from the last evaluation to the end of the run is one of Euler's.
@@ -32,7 +32,7 @@ class PseudoCorrector(Sampler):
     """
 
     name: ClassVar[str] = "samplers.PseudoCorrector"
-    source: ClassVar[str] = "arXiv 2409.18128, section 3.3"
+    source: ClassVar[str] = "arXiv 2409.18128, section 3"
 
     heun: int = Field(
         default=0,

@@ -1,6 +1,6 @@
 """ρRK-DEIS: explicit Runge-Kutta methods on ``d(x/α) = ε dρ`` with ``ρ = σ/α``.
 
-Zhang & Chen, arXiv 2204.13902, section 4 (Kutta's third-order method there; Heun's second and the
+Zhang & Chen, arXiv 2204.13902, section 3 (Kutta's third-order method there; Heun's second and the
 classic fourth-order one beside). A step of s stages takes s evaluations and uses none from before
 it. It spans s levels of the schedule, so that N evaluations are N levels; inside a step the
 evaluations are at its start, its middle in ρ, and its end.
@@ -43,7 +43,7 @@ class RhoRK(Sampler):
     """
 
     name: ClassVar[str] = "samplers.RhoRK"
-    source: ClassVar[str] = "arXiv 2204.13902, section 4"
+    source: ClassVar[str] = "arXiv 2204.13902, section 3"
 
     order: Literal[2, 3, 4] = Field(
         default=3,
