@@ -69,7 +69,9 @@ CALIBRATORS: dict[str, Entry] = {
     "teacache": Entry("accel.cache.calibration:calibrate_teacache"),
     "magcache": Entry("accel.cache.calibration:calibrate_magcache"),
     "table": Entry("accel.cache.calibration:calibrate_table"),
-    "steps": Entry("accel.cache.calibration:calibrate_steps"),
+    "steps": Entry(
+        "accel.cache.calibration:calibrate_steps", "accel.cache.calibration:StepOptions"
+    ),
     "olss": Entry(
         "samplers.olss_calibration:calibrate_olss", options="samplers.olss_calibration:Options"
     ),

@@ -216,6 +216,28 @@ def test_a_list_of_steps_is_written_and_used(models: Folders) -> None:
     assert "has no threshold" in refused.stderr
 
 
+@pytest.mark.parametrize(("budget", "computed"), [("5", 5), ("0.4", 3), ("7", 7)])
+def test_a_list_of_steps_is_as_long_as_asked(models: Folders, budget: str, computed: int) -> None:
+    """Steps, or a share of them, rounded up; fields of the method go along."""
+    done(
+        "calibrate", "steps", "--model", models("flux_cfg"), "--count", 1, "--steps", 7,
+        "--set", f"budget={budget}", "--set", "last=true", "--out", f"{budget}.toml",
+    )  # fmt: skip
+    (made,) = Plan.from_toml(Path(f"{budget}.toml").read_text()).methods
+    assert (made.total, len(made.steps), made.last) == (7, computed, True)
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "2.5", "1", "8"])
+def test_a_budget_that_is_not_to_be_met(models: Folders, budget: str) -> None:
+    """The first three before the work; one is too few with the last one, eight are too many."""
+    refused = run(
+        "calibrate", "steps", "--model", models("flux_cfg"), "--count", 1, "--steps", 7,
+        "--set", f"budget={budget}", "--set", "last=true",
+    )  # fmt: skip
+    assert refused.exit_code == 2
+    assert ("takes no budget" if budget in ("0", "-1", "2.5") else "No list of") in refused.stderr
+
+
 class Filed(cache.FORA):
     """A method with a file."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
 from accel.attach import Site, Undo
 from accel.cache.magcache import MagCache
@@ -326,16 +326,37 @@ def _check(count: int, numbers: Sequence[float]) -> None:
         )
 
 
+class StepOptions(BaseModel, extra="allow"):
+    """Options of `calibrate_steps`; what else is given is a field of the method."""
+
+    budget: float = Field(
+        default=0.5,
+        gt=0.0,
+        description="steps to compute, those that are always computed among them; below 1 a share "
+        "of the run's steps, rounded up",
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("give a whole number of steps, or a share below 1")
+        return value
+
+
 def calibrate_steps(
     pipe: Any, calls: Iterable[Mapping[str, Any]], fields: Mapping[str, Any]
 ) -> Calibrated:
-    """Step Rehash's list: half of the steps, those from which the others follow best.
+    """Step Rehash's list: those steps from which the others follow best.
+
+    ``budget`` among the fields says how many (`StepOptions`).
 
     Raises:
-        BadInput: If there is no call, or a threshold is given.
+        BadInput: If there is no call, a threshold is given, or the budget is not to be met.
     """
     if "threshold" in fields:
-        raise BadInput("A list of steps has no threshold: leave --threshold out.")
-    method = fit_steps(pipe, calls, fields=fields)
+        raise BadInput("A list of steps has no threshold: leave --threshold out, or --set budget.")
+    own = StepOptions.model_validate(dict(fields)).model_dump()
+    method = fit_steps(pipe, calls, own.pop("budget"), own)
     computed = f"{len(method.steps)} of {method.total} steps are computed"
     return Calibrated(method, f"{computed}, the others follow by '{method.predictor}'")

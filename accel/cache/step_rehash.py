@@ -153,10 +153,10 @@ def calibrate(
 def fit_steps(
     pipe: Any,
     calls: Iterable[Mapping[str, Any]],
-    budget: int | None = None,
+    budget: float = 0.5,
     fields: Mapping[str, Any] | None = None,
 ) -> StepRehash:
-    """The same from calls of the pipeline; without a budget, every second step on average.
+    """The same from calls of the pipeline; a budget below 1 is a share of the steps, rounded up.
 
     From the dot products of the answers of all steps follows, for each pair of steps that may
     have been computed last and each step behind them, the error of the predictor. The list with
@@ -180,7 +180,7 @@ def fit_steps(
     total = len(answers.positions)
     if not total:
         raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
-    wanted = math.ceil(total / 2) if budget is None else budget
+    wanted = math.ceil(total * budget) if budget < 1 else int(budget)
     forced = {*range(min(form.warmup, total)), *answers.switches(), *([total - 1] * form.last)}
     steps = choose(answers.cost, total, wanted, forced, form.max_skips or total)
     return StepRehash.model_validate(form.model_dump() | {"steps": steps, "total": total})
