@@ -415,12 +415,16 @@ def test_weights_that_were_changed_meanwhile_are_named(bench):
     assert not [part for part in pipe.transformer.modules() if "_diffusers_hook" in vars(part)]
 
 
-def test_casting_is_refused_by_name(bench):
+def test_casting_beside_copies_that_a_stream_pins(bench, monkeypatch):
     pipe = bench.pipe("flux_cfg")
-    with pytest.raises(
-        errors.Conflict, match=r"LayerwiseCasting.*GroupOffload|GroupOffload.*Layer"
-    ):
-        Plan(CASTS[0], memory.GroupOffload(use_stream=True)).attach(pipe)
+    monkeypatch.setattr(offload, "check_devices", lambda *_: None)
+    monkeypatch.setattr(offload, "offload", lambda *_, **__: offload.Placement(1, lambda: None))
+    with pytest.raises(errors.Conflict, match=r"LayerwiseCasting and memory\.GroupOffload both"):
+        Plan(CASTS[0], memory.GroupOffload(use_stream=True, **HERE)).attach(pipe)
+    Plan(CASTS[0], memory.GroupOffload(**HERE)).attach(pipe).detach()
+
+
+def test_casting_is_refused_by_name():
     half = PIPELINES["flux_cfg"].build().to(torch.bfloat16)
     with pytest.raises(errors.UnsupportedModel, match=r"computes in torch.bfloat16.*float8"):
         Plan(memory.LayerwiseCasting(storage="bfloat16")).attach(half)
