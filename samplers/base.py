@@ -266,7 +266,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
             index = self._begin_index
         if index is None:
             index = self.index_for_timestep(timestep)
-            if self._times.count(self._times[index]) > 1:
+            if index and self._times.count(self._times[index]) > 1:
                 raise BadInput(
                     f"Timestep {float(timestep)} is evaluated more than once, so it does not say "
                     "where the run starts. Call set_begin_index first."

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -87,9 +88,16 @@ def table_clock(table: Floats) -> Clock:
     """The timestep as a function of ρ = σ/α, between the entries of a table of training levels.
 
     ``ln(1 + ρ²)``, the sum of the −ln(1 − β) so far, is taken to be linear from one timestep to
-    the next; it is 0 one timestep before the first.
+    the next, and on beyond the last; it is 0 one timestep before the first.
     """
     squares = np.asarray(table, np.float64) ** 2
-    ends = np.concatenate([[0.0], np.log1p(squares[np.isfinite(squares)])])
+    ends = np.concatenate([[0.0], np.log1p(squares)])
     times = np.arange(len(ends)) - 1.0
-    return lambda rho: float(np.interp(np.log1p(rho * rho), ends, times))
+    last = ends[-1] - ends[-2]
+
+    def clock(rho: float) -> float:
+        at = math.log1p(rho * rho)
+        beyond = max(at - ends[-1], 0.0) / last
+        return float(np.interp(at, ends, times) + beyond)
+
+    return clock

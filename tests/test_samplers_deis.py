@@ -174,7 +174,9 @@ def test_the_clock_of_a_table_reads_its_timesteps():
     clock = table_clock(table)
     assert [clock(float(table[t])) for t in (0, 1, 500, 999)] == pytest.approx([0, 1, 500, 999])
     assert clock(0.0) == -1.0
-    assert clock(math.inf) == 999.0
+    beyond = [clock(float(table[999]) * factor) for factor in (1, 1.001, 2, 50)]
+    assert np.all(np.diff(beyond) > 0)
+    assert beyond[1] - 999 == pytest.approx(0.002 / TABLE["beta_end"], rel=0.02)
     between = [clock(rho) for rho in np.linspace(0.0, float(table[0]), 9)]
     assert np.all(np.diff(between) > 0)
 
@@ -247,6 +249,13 @@ def test_the_end_holds_no_noise(settings, form):
     first = scheduler._levels[0]
     x = first.alpha * data + first.sigma * noise(dtype=torch.float64)
     assert torch.allclose(run(scheduler, x, predict=predict), data, atol=1e-8)
+
+
+def test_levels_beyond_the_table_are_told_apart():
+    """Stable Video Diffusion starts at σ/α = 700; its table ends at 15."""
+    scheduler = DEISScheduler(order=3, **TABLE)
+    scheduler.set_timesteps(sigmas=[700.0, 300.0, 100.0, 30.0, 5.0, 0.5])
+    assert run(scheduler, noise()).isfinite().all()
 
 
 def orders(**settings):
