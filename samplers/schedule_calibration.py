@@ -302,7 +302,15 @@ def _autodiffusion(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options
         with _plan(asked, _levels(trace, np.array(gene))).attach(pipe):
             return judge(pipe, calls)
 
-    settings = Evolution(population=asked.population, epochs=asked.epochs, chance=asked.chance)
+    size = asked.population  # of 50, the authors have 10 parents, 25 mutations, 10 to 15 crossovers
+    settings = Evolution(
+        population=size,
+        epochs=asked.epochs,
+        parents=max(size // 5, 1),
+        mutations=size // 2,
+        crossovers=size // 4,
+        chance=asked.chance,
+    )
     search = Search(
         size=runs.count,
         nodes=asked.teacher,
