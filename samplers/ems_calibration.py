@@ -185,7 +185,9 @@ class Walk(DPMSolverPPScheduler):
             self._conversion.noise(sign * seen, place, level)
             for place, (_, seen) in zip(x, ends, strict=True)
         ]
-        product = (noise[0] - noise[1]) / (x[0] - x[1])
+        gap = x[0] - x[1]
+        change = (noise[0] - noise[1]) / torch.where(gap == 0, 1.0, gap)  # rounded away: no change
+        product = torch.where(gap == 0, 0.0, change)
         return sample, output, self._conversion.noise(output, sample, level), product
 
     def _random_signs(self, like: Tensor) -> Tensor:
