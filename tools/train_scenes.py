@@ -563,9 +563,10 @@ def adopt(
 ) -> None:
     """Start a run from an exported pipeline: `cache` and `denoiser` then go on from its weights."""
     at: Setting = context.obj
-    pipe, ours = DiffusionPipeline.from_pretrained(folder), at.family.vae()
+    ours = at.family.vae()
+    theirs = type(ours).from_pretrained(folder, subfolder="vae")
     try:
-        ours.load_state_dict(pipe.vae.state_dict())
+        ours.load_state_dict(theirs.state_dict())
     except RuntimeError as reason:
         raise typer.BadParameter(
             f"the autoencoder in {folder} is not that of {at.family.name}"
@@ -574,6 +575,7 @@ def adopt(
     _save({"step": 0, "model": ours.state_dict(), "average": state}, at.run / "vae.pt")
     if vae_only:
         return
+    pipe = DiffusionPipeline.from_pretrained(folder)
     parts = at.family.modules(pipe)
     weights = {f"{p}.{k}": v for p, module in parts for k, v in module.state_dict().items()}
     _save({"step": 0, "weights": weights, "average": weights}, at.run / "denoiser.pt")
