@@ -37,6 +37,7 @@ ROWS = {
             guidance.CFGCache(interval=4, start=980.0, low_range=(0.0, 1000.0)),
         ),
         branches=True,
+        answers=frozenset({"predicted"}),
     ),
     "guidance.LinearAG": Row(
         engine="guidance",
@@ -53,12 +54,14 @@ ROWS = {
             ),
         ),
         branches=True,
+        answers=frozenset({"predicted", "reused"}),
     ),
     "guidance.Residual": Row(
         engine="residual",
         active=guidance.Residual(),
         variants=(guidance.Residual(delta=0.8),),
         branches=True,
+        answers=frozenset({"predicted"}),
         idle=frozenset(PIPELINES) - FROM_A_PICTURE,
     ),
     "guidance.SkipAtOne": Row(

@@ -22,6 +22,8 @@ class Row:
         unserved: Signatures of blocks (`Tiny.blocks`) that it refuses, or ``*`` for all.
         refused: Tiny pipelines that it refuses for another reason, such as their scheduler.
         branches: Whether it acts only where guidance has two branches.
+        answers: How it answers for the unconditional branch where that is left out: ``reused`` from
+            the conditional one, ``predicted`` by an estimate, or both; where ``branches`` is set.
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
         lossless: Whether its output is that of the stock pipeline to the bit while it acts.
@@ -35,6 +37,7 @@ class Row:
     unserved: frozenset[str] = field(default_factory=frozenset)
     refused: frozenset[str] = field(default_factory=frozenset)
     branches: bool = False
+    answers: frozenset[str] = frozenset({"reused"})
     leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
     lossless: bool = False
