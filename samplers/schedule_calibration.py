@@ -30,7 +30,7 @@ from samplers.schedule_method import Schedule, Searched
 from samplers.schedule_teacher import COUNT, Trace, Traced, rerun, traced_run, tracing
 from samplers.schedules.aligned import brownian, descend, step_costs
 from samplers.schedules.evolution import Evolution, Gene, Search
-from samplers.schedules.gits import GAMMA, Metric, Scale, jump_costs
+from samplers.schedules.gits import GAMMAS, Metric, Scale, jump_costs
 from samplers.schedules.oss import median_schedule, student_schedule
 from samplers.schedules.shortest import shortest
 
@@ -52,8 +52,17 @@ class Options(BaseModel):
     )
     teacher: int = Field(default=TEACHER, ge=4, le=1000, description="steps of the teacher")
     metric: Metric = Field(default="l2", description="gits: l2 or dev")
-    scale: Scale = Field(default="ratio", description="gits: compare x/α (ratio) or x (sample)")
-    gamma: float = Field(default=GAMMA, gt=0.0, description="gits: weight of what follows a jump")
+    scale: Scale | None = Field(
+        default=None,
+        description="gits: compare x/α (ratio) or x (sample); by default ratio, as the authors, "
+        "and sample for a flow",
+    )
+    gamma: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="gits: weight of what follows a jump; by default 1.15 with ratio, as the "
+        "authors, and 1 with sample",
+    )
     optimum: Literal["exact", "descent"] = Field(
         default="exact",
         description="ays: the lowest objective on the teacher's levels, or the authors' descent",
@@ -206,17 +215,18 @@ class _Runs:
 def _gits(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:
     runs, total = _Runs(pipe, calls, asked), np.zeros(())
     with tracing(pipe) as traced:
+        flow = traced.config.prediction_type == "flow_prediction"
+        scale: Scale = asked.scale or ("sample" if flow else "ratio")
         for _, trace in runs.each(traced):
             for k in range(trace.states.shape[1]):
                 total = total + jump_costs(
-                    trace.levels, trace.states[:, k], trace.data[:, k], asked.metric, asked.scale
+                    trace.levels, trace.states[:, k], trace.data[:, k], asked.metric, scale
                 )
         if _terminal(traced):
             total[:-2, -1] = math.inf
-    nodes = shortest(total, runs.count, asked.gamma)
-    return runs.found(
-        nodes, f"{asked.metric} of {asked.scale}, gamma {asked.gamma:g}, {runs.samples} samples"
-    )
+    gamma = asked.gamma or GAMMAS[scale]
+    nodes = shortest(total, runs.count, gamma)
+    return runs.found(nodes, f"{asked.metric} of {scale}, gamma {gamma:g}, {runs.samples} samples")
 
 
 def _ays(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:

@@ -397,6 +397,14 @@ def test_a_search_gives_levels_of_the_teacher(bench, same, name, method):
     assert same(bench.call(name, steps=4), bench.stock(name, steps=4))
 
 
+@pytest.mark.parametrize(("name", "told"), [
+    ("sd15", "l2 of ratio, gamma 1.15"), ("flux_cfg", "l2 of sample, gamma 1,")
+])  # fmt: skip
+def test_gits_measures_as_fits_the_process(bench, name, told):
+    found = calibrate_schedule(bench.pipe(name), calls(name, 1, 3), {"teacher": 5})
+    assert told in found.note
+
+
 def test_the_terminal_level_is_in_every_searched_schedule(bench):
     pipe = bench.pipe("qwenimage")
     end = pipe.scheduler.config.shift_terminal

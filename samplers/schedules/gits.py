@@ -2,12 +2,14 @@
 
 Chen et al., arXiv 2405.11326, sections 4.1 and 4.2. Trajectories have a regular shape: where they
 bend, steps must be short. The cost of a jump from node i to node j is measured on the teacher alone
-– N evaluations a sample, no others – and `samplers.schedules.shortest` finds the schedule, γ = 1.15
-(1.20 for Stable Diffusion).
+– N evaluations a sample, no others – and `samplers.schedules.shortest` finds the schedule, in the
+authors' work with γ = 1.15 (1.20 for Stable Diffusion).
 
 An Euler jump is the same in all coordinates, `straight`; how far it ends from the teacher is not.
 The authors measure ``x/α`` (``ratio``), which gives more weight to early jumps than the sample
-itself does (``sample``).
+itself does (``sample``). On the flow scenes-flux, at 6 and 8 steps, ``sample`` with γ = 1 more than
+halves the distance of DPM-Solver++ to the exact solution; ``ratio`` with γ = 1.15 does so at 8 and
+fails at 6, where it jumps from σ/α = 14 to 0.3.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 Metric = Literal["l2", "dev"]
 Scale = Literal["ratio", "sample"]
-GAMMA = 1.15
+GAMMAS: dict[Scale, float] = {"ratio": 1.15, "sample": 1.0}
+"""What follows a jump weighs that much more; with ``sample``, early jumps count less already."""
 
 
 def straight(x: Floats, data: Floats, here: Level, there: Sequence[Level]) -> Floats:
