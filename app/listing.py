@@ -78,11 +78,11 @@ def as_toml(kinds: list[Kind], *, live: bool) -> str:
     for kind in kinds:
         lines += ["", f"# {_summary(kind)}", _line(f"[{kind.name}]", live)]
         for name, field in kind.model_fields.items():
-            value = tomli_w.dumps({name: _default(kind, name)}).strip()
-            lines += [
-                f"# {name}: {allowed(field)}; {field.description}",
-                _line(value, live),
-            ]
+            default = _default(kind, name)
+            unset = " (not set)" if default is None else ""
+            lines.append(f"# {name}: {allowed(field)}; {field.description}{unset}")
+            if default is not None:
+                lines.append(_line(tomli_w.dumps({name: default}).strip(), live))
     return "\n".join(lines)
 
 
@@ -118,6 +118,9 @@ def _show(kind: Kind) -> None:
     console.print(Text(kind.name, "bold"), f"· {kind.layer} · {kind.supports}")
     console.print(_summary(kind))
     console.print(f"Source: {kind.source}\n")
+    if not kind.model_fields:
+        console.print("It has no fields.")
+        return
     names = Column("field", min_width=max(map(len, kind.model_fields)))
     table = Table(names, "default", "values", "what it is")
     for name, field in kind.model_fields.items():

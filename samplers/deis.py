@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from samplers.multistep import Update, phi
@@ -27,6 +26,7 @@ from samplers.prediction import Level
 from samplers.sampler import Sampler
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from samplers.base import SolverScheduler
@@ -146,6 +146,8 @@ def _decaying(power: int, reach: float | None) -> float:
 
 def _polynomial(which: int, places: Sequence[float]) -> list[float]:
     """Coefficients, the constant first, of the polynomial that is 1 at one place, 0 elsewhere."""
+    import numpy as np
+
     coefficients = np.ones(1)
     for other, place in enumerate(places):
         if other != which:
@@ -155,6 +157,8 @@ def _polynomial(which: int, places: Sequence[float]) -> list[float]:
 
 def _quadrature(rhos: Sequence[float], end: float, clock: Clock) -> list[float]:
     """``∫ L_j dρ`` from ``rhos[0]`` to ``end`` in the clock's time."""
+    import numpy as np
+
     points, weights = _gauss()
     low, high = math.log1p(rhos[0]), math.log1p(end)
     at = low + (high - low) * points
@@ -166,6 +170,8 @@ def _quadrature(rhos: Sequence[float], end: float, clock: Clock) -> list[float]:
 
 def _basis(which: int, nodes: Sequence[float], at: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values of the polynomial that is 1 at one node, 0 at the others."""
+    import numpy as np
+
     values = np.ones_like(at)
     for other, node in enumerate(nodes):
         if other != which:
@@ -176,5 +182,7 @@ def _basis(which: int, nodes: Sequence[float], at: NDArray[np.float64]) -> NDArr
 @cache
 def _gauss() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Points and weights of the 32-point rule on [0, 1]."""
+    import numpy as np
+
     points, weights = np.polynomial.legendre.leggauss(32)
     return (points + 1.0) / 2.0, weights / 2.0

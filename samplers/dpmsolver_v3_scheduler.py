@@ -17,8 +17,10 @@ from torch import Tensor
 
 from accel.errors import BadInput
 from samplers.base import SolverScheduler
-from samplers.dpmsolver_v3 import Corrector, Step, clean_weights, residual_weights, step
-from samplers.ems import EMS, Floats, Scalars, statistics
+from samplers.dpmsolver_v3 import Corrector
+from samplers.dpmsolver_v3_step import Step, clean_weights, residual_weights, step
+from samplers.ems import EMS, Floats, statistics
+from samplers.ems_numbers import Scalars
 from samplers.fingerprint import process_digest
 from samplers.noise import Generator
 from samplers.prediction import Level

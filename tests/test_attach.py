@@ -170,7 +170,7 @@ def test_explain_says_what_attaching_would(bench, same, name):
     assert said.pipeline == type(bench.pipe(name)).__name__
     assert len(said.denoisers) == len(PIPELINES[name].denoisers)
     fits = {fit.method: fit.fits for fit in said.fits}
-    assert fits == {method: row.serves(PIPELINES[name]) for method, row in ROSTER.items()}
+    assert fits == {method: row.ready(PIPELINES[name]) for method, row in ROSTER.items()}
     assert all(fit.reason for fit in said.fits)
     assert said.pipeline in str(said)
     assert same(bench.call(name, steps=3), bench.stock(name, steps=3))

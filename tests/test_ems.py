@@ -20,7 +20,7 @@ from accel import Plan
 from accel.errors import BadInput, BadOutput, UnsupportedModel
 from app import plans
 from samplers import DPMSolverV3, DPMSolverV3Scheduler
-from samplers.dpmsolver_v3 import step
+from samplers.dpmsolver_v3_step import step
 from samplers.ems import EMS, read
 from samplers.ems_calibration import Moments, Options, Point, calibrate_ems, measure
 from samplers.fingerprint import Fingerprint

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_samplers import FLOW, TABLE, network, noise, numbers, run
+from tiny import PIPELINES
 from toy import (
     END,
     GRIDS,
@@ -19,14 +20,14 @@ from toy import (
     mixture_data,
     mixture_path,
 )
-from tiny import PIPELINES
 
 from accel import Plan
 from accel.errors import BadInput, UnsupportedModel
 from samplers import DPMSolverPPScheduler, DPMSolverV3, DPMSolverV3Scheduler
-from samplers.dpmsolver_v3 import residual_weights, step
+from samplers.dpmsolver_v3_step import residual_weights, step
 from samplers.dpmsolverpp import update
-from samplers.ems import EMS, Scalars
+from samplers.ems import EMS
+from samplers.ems_numbers import Scalars
 from samplers.prediction import Level
 
 ENDS = (-8.0, 8.0)

@@ -87,8 +87,8 @@ def test_no_other_schedule_is_better_on_gaussian_data(inner):
     assert solved([80.0, *sorted(inner, reverse=True), 0.002], 0.5) <= best + 1e-12
 
 
-falling = st.lists(st.floats(0.01, 90.0), min_size=2, max_size=12, unique=True).map(
-    lambda values: np.array(sorted(values, reverse=True))
+falling = st.lists(st.integers(1, 90_000), min_size=2, max_size=12, unique=True).map(
+    lambda values: np.array(sorted(values, reverse=True)) / 1000
 )
 
 

@@ -27,7 +27,7 @@ class SkipAtOne(Accelerator):
     layer: ClassVar[str] = "guidance"
     seam: ClassVar[str] = "branches"
     supports: ClassVar[str] = "acts in pipelines of two networks with a scale each (Wan 2.2)"
-    source: ClassVar[str] = "u + 1·(c − u) = c"
+    source: ClassVar[str] = "arXiv 2207.12598, eq. 6, at w = 1"
 
     @classmethod
     def off(cls) -> None:

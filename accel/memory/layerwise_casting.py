@@ -35,7 +35,9 @@ class LayerwiseCasting(Accelerator):
         "every denoiser that is wider than the storage, not compiled and not yet cast; with "
         "memory.GroupOffload where that uses no stream"
     )
-    source: ClassVar[str] = "diffusers.ModelMixin.enable_layerwise_casting"
+    source: ClassVar[str] = (
+        "https://huggingface.co/docs/diffusers/optimization/memory, Layerwise casting"
+    )
 
     storage: Literal["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"] = Field(
         default="float8_e4m3fn",

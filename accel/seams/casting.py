@@ -100,7 +100,7 @@ def cast_layers(name: str, module: Any, storage: torch.dtype) -> Casting:
 
     try:
         module.enable_layerwise_casting(storage_dtype=storage, compute_dtype=module.dtype)
-        mark_hooks(module, HOOKS)
+        mark_hooks(module, HOOKS, own)
     except BaseException:
         undo()
         raise

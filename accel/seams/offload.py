@@ -52,7 +52,8 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
             f"{name} carries diffusers' group offloading already: leave memory.GroupOffload out of "
             "the plan, or load the pipeline without."
         )
-    undo = _restorer(module)
+    own = own_attributes(module)
+    undo = _restorer(module, own)
     try:
         apply_group_offloading(module, **options)
     except ValueError as error:
@@ -64,7 +65,7 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
     except BaseException:
         undo()
         raise
-    mark_hooks(module, HOOKS)
+    mark_hooks(module, HOOKS, own)
     _forget_children(module)
     return Placement(len(_groups(module)), undo)
 
@@ -75,9 +76,8 @@ def _groups(module: Any) -> set[int]:
     return {id(hook.group) for hook in found if hook is not None}
 
 
-def _restorer(module: Any) -> Callable[[], None]:
+def _restorer(module: Any, own: dict[int, set[str]]) -> Callable[[], None]:
     """What puts all hooks and weights back to where they are now."""
-    own = own_attributes(module)
     tensors = [*module.parameters(), *module.buffers()]
     places = {id(tensor): (tensor, tensor.device) for tensor in tensors}
 
@@ -94,10 +94,18 @@ def _restorer(module: Any) -> Callable[[], None]:
     return undo
 
 
-def mark_hooks(module: Any, names: Sequence[str]) -> None:
-    """Note on the hooks of some names that they are a plan's."""
+def mark_hooks(module: Any, names: Sequence[str], own: dict[int, set[str]]) -> None:
+    """Note on the hooks of some names, and on the registries made for them, that they are a plan's.
+
+    Args:
+        module: The network.
+        names: Of the hooks.
+        own: What `own_attributes` gave before.
+    """
     for part in module.modules():
         registry = vars(part).get("_diffusers_hook")
+        if registry is not None and "_diffusers_hook" not in own.get(id(part), set()):
+            registry.of_plan = True
         for name in names if registry is not None else ():
             hook = registry.get_hook(name)
             if hook is not None:
@@ -112,8 +120,10 @@ def own_attributes(module: Any) -> dict[int, set[str]]:
 def _without_hooks(part: Any) -> set[str]:
     registry = vars(part).get("_diffusers_hook")
     found = [] if registry is None else list(registry.hooks.values())
-    planned = bool(found) and all(hasattr(hook, "of_plan") for hook in found)
-    return set(vars(part)) - ({"forward", "_diffusers_hook"} if planned else set())
+    own = set(vars(part))
+    if found and all(hasattr(hook, "of_plan") for hook in found):
+        own.discard("forward")
+    return own - {"_diffusers_hook"} if hasattr(registry, "of_plan") else own
 
 
 def unhook(part: Any, own: set[str], names: Sequence[str]) -> None:

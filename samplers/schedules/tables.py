@@ -7,11 +7,10 @@ The numbers are those that diffusers ships.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
-from samplers.schedules.ramps import Floats, resample
+if TYPE_CHECKING:
+    from samplers.schedules.ramps import Floats
 
 Table = Literal["sd", "sdxl", "svd"]
 TABLES: tuple[Table, ...] = get_args(Table)
@@ -25,7 +24,10 @@ NAMES: dict[Table, str] = {
 
 def align_your_steps(table: Table, count: int) -> Floats:
     """The levels σ/α of ``count`` evaluations; imports diffusers."""
+    import numpy as np
     from diffusers.schedulers import AysSchedules
+
+    from samplers.schedules.ramps import resample
 
     levels = np.asarray(AysSchedules[NAMES[table]], np.float64)
     return resample(levels[levels > 0.0], count)

@@ -27,7 +27,10 @@ class Row:
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
         lossless: Whether its output is that of the stock pipeline to the bit while it acts.
-        idle: Tiny pipelines that it attaches to but finds nothing to do in, or whose runs it refuses.
+        idle: Tiny pipelines that it attaches to but finds nothing to do in, or whose runs it
+            refuses.
+        unready: Tiny pipelines on which its default form is refused, unlike ``active``; ``*``: all,
+            because it rests on numbers that have to be measured.
         fixed: Whether it refuses runs of another number of steps than ``STEPS``.
     """
 
@@ -42,6 +45,7 @@ class Row:
     dial: Callable[[float], Accelerator] | None = None
     lossless: bool = False
     idle: frozenset[str] = field(default_factory=frozenset)
+    unready: frozenset[str] = field(default_factory=frozenset)
     fixed: bool = False
 
     def serves(self, tiny: Tiny) -> bool:
@@ -52,3 +56,7 @@ class Row:
         """Whether its active forms do something on a pipeline."""
         guided = len(tiny.order) > 1 or not self.branches
         return self.serves(tiny) and guided and tiny.name not in self.idle
+
+    def ready(self, tiny: Tiny) -> bool:
+        """Whether its default form attaches to a pipeline."""
+        return self.serves(tiny) and not self.unready & {"*", tiny.name}

@@ -14,7 +14,7 @@ from samplers import (
     Schedule,
     UniPC,
 )
-from samplers.ems import Scalars
+from samplers.ems_numbers import Scalars
 
 STATISTICS = Scalars(
     low=-8.0, high=8.0, l=(1.0, 0.9, 0.4, 0.1), s=(0.1, -0.2, -0.4, -0.6), b=(0.0, 0.2, -0.1, 0.0)
@@ -84,6 +84,7 @@ ROWS = {
             DPMSolverV3(numbers=STATISTICS, order=3, corrector="same"),
             DPMSolverV3(numbers=STATISTICS, order=4, pseudo=True, corrector="none"),
         ),
+        unready=frozenset({"*"}),
     ),
     "samplers.Schedule": Row(
         engine="schedule",
@@ -95,5 +96,6 @@ ROWS = {
         engine="noise prediction",
         active=DualFast(c=0.5, target="all"),  # that of every scheduler, UniPC's too
         variants=(DualFast(c=0.5, target="all", reference="first", ramp="none"),),
+        unready=frozenset({"wan21", "wan22"}),  # whose stock solver is UniPC
     ),
 }
