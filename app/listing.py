@@ -87,7 +87,7 @@ def as_toml(kinds: list[Kind], *, live: bool) -> str:
 
 
 def _line(text: str, live: bool) -> str:
-    return text if live else f"# {text}"
+    return text if live else "\n".join(f"# {line}" for line in text.splitlines())
 
 
 def _default(kind: Kind, name: str) -> Any:
