@@ -41,7 +41,8 @@ class DPMSolverV3(Sampler):
 
     Needs statistics from `accel calibrate ems`, which hold for one network, noise process and
     guidance, and are refused for another. A flow that starts at pure noise takes two steps of first
-    order; a run that ends at zero noise ends with the clean sample that the network predicts.
+    order, of which the corrector mends the first; a run that ends at zero noise ends with the clean
+    sample that the network predicts.
     """
 
     name: ClassVar[str] = "samplers.DPMSolverV3"

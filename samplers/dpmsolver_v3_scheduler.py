@@ -99,6 +99,7 @@ class DPMSolverV3Scheduler(SolverScheduler):
         self.history: list[Tensor] = []
         self._indices: list[int] = []
         self._taken: Taken | None = None
+        self._first: Tensor | None = None
         self._uncorrected: Sequence[int] | None = ()
         super().__init__(solver, model)
         if ems.measured is not None:
@@ -131,7 +132,7 @@ class DPMSolverV3Scheduler(SolverScheduler):
     def _reset(self) -> None:
         self.history.clear()
         self._indices.clear()
-        self._taken, self._uncorrected = None, ()
+        self._taken, self._first, self._uncorrected = None, None, ()
 
     def _prepare(self, levels: Sequence[Level]) -> None:
         self._reset()
@@ -159,10 +160,11 @@ class DPMSolverV3Scheduler(SolverScheduler):
         here, target = self._levels[index], self._levels[index + 1]
         if here.alpha == 0.0:  # f is not finite: Euler's step on the data
             data: Tensor = self._conversion.data(output, sample, here)
+            self._first = data
             return target.sigma * sample + target.alpha * data
         self.history.insert(0, self._residual(output, sample, here))
         self._indices.insert(0, index)
-        sample = self._corrected(index, sample)
+        sample = self._corrected(index, output, sample)
         kept = int(self.config.order) + 1
         del self.history[kept:], self._indices[kept:]
         if target.sigma == 0.0:
@@ -186,19 +188,31 @@ class DPMSolverV3Scheduler(SolverScheduler):
             order = min(order, len(self._levels) - 1 - index)
         return order
 
-    def _corrected(self, index: int, sample: Tensor) -> Tensor:
-        """The sample with the step to it redone, now that its end has been evaluated.
+    def _corrected(self, index: int, output: Tensor, sample: Tensor) -> Tensor:
+        """The sample with the step to it redone, now that its end has been evaluated."""
+        taken, first, rows = self._taken, self._first, self._uncorrected
+        self._taken, self._first, self._uncorrected = None, None, ()
+        if rows is None or not self._corrects(index):
+            return sample
+        if first is not None:  # from pure noise: with the clean samples of both ends averaged
+            level = self._levels[index]
+            data = self._conversion.data(output, sample, level)
+            revised: Tensor = sample + level.alpha / 2.0 * (data - first)
+        elif taken is not None and taken.index == index - 1:
+            revised = self._redone(index, taken, sample)
+        else:
+            return sample
+        for row in rows:
+            revised[row] = sample[row]
+        return revised
+
+    def _redone(self, index: int, taken: Taken, sample: Tensor) -> Tensor:
+        """A copy of the sample at the end of a step that is taken with f at this end as well.
 
         Predictor and corrector give the start of the step the same weight, and f at its end is kept
         (the noise prediction is taken to follow along l): what is added is a sum of values of f.
         """
-        taken, self._taken = self._taken, None
-        rows, self._uncorrected = self._uncorrected, ()
-        if taken is None or taken.index != index - 1 or rows is None or not self._corrects(index):
-            return sample
         nodes = self._corrector_nodes(index, taken.index)
-        if len(nodes) < 2:
-            return sample
         redone = step(
             self._ems, self._levels[index], self._at(nodes), pseudo=self._pseudo_corrector
         )
@@ -208,10 +222,7 @@ class DPMSolverV3Scheduler(SolverScheduler):
                 weights[node] = weights.get(node, 0.0 * weight) + sign * weight
         values = [self.history[self._indices.index(node)] for node in weights]
         constant = redone.constant - taken.step.constant
-        revised = self._added(sample.clone(), tuple(weights.values()), values, constant)
-        for row in rows:
-            revised[row] = sample[row]
-        return revised
+        return self._added(sample.clone(), tuple(weights.values()), values, constant)
 
     @property
     def _pseudo_corrector(self) -> bool:
@@ -221,7 +232,8 @@ class DPMSolverV3Scheduler(SolverScheduler):
         level = self._levels[index]
         ratio = level.sigma / level.alpha
         low, high = self.config.corrector_low, self.config.corrector_high
-        return bool(self.config.corrector != "none" and low < ratio <= high)
+        order = int(self.config.order) + self._pseudo_corrector
+        return bool(self.config.corrector != "none" and order > 1 and low < ratio <= high)
 
     def _corrector_nodes(self, index: int, start: int) -> tuple[int, ...]:
         """The start of the step, its end, and what lies before its start."""

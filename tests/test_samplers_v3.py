@@ -222,6 +222,22 @@ def test_the_corrector_is_that_of_the_paper(order):
     assert torch.allclose(run(scheduler, x), expected, atol=1e-8)
 
 
+def test_the_step_from_pure_noise_is_redone_with_the_average_of_both_ends():
+    """A flow: Euler's step becomes the trapezoidal one."""
+    x, outputs, ends = noise(dtype=torch.float64), [noise(seed=i).double() for i in range(2)], {}
+    for corrector in ("pseudo", "none"):
+        scheduler = ready(6, corrector=corrector, **FLOW)
+        first, second, third = scheduler._levels[:3]
+        moved = scheduler.step(outputs[0], scheduler.timesteps[0], x).prev_sample
+        data = [x - outputs[0], moved - second.sigma * outputs[1]]
+        assert torch.allclose(moved, second.sigma * x + second.alpha * data[0])
+        ends[corrector] = scheduler.step(outputs[1], scheduler.timesteps[1], moved).prev_sample
+    weights = step(scheduler._ems, third, [second])
+    expected = float(weights.sample) * second.alpha / 2 * (data[1] - data[0])
+    assert first.alpha == 0
+    assert torch.allclose(ends["pseudo"] - ends["none"], expected, atol=1e-9)
+
+
 def test_a_corrected_run_is_nearer_to_the_solution():
     """On the analytic mixture, with made-up statistics, at no evaluation more."""
 
