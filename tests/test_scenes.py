@@ -422,3 +422,17 @@ def test_an_autoencoder_can_be_adopted_alone(train, tmp_path, family, fits):
     done = train(family, tmp_path, "adopt", "--vae-only", str(asset("models/scenes-flux")))
     assert (done.exit_code == 0) == fits
     assert [f.name for f in tmp_path.iterdir()] == (["vae.pt"] if fits else [])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_keeps_the_tokenizers_that_it_began_with(train, tmp_path):
+    """Byte-pair training breaks ties at random: a text encoder must not see other numbers later."""
+    folder = asset("models/scenes-unet")
+    assert train("scenes-unet", tmp_path, "adopt", str(folder)).exit_code == 0
+    from scenes_models import FAMILIES
+    from train_scenes import _pipeline
+
+    kept = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    for _ in range(2):
+        pipe = _pipeline(FAMILIES["scenes-unet"], tmp_path, 0)
+        assert pipe.tokenizer.get_vocab() == kept

@@ -424,8 +424,27 @@ def _pipeline(family: Family, run: Path, seed: int) -> Any:
         form = forms[-1] if family.clips else forms[0]
         _normalise(family, model, Latents.read(family, run, form).values)
     pipe = family.build(model)
+    _same_words(pipe, run)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def _same_words(pipe: Any, run: Path) -> None:
+    """Keep the tokenizers of a run, or take over those that it has.
+
+    Byte-pair training breaks ties at random, so that a comma has another number in each process.
+    """
+    for name in TOKENIZERS:
+        words, kept = getattr(pipe, name, None), run / name
+        if words is None:
+            continue
+        if kept.exists():
+            setattr(pipe, name, type(words).from_pretrained(kept))
+        else:
+            words.save_pretrained(kept)
 
 
 def _restore(family: Family, pipe: Any, weights: dict[str, Tensor]) -> None:
@@ -564,10 +583,10 @@ def adopt(
     """Start a run from an exported pipeline: `cache` and `denoiser` then go on from its weights."""
     at: Setting = context.obj
     ours = at.family.vae()
-    theirs = type(ours).from_pretrained(folder, subfolder="vae")
     try:
+        theirs = type(ours).from_pretrained(folder, subfolder="vae")
         ours.load_state_dict(theirs.state_dict())
-    except RuntimeError as reason:
+    except (RuntimeError, ValueError) as reason:
         raise typer.BadParameter(
             f"the autoencoder in {folder} is not that of {at.family.name}"
         ) from reason
@@ -576,6 +595,9 @@ def adopt(
     if vae_only:
         return
     pipe = DiffusionPipeline.from_pretrained(folder)
+    for name in TOKENIZERS:
+        if (folder / name).exists():
+            getattr(pipe, name).save_pretrained(at.run / name)
     parts = at.family.modules(pipe)
     weights = {f"{p}.{k}": v for p, module in parts for k, v in module.state_dict().items()}
     _save({"step": 0, "weights": weights, "average": weights}, at.run / "denoiser.pt")
