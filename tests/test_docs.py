@@ -1,5 +1,6 @@
 """The documents are true: generated pages are current, and what they show runs."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -35,11 +36,17 @@ def made_by(target):
 
 
 def run(command, folder):
+    """Run it on one thread: two beside another test wait for each other many times as long."""
     words = shlex.split(command)
     assert words[0] == "accel", command
     program = Path(sys.executable).parent / "accel"
     done = subprocess.run(
-        [program, *words[1:]], cwd=folder, capture_output=True, text=True, check=False
+        [program, *words[1:]],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done
