@@ -127,6 +127,8 @@ class Plan:
                     f"'{family} = {kinds!r}' is no method: a plan is made of tables such as "
                     "[cache.EasyCache]."
                 )
+            if not kinds:
+                _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
         return cls(*methods)
 
@@ -221,6 +223,16 @@ def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
     found = f"{name}.{field} = {first['input']!r}" if field else name
     needed = first["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{found}: {needed}. Run `accel methods {name}`."
+
+
+def _refuse_unknown_family(family: str) -> None:
+    """An empty table asks for nothing, but its name must be that of some methods."""
+    known = sorted({name.partition(".")[0] for name in entry_points_by_name()})
+    if family not in known:
+        raise PlanError(
+            f"There is no family of methods '{family}': known are {', '.join(known)}. A method of "
+            "a family is a table inside of it, {family: {method: fields}}."
+        )
 
 
 def _beside(method: Accelerator, folder: Path) -> Accelerator:

@@ -29,7 +29,7 @@ import numpy as np
 import peers
 import torch
 from counting import Counter
-from measure import RESULTS, Lines, machine, save, spread
+from measure import RESULTS, Lines, digest, machine, save, spread
 from PIL import Image
 
 import accel
@@ -383,7 +383,7 @@ def main() -> None:
     if options.fresh:
         path.unlink(missing_ok=True)
     here = {key: value for key, value in machine().items() if key != "date"}
-    weights = _digest(benches.get(STOCK)[0])
+    weights = digest(benches.get(STOCK)[0])
     header = {"model": options.model, "call": benches.call, "weights": weights, **here}
     lines = Lines(path, header)
     warm_up(benches, field, scenes[0])
@@ -439,17 +439,6 @@ def report(options: argparse.Namespace, result: dict[str, Any], counter: Counter
     (options.out / f"{name}.md").write_text(table)
     print(table)
     print(save(name, result, options.out))
-
-
-def _digest(pipe: Any) -> str:
-    """Of the network's weights: numbers of other weights are others."""
-    import hashlib
-
-    network = getattr(pipe, "unet", None) or pipe.transformer
-    digest = hashlib.sha256()
-    for weight in network.state_dict().values():
-        digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 import statistics
@@ -97,3 +98,14 @@ def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     document = {"command": command, "machine": machine(), **result}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def digest(pipe: Any) -> str:
+    """Of the network's weights: numbers of other weights are others."""
+    import torch
+
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    found = hashlib.sha256()
+    for weight in network.state_dict().values():
+        found.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

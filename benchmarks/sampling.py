@@ -17,32 +17,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from measure import RESULTS, save
+from measure import RESULTS, Lines, digest, machine, save
 from torch import Tensor
 
 import accel
-from accel import quality
+import samplers
+from accel import Plan, quality
 from accel.errors import AccelError
 from accel.scenes import HELD_OUT, Scene, oracle, picture, scene
 
 EVALUATIONS = (4, 5, 6, 8, 10, 14, 20)
 EXACT = 200
 BATCH = 8
+OWN = "the pipeline's own"
 REAL = 100_000
 """Real scenes to compare with start this far into the held-out seeds."""
 STOCK = {
-    "flow": ("FlowMatchEuler", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"),
+    "flow": ("FlowMatchEulerDiscrete", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"),
     "vp": ("EulerDiscrete", "DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"),
 }
 
@@ -60,9 +62,7 @@ class Entry:
 def stock(pipe: Any, name: str) -> Iterator[None]:
     """A scheduler of diffusers in the pipeline's place, on the same process."""
     before = pipe.scheduler
-    kind = getattr(diffusers, f"{name}Scheduler", None) or getattr(
-        diffusers, f"{name}DiscreteScheduler"
-    )
+    kind = getattr(diffusers, f"{name}Scheduler")
     flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     own = flow if "FlowMatch" in type(before).__name__ and "FlowMatch" not in name else {}
     pipe.scheduler = kind.from_config(before.config, **own)
@@ -70,13 +70,6 @@ def stock(pipe: Any, name: str) -> Iterator[None]:
         yield
     finally:
         pipe.scheduler = before
-
-
-@contextlib.contextmanager
-def planned(pipe: Any, plan: accel.Plan) -> Iterator[None]:
-    """A plan attached."""
-    with plan.attach(pipe):
-        yield
 
 
 @torch.no_grad()
@@ -152,25 +145,24 @@ def stock_entries(pipe: Any) -> list[Entry]:
     return [Entry(f"diffusers {name}", False, swapped(name)) for name in STOCK[process]]
 
 
-PLANS: dict[str, dict[str, dict[str, Any]]] = {
-    "DPM++ 2M": {"samplers.DPMSolverPP": {}},
-    "DPM++ 3M": {"samplers.DPMSolverPP": {"order": 3}},
-    "DPM++ 2S": {"samplers.DPMSolverPPSingle": {}},
-    "DPM++ 3S": {"samplers.DPMSolverPPSingle": {"order": 3}},
-    "UniPC 2": {"samplers.UniPC": {}},
-    "UniPC 3": {"samplers.UniPC": {"order": 3}},
-    "SA-Solver, ODE": {"samplers.SASolver": {"tau": 0.0}},
-    "DEIS t-AB2": {"samplers.DEIS": {"order": 2}},
-    "DEIS t-AB3": {"samplers.DEIS": {"order": 3}},
-    "iPNDM 3": {"samplers.DEIS": {"form": "ipndm", "order": 3}},
-    "rho-RK Kutta": {"samplers.RhoRK": {}},
-    "pseudo-corrector": {"samplers.PseudoCorrector": {}},
-    "DPM++ 2M, uniform λ": {
-        "samplers.DPMSolverPP": {},
-        "samplers.Schedule": {"kind": "uniform_lambda"},
-    },
-    "DPM++ 2M, arctan": {"samplers.DPMSolverPP": {}, "samplers.Schedule": {"kind": "arctan"}},
-    "DPM++ 1 + DualFast": {"samplers.DPMSolverPP": {"order": 1}, "samplers.DualFast": {}},
+PLANS = {
+    "DPM++ 2M": Plan(samplers.DPMSolverPP()),
+    "DPM++ 2M, second start": Plan(samplers.DPMSolverPP(start="second")),
+    "DPM++ 3M": Plan(samplers.DPMSolverPP(order=3)),
+    "DPM++ 2S": Plan(samplers.DPMSolverPPSingle()),
+    "DPM++ 3S": Plan(samplers.DPMSolverPPSingle(order=3)),
+    "UniPC 2": Plan(samplers.UniPC()),
+    "UniPC 3": Plan(samplers.UniPC(order=3)),
+    "SA-Solver, ODE": Plan(samplers.SASolver(tau=0.0)),
+    "DEIS t-AB2": Plan(samplers.DEIS()),
+    "DEIS t-AB3": Plan(samplers.DEIS(order=3)),
+    "iPNDM 3": Plan(samplers.DEIS(form="iPNDM", order=3)),
+    "rho-RK Kutta": Plan(samplers.RhoRK()),
+    "pseudo-corrector": Plan(samplers.PseudoCorrector()),
+    "DPM++ 2M, uniform λ": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="uniform_lambda")),
+    "DPM++ 2M, arctan": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="arctan")),
+    "DPM++ 1": Plan(samplers.DPMSolverPP(order=1)),
+    "DPM++ 1 + DualFast": Plan(samplers.DPMSolverPP(order=1), samplers.DualFast()),
 }
 """Ours that need no measured numbers, for any number of steps."""
 
@@ -187,7 +179,6 @@ class Calibration:
     name: str
     what: tuple[str, ...]
     steps: tuple[int, ...] = ()
-    beside: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     def files(self) -> list[tuple[int | None, str]]:
         """A plan for any number of steps, or one for each."""
@@ -199,12 +190,7 @@ class Calibration:
 CALIBRATIONS = (
     Calibration("DPM-Solver-v3", ("ems", "--steps", "100", "--count", "8")),
     Calibration("OLSS", ("olss", "--count", "16"), FITTED),
-    Calibration(
-        "DPM++ 2M, GITS",
-        ("schedule", "--method", "gits", "--count", "16"),
-        SEARCHED,
-        (("samplers.DPMSolverPP", {}),),
-    ),
+    Calibration("DPM++ 2M, GITS", ("schedule", "--method", "gits", "--count", "16"), SEARCHED),
 )
 
 
@@ -227,14 +213,13 @@ def calibrate(one: Calibration, model: str, folder: Path, prompts: Path) -> None
 
 def fitted(folder: Path, one: Calibration) -> Entry:
     """A calibrated sampler, from the files that `calibrate` wrote."""
-    known = dict((count, folder / name) for count, name in one.files())
+    known = {count: folder / name for count, name in one.files()}
 
     def solve_one(pipe: Any, steps: int) -> contextlib.AbstractContextManager[None]:
         path = known.get(steps, known.get(None))
         if path is None:
             raise LookupError(f"calibrated for {', '.join(map(str, one.steps))} steps only")
-        plan = read(path)
-        return planned(pipe, accel.Plan.from_dict(plan.to_dict() | dict(one.beside)))
+        return read(path).attach(pipe)
 
     return Entry(one.name, True, solve_one)
 
@@ -242,10 +227,10 @@ def fitted(folder: Path, one: Calibration) -> Entry:
 def our_entries(folder: Path) -> list[Entry]:
     """Every sampler of this package."""
 
-    def plain(document: dict[str, Any]) -> Any:
-        return lambda pipe, _steps: planned(pipe, accel.Plan.from_dict(document))
+    def plain(plan: Plan) -> Any:
+        return lambda pipe, _steps: plan.attach(pipe)
 
-    ready = [Entry(name, True, plain(document)) for name, document in PLANS.items()]
+    ready = [Entry(name, True, plain(plan)) for name, plan in PLANS.items()]
     return ready + [fitted(folder, one) for one in CALIBRATIONS]
 
 
@@ -254,53 +239,46 @@ def measure(
     pipe: Any,
     call: dict[str, Any],
     scenes: list[Scene],
-    part: Path,
+    lines: Lines,
     budget: float,
-) -> dict[str, Any]:
-    """All points, those of an earlier run taken over; what is refused says why."""
-    done: dict[str, Any] = json.loads(part.read_text()) if part.exists() else {}
+) -> None:
+    """Write down the points that are not there yet; what is refused says why."""
     begin = time.monotonic()
+    known = {(line["sampler"], line["steps"]) for line in lines.found}
     exact = solve_exactly(pipe, call, scenes)
-    real = np.stack(
-        [picture(scene(HELD_OUT.start + REAL + i), call["height"]) for i in range(len(scenes))]
-    )
-    stock_exact = solve(pipe, call, scenes, EXACT)
-    done["exact"] = {
-        "evaluations": EXACT,
-        "stock_scheduler_apart": float(distance(stock_exact[0], exact[0]).median()),
-    }
-    for entry in entries:
-        for steps in EVALUATIONS:
-            key = f"{entry.name} @ {steps}"
-            if key in done:
-                continue
-            if time.monotonic() - begin > 60 * budget:
-                return done
-            head = {"sampler": entry.name, "ours": entry.ours, "steps": steps}
-            try:
-                with entry.solve(pipe, steps):
-                    found = solve(pipe, call, scenes, steps)
-                done[key] = head | point(found, exact, real, scenes)
-            except (AccelError, LookupError, ValueError) as reason:
-                done[key] = head | {"refused": str(reason)}
-            part.write_text(json.dumps(done, indent=1))
-            print(key, done[key].get("distance", done[key].get("refused")), flush=True)
-    return done
+    others = range(HELD_OUT.start + REAL, HELD_OUT.start + REAL + len(scenes))
+    real = np.stack([picture(scene(seed), call["height"]) for seed in others])
+    if (OWN, EXACT) not in known:
+        stock_exact = solve(pipe, call, scenes, EXACT)
+        lines.add({"sampler": OWN, "steps": EXACT} | point(stock_exact, exact, real, scenes))
+    for entry, steps in product(entries, EVALUATIONS):
+        if (entry.name, steps) in known:
+            continue
+        if time.monotonic() - begin > 60 * budget:
+            return
+        line = {"sampler": entry.name, "ours": entry.ours, "steps": steps}
+        try:
+            with entry.solve(pipe, steps):
+                line |= point(solve(pipe, call, scenes, steps), exact, real, scenes)
+        except (AccelError, LookupError, ValueError) as reason:
+            line["refused"] = str(reason)
+        lines.add(line)
+        print(entry.name, steps, line.get("distance", line.get("refused")), flush=True)
 
 
 def solve_exactly(
     pipe: Any, call: dict[str, Any], scenes: list[Scene]
 ) -> tuple[Tensor, np.ndarray, int]:
     """The solution to compare with: 200 steps of second order, on the stock schedule."""
-    with planned(pipe, accel.Plan.from_dict({"samplers.DPMSolverPP": {}})):
+    with Plan(samplers.DPMSolverPP()).attach(pipe):
         return solve(pipe, call, scenes, EXACT)
 
 
-def show(points: dict[str, Any]) -> None:
+def show(points: list[dict[str, Any]]) -> None:
     """The table of distances, the best of each column marked."""
     rows: dict[str, dict[int, float]] = {}
-    for one in points.values():
-        if "distance" in one:
+    for one in points:
+        if "distance" in one and one["steps"] in EVALUATIONS:
             rows.setdefault(one["sampler"], {})[one["steps"]] = one["distance"]
     best = {n: min((row[n] for row in rows.values() if n in row), default=0) for n in EVALUATIONS}
     print(f"{'distance at evaluations':<28}" + "".join(f"{n:>9}" for n in EVALUATIONS))
@@ -319,6 +297,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=600.0, help="minutes; the rest is left")
+    parser.add_argument("--fresh", action="store_true", help="drop the points of earlier runs")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
@@ -332,17 +311,18 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     first = HELD_OUT.start
     scenes = [scene(seed) for seed in range(first, first + options.captions)]
-    part = RESULTS / f"samplers-{options.model}.part.json"
-    entries = stock_entries(pipe) + our_entries(folder)
-    points = measure(entries, pipe, call, scenes, part, options.budget)
-    show(points)
-    print(
-        save(f"samplers-{options.model}", {"call": call, "captions": len(scenes), "points": points})
-    )
-    part.unlink()
+    path = RESULTS / f"samplers-{options.model}.jsonl"
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    here = {key: value for key, value in machine().items() if key != "date"}
+    header = {"call": call, "captions": len(scenes), "weights": digest(pipe), **here}
+    lines = Lines(path, header)
+    measure(stock_entries(pipe) + our_entries(folder), pipe, call, scenes, lines, options.budget)
+    show(lines.found)
+    print(save(f"samplers-{options.model}", {"header": header, "points": lines.found}))
 
 
-def read(path: Path) -> accel.Plan:
+def read(path: Path) -> Plan:
     """A plan from its file."""
     from app.plans import read as read_plan
 

@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from samplers.multistep import Update, phi
+from samplers.multistep import Update, interpolated, phi
 from samplers.prediction import Level
 
 Rule = Literal["exact", "bh1", "bh2"]
@@ -106,20 +106,4 @@ def _weights(places: Sequence[float], reach: float, gain: float, rule: Rule) -> 
         first = reach * phi(2, -reach)
     moments = [gain, first]
     moments += [reach * math.factorial(k) * phi(k + 1, -reach) for k in range(2, len(places))]
-    return [
-        math.fsum(a * moment for a, moment in zip(basis, moments, strict=False))
-        for basis in map(_basis, range(len(places)), [places] * len(places))
-    ]
-
-
-def _basis(which: int, places: Sequence[float]) -> list[float]:
-    """Coefficients, the constant first, of the polynomial that is 1 at one place, 0 elsewhere."""
-    coefficients = [1.0]
-    for other, place in enumerate(places):
-        if other != which:
-            width = places[which] - place
-            risen, kept = [0.0, *coefficients], [*coefficients, 0.0]
-            coefficients = [
-                (up - place * same) / width for up, same in zip(risen, kept, strict=True)
-            ]
-    return coefficients
+    return interpolated(places, moments)

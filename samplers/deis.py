@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from samplers.multistep import Update, phi
+from samplers.multistep import Update, interpolated, phi
 from samplers.prediction import Level
 from samplers.sampler import Sampler
 
@@ -67,8 +67,7 @@ class DEIS(Sampler):
     lower_order_final: bool = Field(
         default=True,
         description="with fewer than 15 steps, end with orders …, 3, 2, 2; a step of lambdaAB to "
-        "zero noise is of first order. On mixtures of Gaussians a flow's last step of order 2 "
-        "has up to half the error of one of order 1",
+        "zero noise is of first order",
     )
 
     @classmethod
@@ -130,10 +129,7 @@ def _exact(rhos: Sequence[float], end: float, form: Form) -> list[float]:
         moments = [
             -start * _decaying(k, math.log(start / end) if end else None) for k in range(count)
         ]
-    return [
-        math.fsum(a * moment for a, moment in zip(_polynomial(j, places), moments, strict=True))
-        for j in range(count)
-    ]
+    return interpolated(places, moments)
 
 
 def _decaying(power: int, reach: float | None) -> float:
@@ -142,17 +138,6 @@ def _decaying(power: int, reach: float | None) -> float:
     if reach is None:
         return whole
     return reach ** (power + 1) * math.exp(-reach) * whole * phi(power + 1, reach)
-
-
-def _polynomial(which: int, places: Sequence[float]) -> list[float]:
-    """Coefficients, the constant first, of the polynomial that is 1 at one place, 0 elsewhere."""
-    import numpy as np
-
-    coefficients = np.ones(1)
-    for other, place in enumerate(places):
-        if other != which:
-            coefficients = np.convolve(coefficients, [-place, 1.0]) / (places[which] - place)
-    return [float(value) for value in coefficients]
 
 
 def _quadrature(rhos: Sequence[float], end: float, clock: Clock) -> list[float]:

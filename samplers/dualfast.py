@@ -35,10 +35,8 @@ class DualFast(Accelerator):
     """Give the solver ê = (1 + c)·ε − c·ε_τ in the place of the noise prediction ε.
 
     A sample is left as it is at steps that it does not compute, and where other branches of its
-    guidance are computed than at τ. On mixtures of Gaussians it lowers the error of DDIM and of
-    Euler's method at any number of steps; that of solvers of second order, which extrapolate
-    already, goes either way at 5 steps and mostly up from 8 on. With strong guidance take a small
-    c.
+    guidance are computed than at τ. It is meant for DDIM and Euler's method: solvers of
+    second order extrapolate already. With strong guidance take a small c.
     Reads the noise levels from the device, once a run.
     """
 

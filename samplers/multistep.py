@@ -49,6 +49,32 @@ class Update:
         return total
 
 
+def interpolated(places: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Weights of values at ``places`` that integrate the polynomial through them.
+
+    Args:
+        places: Where the values are, p of them, each another.
+        moments: Integral of each power of the place, from 0 on; the first p count.
+    """
+    return [
+        math.fsum(a * moment for a, moment in zip(_basis(j, places), moments, strict=False))
+        for j in range(len(places))
+    ]
+
+
+def _basis(which: int, places: Sequence[float]) -> list[float]:
+    """Coefficients, the constant first, of the polynomial that is 1 at one place, 0 elsewhere."""
+    coefficients = [1.0]
+    for other, place in enumerate(places):
+        if other != which:
+            width = places[which] - place
+            risen, kept = [0.0, *coefficients], [*coefficients, 0.0]
+            coefficients = [
+                (up - place * same) / width for up, same in zip(risen, kept, strict=True)
+            ]
+    return coefficients
+
+
 def phi(order: int, z: float) -> float:
     """``φ_k(z) = ∫_0^1 e^{(1−s)z} s^{k−1}/(k−1)! ds`` for k = 1, 2, 3, …; exact at 0 as well.
 

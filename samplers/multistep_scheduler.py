@@ -24,9 +24,9 @@ class MultistepScheduler(SolverScheduler):
 
     Attributes:
         space: What is kept: ``data``, the x0-prediction, ``noise``, the ε-prediction, or, of flows
-            alone, ``velocity``, ε − x0. With ``noise`` the first
-            step of a flow, from pure noise, where ε is the sample itself and says nothing of the
-            data, is one of first order on the data.
+            alone, ``velocity``, ε − x0. With ``noise`` the first step of a flow, from pure noise,
+            where ε is the sample itself and says nothing of the data, is one of first order on
+            the data.
         history: The predictions kept from earlier steps, the newest first.
     """
 

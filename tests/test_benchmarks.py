@@ -219,3 +219,39 @@ def test_levels_and_their_table(tmp_path, drawn):
     pytest.importorskip("matplotlib")
     caches.plot(rows, tmp_path / "plot.png", "Title")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_benchmark_of_samplers_names_what_there_is():
+    """Every sampler of the package is in it, and what it calibrates is offered."""
+    import sampling
+
+    import samplers
+    from app.calibrators import CALIBRATORS
+
+    solved = {method.name for plan in sampling.PLANS.values() for method in plan}
+    fitted = {"samplers.DPMSolverV3", "samplers.OLSS"}
+    methods = {f"samplers.{name}" for name in samplers.__all__ if not name.endswith("Scheduler")}
+    assert solved | fitted == methods
+    assert {one.what[0] for one in sampling.CALIBRATIONS} <= set(CALIBRATORS)
+    for names in sampling.STOCK.values():
+        assert all(hasattr(sampling.diffusers, f"{name}Scheduler") for name in names)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sampler_is_solved_and_judged(tmp_path):
+    """Two steps of one caption: what is counted, and how far it is from four."""
+    import sampling
+
+    import accel
+    from accel.scenes import HELD_OUT, scene
+
+    pipe, call = accel.load("scenes-flux")
+    pipe.set_progress_bar_config(disable=True)
+    entry = sampling.our_entries(tmp_path)[0]
+    scenes = [scene(HELD_OUT[0])]
+    exact = sampling.solve(pipe, call, scenes, 4)
+    with entry.solve(pipe, 2):
+        found = sampling.solve(pipe, call, scenes, 2)
+    assert found[2] == 4  # two branches
+    assert float(sampling.distance(found[0], exact[0])[0]) > 0
+    assert float(sampling.distance(exact[0], exact[0])[0]) == 0

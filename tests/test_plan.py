@@ -80,6 +80,7 @@ WRONG = {
     "fields at odds": ("[guidance.Interval]\nlow = 3\nhigh = 2", "low (3)", "below high (2)"),
     "sampler at odds": ("[samplers.DPMSolverPP]\norder = 3\neta = 1", "eta=1.0", "Set order=2"),
     "no table": ("[cache]\nEasyCache = 3", "found 3", "expected a table of fields"),
+    "a method as a family": ('["cache.EasyCache"]', "cache.EasyCache", "inside of it"),
     "no method": ("x = 1", "'x = 1'", "tables such as [cache.EasyCache]"),
     "another format": ("plan = 2", "format 2", "Install the version"),
     "no toml": ("[[", "no TOML", "`accel methods --toml`"),

@@ -295,8 +295,8 @@ def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tenso
 def _times(count: int, steps: int, device: torch.device) -> Tensor:
     """Training timesteps in [0, steps). Shape [B].
 
-    Half are uniform, half lie above 85 % of the range, for the reason of `_levels`: with a fifth of
-    them there, a UNet, which has no positions but what the borders tell, ignored all sides.
+    Half are uniform, half lie above 85 % of the range, for the reason of `_levels`; a UNet has
+    no positions but what the borders tell.
     """
     even, layout = torch.rand(2, count, device=device)
     layout = 0.85 + 0.15 * layout

@@ -538,7 +538,8 @@ def denoiser(
     big_share: Annotated[float, typer.Option(help="share of big steps from then on")] = 0.75,
     rate: float = 1.2e-3,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="steps up to 1.6 times as fast, after minutes")
+        bool,
+        typer.Option("--compile", help="minutes at the start, then faster steps"),
     ] = False,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
