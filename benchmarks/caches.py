@@ -2,11 +2,7 @@
 
     python benchmarks/caches.py [--model scenes-flux] [--captions 16] [--budget SECONDS]
 
-Needs the extra `bench`, which brings the peers. Every held-out caption is drawn by the stock
-pipeline and by every setting of every cache, with the same seed, in rotating order; the stock
-picture is drawn again after every few others, and each time is compared with the stock time just
-before. Attaching and detaching is not timed. Fidelity is measured against the stock picture of the
-same caption and seed; what was computed is counted below all hooks (`counting`).
+Needs the extra `bench`, which brings the peers. How it is measured: `contest`.
 
 Each picture's numbers are written at once to ``results/caches-MODEL.jsonl``: a run that was cut
 off, by ``--budget`` or otherwise, goes on there when it is started again, and sums up the captions
@@ -18,32 +14,19 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import contest
 import numpy as np
 import peers
 import torch
+from contest import OURS, STOCK, WARM, Benches, Contestant, draw
 from counting import Counter
-from measure import RESULTS, Lines, digest, machine, save, spread
-from PIL import Image
+from measure import save
 
 import accel
-from accel import quality
 from accel.errors import AccelError
-from accel.scenes import HELD_OUT, Scene, oracle, scene
-
-STOCK = "stock"
-OURS = "diffusers-accel"
-EVERY = 8
-"""Pictures between two of the stock pipeline."""
-
-WARM = 4
-"""Steps of the pictures that are drawn before anything is timed."""
+from accel.scenes import HELD_OUT, Scene, scene
 
 LEVELS = {"ssim": (0.99, 0.98, 0.95, 0.9, 0.8), "perceptual": (0.005, 0.01, 0.02, 0.05, 0.2)}
 """By measure of fidelity, the levels: at least so similar, at most so distant."""
@@ -70,36 +53,6 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 """By curve: the field that is swept, the other fields, and the values."""
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """One setting of one cache."""
-
-    package: str
-    method: str
-    knob: float
-    plan: accel.Plan | None = None
-    peer: peers.Peer | None = None
-
-    @property
-    def key(self) -> tuple[str, str, float]:
-        """What tells it from the others."""
-        return self.package, self.method, self.knob
-
-    @contextmanager
-    def on(self, pipe: Any, call: dict[str, Any]) -> Iterator[None]:
-        """The cache on the pipeline."""
-        if self.plan is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                with self.plan.attach(pipe):
-                    yield
-        elif self.peer is not None:
-            with self.peer.enter(pipe, call):
-                yield
-        else:
-            yield
-
-
 def ours(pipe: Any, settings: int | None) -> list[Contestant]:
     """Every setting of every cache of ours that serves the pipeline."""
     known, found = accel.methods(), []
@@ -123,135 +76,6 @@ def theirs(pipe: Any, call: dict[str, Any], settings: int | None) -> list[Contes
         curves.setdefault((peer.package, peer.method), []).append(peer)
     chosen = (peer for points in curves.values() for peer in points[:settings])
     return [Contestant(p.package, p.method, p.knob, peer=p) for p in chosen]
-
-
-class Benches:
-    """A pipeline for each package: some leave theirs changed when they come off."""
-
-    def __init__(self, model: str, steps: int | None) -> None:
-        self._model = model
-        self._pipes: dict[str, tuple[Any, Counter]] = {}
-        self.call = accel.load(model)[1]
-        if steps is not None:
-            self.call["num_inference_steps"] = steps
-
-    def get(self, package: str) -> tuple[Any, Counter]:
-        """The pipeline of a package, and what counts its blocks."""
-        if package not in self._pipes:
-            pipe, _ = accel.load(self._model)
-            pipe.set_progress_bar_config(disable=True)
-            counter = Counter(pipe)
-            counter.calibrate(lambda: pipe("a house", **self.call | {"num_inference_steps": 2}))
-            self._pipes[package] = pipe, counter
-        return self._pipes[package]
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A picture, and what it took."""
-
-    picture: Image.Image
-    seconds: float
-    blocks: float
-
-
-def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = None) -> Drawn:
-    """Draw one caption, timed from the prompt to the picture."""
-    call = benches.call if steps is None else benches.call | {"num_inference_steps": steps}
-    pipe, counter = benches.get(who.package)
-    generator = torch.Generator().manual_seed(subject.seed)
-    with who.on(pipe, call):
-        counter.reset()
-        start = time.perf_counter()
-        picture = pipe(subject.caption, generator=generator, **call).images[0]
-        seconds = time.perf_counter() - start
-    return Drawn(picture, seconds, counter.rows)
-
-
-def warm_up(benches: Benches, field: list[Contestant], subject: Scene) -> None:
-    """Draw a few steps with the first setting of each curve: imports and first allocations."""
-    firsts = {(who.package, who.method): who for who in reversed(field)}
-    for who in firsts.values():
-        draw(benches, who, subject, min(WARM, benches.call["num_inference_steps"]))
-
-
-def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict[str, Any]:
-    """The numbers of one picture."""
-    pair = stock.picture, drawn.picture
-    return {
-        "seed": subject.seed,
-        "package": who.package,
-        "method": who.method,
-        "knob": who.knob,
-        "seconds": drawn.seconds,
-        "stock_seconds": stock.seconds,
-        "block_rows": drawn.blocks,
-        "psnr": min(quality.psnr(*pair), 100.0),
-        "ssim": quality.ssim(*pair),
-        "perceptual": quality.perceptual(*pair),
-        "attributes_right": oracle.caption_accuracy([drawn.picture], [subject]).mean,
-        "attributes_right_stock": oracle.caption_accuracy([stock.picture], [subject]).mean,
-    }
-
-
-def measure(
-    benches: Benches, field: list[Contestant], scenes: list[Scene], lines: Lines, until: float
-) -> None:
-    """Draw what is not in the file yet, until the time is over."""
-    stock = Contestant(STOCK, STOCK, 0)
-    done = {(line["seed"], line["package"], line["method"], line["knob"]) for line in lines.found}
-    for turn, subject in enumerate(scenes):
-        shift = turn * 7 % len(field)
-        order = field[shift:] + field[:shift]
-        left = [who for who in order if (subject.seed, *who.key) not in done]
-        for place, who in enumerate(left):
-            if time.monotonic() > until:
-                return
-            if place % EVERY == 0:
-                reference = draw(benches, stock, subject)
-            drawn = draw(benches, who, subject)
-            lines.add(line_of(who, subject, reference, drawn))
-        print(f"{turn + 1}/{len(scenes)}", end="\r", flush=True)
-
-
-def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seconds and blocks beside fidelity, over the captions."""
-
-    def mean(name: str) -> float:
-        return float(np.mean([point[name] for point in points]))
-
-    return {
-        "package": who.package,
-        "method": who.method,
-        "knob": who.knob,
-        "plan": who.plan and who.plan.to_dict(),
-        "seconds": spread([point["seconds"] for point in points]),
-        "speedup": spread([point["stock_seconds"] / point["seconds"] for point in points]),
-        "block_rows": mean("block_rows"),
-        "psnr": mean("psnr"),
-        "ssim": mean("ssim"),
-        "perceptual": mean("perceptual"),
-        "caption_accuracy": mean("attributes_right"),
-    }
-
-
-def rows_of(field: list[Contestant], lines: Lines) -> tuple[list[dict[str, Any]], list[int]]:
-    """Sums over the captions that all contestants have drawn, and those captions' seeds."""
-    seeds = [
-        {line["seed"] for line in lines.found if _key(line) == who.key and "seed" in line}
-        for who in field
-    ]
-    common = set.intersection(*seeds)
-    points: dict[Any, list[dict[str, Any]]] = {who.key: [] for who in field}
-    for line in lines.found:
-        if line.get("seed") in common and _key(line) in points:
-            points[_key(line)].append(line)
-    rows = [summary(who, points[who.key]) for who in field] if common else []
-    return rows, sorted(common)
-
-
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return line["package"], line["method"], line.get("knob")
 
 
 def levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -319,122 +143,46 @@ def leaves_a_trace(benches: Benches, who: Contestant, subject: Scene) -> bool:
     return not np.array_equal(before, np.asarray(draw(benches, stock, subject, WARM).picture))
 
 
-def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Seconds against lost fidelity: our curves in colour, those of peers dashed in grey tones."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(15, 7.5), layout="constrained", sharex=True)
-    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        curves.setdefault((row["package"], row["method"]), []).append(row)
-    count = len({curve for curve in curves if curve[0] == OURS})
-    greys = iter(plt.get_cmap("Greys")(np.linspace(0.45, 1.0, max(1, len(curves) - count))))
-    colours = iter(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, max(1, count))))
-    marks = iter("os^vDPX<>*hd" * 4)
-    for (package, method), points in curves.items():
-        mine = package == OURS
-        look = {
-            "marker": next(marks),
-            "markersize": 6 if mine else 7,
-            "markerfacecolor": None if mine else "white",
-            "linestyle": "-" if mine else "--",
-            "linewidth": 1.5,
-            "color": next(colours) if mine else next(greys),
-            "label": method if mine else f"{package}: {method}",
-        }
-        seconds = [row["seconds"]["median"] for row in points]
-        axes[0].plot(seconds, [max(1 - row["ssim"], 1e-4) for row in points], **look)
-        axes[1].plot(seconds, [max(row["perceptual"], 1e-4) for row in points], **look)
-    for side, name in zip(axes, ("1 − SSIM", "perceptual distance"), strict=True):
-        side.set(yscale="log", xlabel="seconds for a picture", ylabel=f"{name} (lower is closer)")
-        side.grid(alpha=0.3, which="both")
-    figure.suptitle(f"{title}. Faster is left, closer to the stock picture is down")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=6)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def parsed() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="scenes-flux")
-    parser.add_argument("--captions", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", action="append", help="curves to measure; all without it")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to draw for")
-    parser.add_argument("--fresh", action="store_true", help="forget the numbers of earlier runs")
-    parser.add_argument("--steps", type=int, help="steps of a picture; the model's own without it")
-    parser.add_argument("--settings", type=int, help="settings of each curve; all without it")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Measure, and write ``caches-MODEL`` with its endings."""
-    options = parsed()
+    options = contest.options_of(__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(options.threads)
     benches = Benches(options.model, options.steps)
-    mine = ours(benches.get(OURS)[0], options.settings)
-    others = theirs(benches.get("diffusers")[0], benches.call, options.settings)
-    field = [who for who in (*mine, *others) if not options.only or who.method in options.only]
-    scenes = [scene(seed) for seed in HELD_OUT[: options.captions]]
-    path = options.out / f"caches-{options.model}.jsonl"
-    if options.fresh:
-        path.unlink(missing_ok=True)
-    here = {key: value for key, value in machine().items() if key != "date"}
-    weights = digest(benches.get(STOCK)[0])
-    header = {"model": options.model, "call": benches.call, "weights": weights, **here}
-    lines = Lines(path, header)
-    warm_up(benches, field, scenes[0])
-    until = time.monotonic() + options.budget
-    measure(benches, field, scenes, lines, until)
-    rows, seeds = rows_of(field, lines)
-    if not rows:
-        raise SystemExit(f"No caption is drawn by all yet: start again to go on. {path}")
+    field = ours(benches.get(OURS)[0], options.settings)
+    field += theirs(benches.get("diffusers")[0], benches.call, options.settings)
+    found = contest.run("caches", options, benches, field)
+    lines, subject = found.lines, scene(HELD_OUT[0])
     traced = {(line["package"], line["method"]) for line in lines.found if "leaves_a_trace" in line}
     for who in {(who.package, who.method): who for who in field}.values():
-        if (who.package, who.method) not in traced and time.monotonic() < until:
-            trace = leaves_a_trace(benches, who, scenes[0])
+        if (who.package, who.method) not in traced and time.monotonic() < found.until:
+            trace = leaves_a_trace(benches, who, subject)
             named = {"package": who.package, "method": who.method, "leaves_a_trace": trace}
             lines.add(named)
     result = {
         "call": benches.call,
-        "captions": seeds,
-        "stock": stock_of(lines, seeds),
-        "levels": levels(rows),
+        "captions": found.seeds,
+        "stock": found.stock,
+        "levels": levels(found.rows),
         "leaves_a_trace": {
             f"{line['package']}: {line['method']}": line["leaves_a_trace"]
             for line in lines.found
             if "leaves_a_trace" in line
         },
-        "rows": rows,
+        "rows": found.rows,
     }
     report(options, result, benches.get(STOCK)[1])
 
 
-def stock_of(lines: Lines, seeds: list[int]) -> dict[str, Any]:
-    """What the stock pipeline took."""
-    found = [line for line in lines.found if line.get("seed") in set(seeds)]
-    times = sorted({line["stock_seconds"] for line in found})
-    right = {line["seed"]: line["attributes_right_stock"] for line in found}
-    return {"seconds": spread(times), "caption_accuracy": float(np.mean(list(right.values())))}
-
-
 def report(options: argparse.Namespace, result: dict[str, Any], counter: Counter) -> None:
     """Print the rows, and write sums, plot and table."""
-    for row in result["rows"]:
-        print(
-            f"{row['package']:<16}{row['method']:<28}{row['knob']:>6g}"
-            f"{row['speedup']['median']:>8.2f}×  SSIM {row['ssim']:.4f}  {row['block_rows']:.0f}"
-        )
+    contest.show(result["rows"])
     name = f"caches-{options.model}"
     steps = result["call"]["num_inference_steps"]
     title = (
         f"{options.model}, {steps} steps, {len(result['captions'])} captions, "
         f"{len(counter.blocks)} blocks, one cache at a time"
     )
-    plot(result["rows"], options.out / f"{name}.png", title)
+    contest.plot(result["rows"], options.out / f"{name}.png", title)
     table = markdown(result["levels"], title)
     (options.out / f"{name}.md").write_text(table)
     print(table)

@@ -10,7 +10,9 @@ on measured numbers are calibrated first, on captions of the training seeds.
 
 Points are written as they are made; a later run of the same command goes on where it stopped.
 The file is not called `samplers.py`: beside the other benchmarks it would hide that package.
-Nothing is timed: what counts is the number of evaluations, which every point states.
+Beside the points come ``.json``, ``.png`` and ``.md``: distances by the number of evaluations, and
+where ours are nearer than every stock scheduler. Nothing is timed: what counts is the number of
+evaluations, which every point states.
 """
 
 from __future__ import annotations
@@ -194,11 +196,22 @@ CALIBRATIONS = (
 )
 
 
-def calibrate(one: Calibration, model: str, folder: Path, prompts: Path) -> None:
+def plans_of(model: str) -> Path:
+    """The folder of a model's calibrated plans, with the training captions that they draw."""
+    folder = Path(__file__).parent / "plans" / model
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = "".join(f"{scene(seed).caption}\n" for seed in range(TRAINING))
+    (folder / "prompts.txt").write_text(captions)
+    return folder
+
+
+def calibrate(one: Calibration, model: str, folder: Path) -> None:
     """Write the plans of a calibration that are not there yet, through the command line."""
     from typer.testing import CliRunner
 
     from app.cli import app
+
+    prompts = folder / "prompts.txt"
 
     for count, name in one.files():
         out = folder / name
@@ -274,20 +287,71 @@ def solve_exactly(
         return solve(pipe, call, scenes, EXACT)
 
 
-def show(points: list[dict[str, Any]]) -> None:
-    """The table of distances, the best of each column marked."""
-    rows: dict[str, dict[int, float]] = {}
+def distances(points: list[dict[str, Any]]) -> dict[tuple[str, bool], dict[int, float]]:
+    """By sampler and whether it is ours: the distance by the number of steps."""
+    rows: dict[tuple[str, bool], dict[int, float]] = {}
     for one in points:
         if "distance" in one and one["steps"] in EVALUATIONS:
-            rows.setdefault(one["sampler"], {})[one["steps"]] = one["distance"]
-    best = {n: min((row[n] for row in rows.values() if n in row), default=0) for n in EVALUATIONS}
-    print(f"{'distance at evaluations':<28}" + "".join(f"{n:>9}" for n in EVALUATIONS))
-    for name, row in rows.items():
+            rows.setdefault((one["sampler"], one["ours"]), {})[one["steps"]] = one["distance"]
+    return rows
+
+
+def markdown(points: list[dict[str, Any]], title: str) -> str:
+    """Distances as a table to read; the last column says where ours is nearer than any stock one.
+
+    Bold is the nearest of a column.
+    """
+    rows = distances(points)
+    stocks = [row for (_, mine), row in rows.items() if not mine]
+    nearest = {n: min((row[n] for row in stocks if n in row), default=0.0) for n in EVALUATIONS}
+    best = {n: min((r[n] for r in rows.values() if n in r), default=0.0) for n in EVALUATIONS}
+    lines = [
+        f"{title}: distance of the final latents to the 200-step solution of the same seed "
+        "(relative root mean square, median of the captions).",
+        "",
+        f"| sampler | {' | '.join(map(str, EVALUATIONS))} | nearer than every stock scheduler at |",
+        f"|---|{'---|' * (len(EVALUATIONS) + 1)}",
+    ]
+    for (name, mine), row in rows.items():
         cells = [
-            f"{row[n]:.4f}" + ("*" if row[n] == best[n] else " ") if n in row else "–"
+            "–" if n not in row else f"**{row[n]:.4f}**" if row[n] == best[n] else f"{row[n]:.4f}"
             for n in EVALUATIONS
         ]
-        print(f"{name:<28}" + "".join(f"{cell:>9}" for cell in cells))
+        wins = [str(n) for n in EVALUATIONS if mine and n in row and row[n] < nearest[n]]
+        verdict = (", ".join(wins) or "none") if mine else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(points: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Distance by evaluations: stock schedulers dashed in greys, ours in colour."""
+    import matplotlib.pyplot as plt
+
+    rows = distances(points)
+    figure, axes = plt.subplots(figsize=(11, 8), layout="constrained")
+    count = sum(mine for _, mine in rows)
+    greys = iter(plt.get_cmap("Greys")(np.linspace(0.45, 1.0, max(1, len(rows) - count))))
+    colours = iter(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, max(1, count))))
+    marks = iter("os^vDPX<>*hd" * 4)
+    for (name, mine), row in rows.items():
+        look = {
+            "marker": next(marks),
+            "markerfacecolor": None if mine else "white",
+            "linestyle": "-" if mine else "--",
+            "color": next(colours) if mine else next(greys),
+            "label": name,
+        }
+        axes.plot(list(row), list(row.values()), **look)
+    axes.set(xscale="log", yscale="log", xlabel="evaluations", xticks=EVALUATIONS)
+    axes.set_xticks([], minor=True)
+    axes.set(ylabel="distance to the 200-step solution", xticklabels=EVALUATIONS)
+    top = 1.3 * max(row[n] for (_, mine), row in rows.items() if not mine for n in row)
+    axes.set_ylim(top=top)
+    axes.grid(alpha=0.3, which="both")
+    axes.set_title(f"{title}. Lower is closer; dashed: diffusers")
+    figure.legend(loc="outside lower center", fontsize=9, ncols=4)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -301,12 +365,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
-    folder = Path(__file__).parent / "plans" / options.model
-    folder.mkdir(parents=True, exist_ok=True)
-    prompts = folder / "prompts.txt"
-    prompts.write_text("".join(f"{scene(seed).caption}\n" for seed in range(TRAINING)))
+    folder = plans_of(options.model)
     for one in CALIBRATIONS:
-        calibrate(one, options.model, folder, prompts)
+        calibrate(one, options.model, folder)
     pipe, call = accel.load(options.model)
     pipe.set_progress_bar_config(disable=True)
     first = HELD_OUT.start
@@ -318,8 +379,12 @@ def main() -> None:
     header = {"call": call, "captions": len(scenes), "weights": digest(pipe), **here}
     lines = Lines(path, header)
     measure(stock_entries(pipe) + our_entries(folder), pipe, call, scenes, lines, options.budget)
-    show(lines.found)
-    print(save(f"samplers-{options.model}", {"header": header, "points": lines.found}))
+    name, title = f"samplers-{options.model}", f"{options.model}, {len(scenes)} captions"
+    table = markdown(lines.found, title)
+    (RESULTS / f"{name}.md").write_text(table)
+    plot(lines.found, RESULTS / f"{name}.png", title)
+    print(table)
+    print(save(name, {"header": header, "points": lines.found}))
 
 
 def read(path: Path) -> Plan:

@@ -61,7 +61,7 @@ def correct(
 
     Args:
         target: The level to reach, σ > 0; the weight of its prediction comes first.
-        nodes: As for `predict`. From α = 0 the two predictions are averaged.
+        nodes: As for `predict`. From pure noise the two predictions are averaged.
         eta: As for `predict`.
         rule: As for `predict`; of use where ``nodes`` has one.
     """
@@ -90,8 +90,8 @@ def step(
         noise = target.sigma * math.sqrt(-math.expm1(-2.0 * eta * h))
     if len(nodes) == 1:
         weights = [gain]
-    elif math.isinf(h):
-        weights = [0.5, 0.5]
+    elif here.pure_noise:
+        weights = [gain / 2.0, gain / 2.0]
     else:
         places = [(node.lam - here.lam) / h for node in nodes]
         weights = _weights(places, reach, gain, rule)

@@ -85,7 +85,7 @@ class DPMSolverPPScheduler(MultistepScheduler):
 
 def _after_noise(target: Level, nodes: Sequence[Level]) -> bool:
     """Whether the step is the one after a step from pure noise, and not yet the last."""
-    return len(nodes) > 1 and nodes[1].alpha == 0.0 and target.sigma > 0.0
+    return len(nodes) > 1 and nodes[1].pure_noise and target.sigma > 0.0
 
 
 def _check(order: int, variant: str, eta: float, start: str) -> None:

@@ -66,7 +66,7 @@ class DPMSolverPPSingle(Sampler):
 def plan_groups(levels: Sequence[Level], order: int) -> list[int]:
     """How many evaluations each group of a run has, for any number of them.
 
-    A step from α = 0 or to σ = 0 is a group of its own; between them are groups of ``order``, and
+    A step from pure noise or to σ = 0 is a group of its own; between them are groups of ``order``, and
     at the end smaller ones for what is left over.
 
     Args:
@@ -74,7 +74,7 @@ def plan_groups(levels: Sequence[Level], order: int) -> list[int]:
         order: 2 or 3.
     """
     count = len(levels) - 1
-    head = [1] if levels[0].alpha == 0.0 and count > 0 else []
+    head = [1] if levels[0].pure_noise and count > 0 else []
     tail = [1] if levels[-1].sigma == 0.0 and count > len(head) else []
     inner = count - len(head) - len(tail)
     full, rest = divmod(inner, order)

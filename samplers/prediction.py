@@ -36,6 +36,14 @@ class Level:
     sigma: float
 
     @property
+    def pure_noise(self) -> bool:
+        """Whether there is no signal to speak of: α = 0, or 2⁻¹², as zero terminal SNR is written.
+
+        Such a level is an end of the process: what is smooth in λ or ρ elsewhere is not there.
+        """
+        return self.alpha < 2.0**-11
+
+    @property
     def lam(self) -> float:
         """Half the logarithm of the signal-to-noise ratio, ``λ = ln(α/σ)``; ±∞ at the ends."""
         if self.alpha == 0.0:

@@ -87,7 +87,7 @@ def arranged(levels: Sequence[Level], heun: int, *, flow: bool) -> list[Level]:
         flow: As for `predict`.
     """
     found = list(levels[:-1])
-    first = 0 if flow or levels[0].alpha else 1
+    first = int(levels[0].pure_noise and not flow)
     for start in range(first, first + 2 * heun, 2):
         if start + 2 < len(found):
             found[start + 1] = found[start + 2]

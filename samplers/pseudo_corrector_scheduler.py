@@ -58,7 +58,7 @@ class PseudoCorrectorScheduler(PredictorCorrectorScheduler):
     def corrected(self, levels: Sequence[Level], index: int) -> list[Update]:
         """The trapezoid, except over steps of Heun's method, which bring their own."""
         here, there, after = levels[index : index + 3]
-        if there in (here, after) or (here.alpha == 0.0 and not self._flow):
+        if there in (here, after) or (here.pure_noise and not self._flow):
             return []
         return [correct(there, here, flow=self._flow)]
 

@@ -72,7 +72,7 @@ def plan_steps(levels: Sequence[Level], order: int) -> list[int]:
         order: 2, 3 or 4.
     """
     count = len(levels) - 1
-    head = [1] if levels[0].alpha == 0.0 and count > 0 else []
+    head = [1] if levels[0].pure_noise and count > 0 else []
     tail = [1] if levels[-1].sigma == 0.0 and count > len(head) else []
     full, rest = divmod(count - len(head) - len(tail), order)
     sizes = [order] * full + [rest] * (rest > 0)

@@ -14,6 +14,7 @@ from accel import Plan, cache
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import caches
+import contest
 import counting
 import measure
 import peers
@@ -132,8 +133,8 @@ def test_deepcache_in_closed_form(every):
 
 
 def contestants():
-    kinds = [(caches.OURS, "A"), (caches.OURS, "B"), ("peer", "C")]
-    return [caches.Contestant(*kind, knob) for kind in kinds for knob in (1.0, 2.0)]
+    kinds = [(contest.OURS, "A"), (contest.OURS, "B"), ("peer", "C")]
+    return [contest.Contestant(*kind, knob) for kind in kinds for knob in (1.0, 2.0)]
 
 
 @pytest.fixture
@@ -143,11 +144,11 @@ def drawn(monkeypatch):
 
     def draw(benches, who, subject, steps=None):
         seen.append((subject.seed, *who.key))
-        return caches.Drawn(None, 1.0 if who.package == caches.STOCK else 0.5, 3.0)
+        return contest.Drawn(None, 1.0 if who.package == contest.STOCK else 0.5, 3.0)
 
-    monkeypatch.setattr(caches, "draw", draw)
+    monkeypatch.setattr(contest, "draw", draw)
     monkeypatch.setattr(
-        caches,
+        contest,
         "line_of",
         lambda who, subject, stock, drawn: {
             "seed": subject.seed,
@@ -166,17 +167,17 @@ def drawn(monkeypatch):
 
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path, monkeypatch, drawn):
-    scenes, field = [caches.scene(seed) for seed in (1, 2, 3)], contestants()
+    scenes, field = [contest.scene(seed) for seed in (1, 2, 3)], contestants()
     clock = iter(range(10**6))
-    monkeypatch.setattr(caches.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(contest.time, "monotonic", lambda: next(clock))
     path, begun = tmp_path / "caches.jsonl", 0
     for budget in (4, 1, 7, 10**6):
         lines = measure.Lines(path, {"model": "tiny"})
         assert len(lines.found) == begun
-        caches.measure(None, field, scenes, lines, caches.time.monotonic() + budget)
+        contest.measure(None, field, scenes, lines, contest.time.monotonic() + budget)
         begun = len(lines.found)
     assert begun == len(scenes) * len(field)
-    ours = [entry for entry in drawn if entry[1] != caches.STOCK]
+    ours = [entry for entry in drawn if entry[1] != contest.STOCK]
     assert len(ours) == len(set(ours)) == begun
     written = [json.loads(line) for line in path.read_text().splitlines()]
     assert written == [{"model": "tiny"}, *lines.found]
@@ -192,9 +193,9 @@ def test_numbers_of_something_else_are_not_mixed_in(tmp_path):
 def test_sums_are_over_captions_that_all_have_drawn(tmp_path, drawn):
     field = contestants()
     lines = measure.Lines(tmp_path / "x.jsonl", {})
-    caches.measure(None, field, [caches.scene(1), caches.scene(2)], lines, float("inf"))
+    contest.measure(None, field, [contest.scene(1), contest.scene(2)], lines, float("inf"))
     lines.found.pop()  # the last point of the second caption
-    rows, seeds = caches.rows_of(field, lines)
+    rows, seeds = contest.rows_of(field, lines)
     assert seeds == [1]
     assert [row["seconds"]["repeats"] for row in rows] == [1] * len(field)
     assert {row["speedup"]["median"] for row in rows} == {2.0, 4.0}
@@ -204,8 +205,8 @@ def test_levels_and_their_table(tmp_path, drawn):
     """At a level the fastest that holds it on either side; what is slower or worse is left out."""
     field = contestants()
     lines = measure.Lines(tmp_path / "x.jsonl", {})
-    caches.measure(None, field, [caches.scene(1)], lines, float("inf"))
-    rows, _ = caches.rows_of(field, lines)
+    contest.measure(None, field, [contest.scene(1)], lines, float("inf"))
+    rows, _ = contest.rows_of(field, lines)
     table = {(row["measure"], row["level"]): row for row in caches.levels(rows)}
     strict, loose = table["ssim", 0.98], table["ssim", 0.95]
     assert (strict["ours"]["knob"], strict["peer"], strict["ratio"]) == (2.0, None, None)
@@ -217,7 +218,7 @@ def test_levels_and_their_table(tmp_path, drawn):
     assert "| SSIM ≥ 0.98 | A 2 (4.00×) | none | – |" in text
     assert "| perceptual distance ≤ 0.005 | none | none | – |" in text
     pytest.importorskip("matplotlib")
-    caches.plot(rows, tmp_path / "plot.png", "Title")
+    contest.plot(rows, tmp_path / "plot.png", "Title")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
@@ -235,6 +236,45 @@ def test_the_benchmark_of_samplers_names_what_there_is():
     assert {one.what[0] for one in sampling.CALIBRATIONS} <= set(CALIBRATORS)
     for names in sampling.STOCK.values():
         assert all(hasattr(sampling.diffusers, f"{name}Scheduler") for name in names)
+
+
+def test_the_table_of_samplers_says_where_ours_are_nearer(tmp_path):
+    import sampling
+
+    found = {"stock A": (0.4, 0.2), "stock B": (0.3, 0.3), "ours": (0.2, 0.25), "worse": (0.5, 0.5)}
+    points = [
+        {"sampler": name, "ours": "stock" not in name, "steps": steps, "distance": distance}
+        for name, row in found.items()
+        for steps, distance in zip((4, 8), row, strict=True)
+    ]
+    points.append({"sampler": "ours", "ours": True, "steps": 20, "refused": "no"})
+    table = sampling.markdown(points, "Title").splitlines()[4:]
+    assert table == [
+        "| stock A | 0.4000 | – | – | **0.2000** | – | – | – |  |",
+        "| stock B | 0.3000 | – | – | 0.3000 | – | – | – |  |",
+        "| ours | **0.2000** | – | – | 0.2500 | – | – | – | 4 |",
+        "| worse | 0.5000 | – | – | 0.5000 | – | – | – | none |",
+    ]
+    pytest.importorskip("matplotlib")
+    sampling.plot(points, tmp_path / "plot.png", "Title")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("model", ["scenes-flux", "scenes-unet"])
+def test_the_benchmark_of_guidance_has_every_curve_on_the_bundled_models(tmp_path, model):
+    import guidance
+
+    import accel
+    from accel.guidance import LinearAG
+
+    pipe, _ = accel.load(model)
+    for _, name in guidance.LINEAR_AG.files():
+        (tmp_path / name).write_text(Plan(LinearAG(every=1)).to_toml())
+    field = guidance.field_of(pipe, tmp_path, 1)
+    names = {who.method for who in field}
+    curves = {*guidance.CURVES, "LinearAG"}
+    assert names == curves | {f"{curve} + EasyCache" for curve in curves} | {"EasyCache alone"}
+    assert len(field) == len(names)
 
 
 @pytest.mark.filterwarnings("ignore")

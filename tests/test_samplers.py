@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from roster import pipelines
 from tiny import PIPELINES
+from toy import mixture_data
 
 import accel
 import samplers
@@ -185,6 +186,30 @@ def test_results_are_finite_on_any_grid(sigmas, form):
     scheduler = kind(**extra, **FLOW)
     scheduler.set_timesteps(sigmas=sigmas)
     assert run(scheduler, noise((1, 2, 4))).isfinite().all()
+
+
+def mixture_solved(kind, count, **settings):
+    """A model that predicts v of a mixture of Gaussians, its schedule from zero terminal SNR."""
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    settings |= {"tau": 0.0} if kind is samplers.SASolverScheduler else {}
+    scheduler = ready(count, kind, prediction_type="v_prediction", **TABLE, **zero, **settings)
+
+    def velocity(x, position):
+        level = scheduler._levels[position]
+        data = torch.from_numpy(mixture_data(x.flatten().numpy(), level)).view_as(x)
+        return (level.alpha * x - data) / level.sigma
+
+    return run(scheduler, torch.linspace(-2, 2, 64, dtype=torch.float64), predict=velocity)
+
+
+@every_scheduler
+@pytest.mark.parametrize("count", [8, 20])
+def test_from_zero_terminal_snr_every_sampler_beats_first_order(kind, count):
+    """Its first level, σ/α = 4096, is pure noise: a polynomial in σ/α or λ from there is none."""
+    exact = mixture_solved(DPMSolverPPScheduler, 500)
+    first = mixture_solved(DPMSolverPPScheduler, count, order=1)
+    found = mixture_solved(kind, count)
+    assert (found - exact).norm() < 0.7 * (first - exact).norm()
 
 
 def test_no_noise_is_the_ode():
