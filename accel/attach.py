@@ -6,14 +6,14 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, field_serializer
 
 from accel import hooks
-from accel.errors import AccelWarning, BrokenAttachment, Conflict
+from accel.errors import AccelWarning, BrokenAttachment, Conflict, UnsupportedModel
 from accel.report import INACTIVE, Report, Tally
 from accel.trajectory import Editor, Reviser, Step, Trajectory
 
@@ -177,9 +177,21 @@ class Site:
         revisers.append(reviser)
         return lambda: revisers.remove(reviser)
 
-    def holder(self, seam: str) -> str | None:
-        """Which method of the plan has claimed a seam so far."""
-        return self._run.claims.get(seam)
+    @contextmanager
+    def beside(self, seam: str) -> Iterator[None]:
+        """While a method looks at a seam: what it refuses there is of the one that has claimed it.
+
+        Raises:
+            Conflict: For an `UnsupportedModel`, if another method of the plan holds the seam.
+        """
+        holder = self._run.claims.get(seam)
+        try:
+            yield
+        except UnsupportedModel as error:
+            if holder is None:
+                raise
+            pair = f"{self._method.name} and {holder}"
+            raise Conflict(f"{pair} do not go together: {error}") from error
 
     def swap_scheduler(self, scheduler: Any) -> Undo:
         """Give the pipeline another scheduler; the undo puts the present one back."""

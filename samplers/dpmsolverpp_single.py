@@ -66,8 +66,8 @@ class DPMSolverPPSingle(Sampler):
 def plan_groups(levels: Sequence[Level], order: int) -> list[int]:
     """How many evaluations each group of a run has, for any number of them.
 
-    A step from pure noise or to σ = 0 is a group of its own; between them are groups of ``order``, and
-    at the end smaller ones for what is left over.
+    A step from pure noise or to σ = 0 is a group of its own; between them are groups of ``order``,
+    and at the end smaller ones for what is left over.
 
     Args:
         levels: All levels of the run, from where it begins to where it ends.

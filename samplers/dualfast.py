@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
-from accel.errors import Conflict, UnsupportedModel
+from accel.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,14 +182,10 @@ def _mixer(method: DualFast, site: Site) -> Mixer:
     """The mixer for the pipeline's scheduler, if it is one that fits."""
     from accel.seams.solvers import Solver
 
-    scheduler, holder = site.pipe.scheduler, site.holder("scheduler")
-    try:
+    scheduler = site.pipe.scheduler
+    with site.beside("scheduler"):
         solver = Solver(scheduler, method.name)
         return Mixer(method, solver, site.tally, behind=_behind(method, scheduler))
-    except UnsupportedModel as error:
-        if holder is None:
-            raise
-        raise Conflict(f"{method.name} and {holder} do not go together: {error}") from error
 
 
 def _behind(method: DualFast, scheduler: object) -> bool:

@@ -1,6 +1,7 @@
 """DualFast: the closed form of its steps, its order, and when it leaves a sample alone."""
 
 import math
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import diffusers
@@ -56,7 +57,7 @@ class Beside:
             pipe=SimpleNamespace(scheduler=scheduler),
             tally=self.tally,
             claim=lambda seam: None,
-            holder=lambda seam: None,
+            beside=lambda seam: nullcontext(),
             on_start=self.trajectory.starts.append,
             edit_step=lambda editor: self.trajectory.edit(1, editor),
             edit_result=self.trajectory.revisers.append,

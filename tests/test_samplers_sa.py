@@ -14,7 +14,7 @@ from toy import END, GRIDS, PROCESSES, START, mixture_data, mixture_path, slope,
 import accel
 import samplers
 from accel import cache
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import BadInput, Conflict
 from samplers import DPMSolverPPScheduler, SASolverScheduler, UniPCScheduler
 from samplers.adams import correct, predict
 
@@ -162,7 +162,7 @@ def test_a_sample_is_the_same_in_company_though_noise_begins_late():
 def test_methods_that_follow_the_trajectory_take_it_without_noise_only(method):
     pipe = PIPELINES["flux_cfg"].build()
     accel.Plan(samplers.SASolver(tau=0.0), method).attach(pipe).detach()
-    with pytest.raises(UnsupportedModel, match="SASolverScheduler"):
+    with pytest.raises(Conflict, match=r"and samplers\.SASolver do not go together"):
         accel.Plan(samplers.SASolver(), method).attach(pipe)
 
 

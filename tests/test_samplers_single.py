@@ -15,7 +15,7 @@ from toy import END, GRIDS, PROCESSES, START, gaussian_data, mixture_data, mixtu
 import accel
 import samplers
 from accel import cache
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import BadInput, Conflict
 from samplers import DPMSolverPPScheduler, DPMSolverPPSingleScheduler
 from samplers.adams import correct, predict, step
 from samplers.dpmsolverpp import update, update_after_noise
@@ -206,7 +206,7 @@ def test_a_pasted_sample_stays_inside_a_group():
 def test_methods_that_follow_the_trajectory_refuse_it(method):
     assert not DPMSolverPPSingleScheduler().follows_ode
     pipe = PIPELINES["sd15"].build()
-    with pytest.raises(UnsupportedModel, match="DPMSolverPPSingleScheduler"):
+    with pytest.raises(Conflict, match=r"and samplers\.DPMSolverPPSingle do not go together"):
         accel.Plan(samplers.DPMSolverPPSingle(), method).attach(pipe)
 
 

@@ -95,12 +95,14 @@ class SADA(Accelerator):
 
         Raises:
             UnsupportedModel: For a scheduler that evaluates twice a step, or adds noise.
+            Conflict: If a method of the plan brings such a scheduler.
         """
         from accel.cache.solver_coupled import SolverCache
         from accel.seams.solvers import Solver
 
         yield site.claim("denoiser")
-        solver, seen = Solver(site.pipe.scheduler, self.name), Seen()
+        with site.beside("scheduler"):
+            solver, seen = Solver(site.pipe.scheduler, self.name), Seen()
         yield site.on_start(seen.reset)
         site.tally.reason = seen.why_idle
         yield from SolverCache(

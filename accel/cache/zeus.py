@@ -72,12 +72,14 @@ class ZEUS(Spaced):
 
         Raises:
             UnsupportedModel: For a scheduler that evaluates twice a step, or adds noise.
+            Conflict: If a method of the plan brings such a scheduler.
         """
         from accel.cache.solver_coupled import SolverCache
         from accel.seams.solvers import Solver
 
         yield site.claim("denoiser")
-        solver = Solver(site.pipe.scheduler, self.name)
+        with site.beside("scheduler"):
+            solver = Solver(site.pipe.scheduler, self.name)
         site.tally.reason = lambda: "too few steps between start and stop"
         yield from SolverCache(site.tally, solver, lambda: Pattern(self, solver), self.keep).attach(
             site
