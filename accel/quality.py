@@ -1,9 +1,10 @@
 """How near two pictures, clips or sets of pictures are.
 
 Pairs: `psnr`, `ssim`, `perceptual` compare picture with picture, frame with frame, and return
-the mean. Sets: `frechet` and `kernel` compare distributions and need no pairing. Everything
-takes PIL images, arrays `[..., H, W, 3]` and tensors `[..., 3, H, W]`, uint8 or float in [0, 1];
-uint8 is converted before any difference is taken, so nothing wraps around.
+the mean; `flicker` compares what changes between frames. Sets: `frechet` and `kernel` compare
+distributions and need no pairing. Everything takes PIL images, arrays `[..., H, W, 3]` and tensors
+`[..., 3, H, W]`, uint8 or float in [0, 1]; uint8 is converted before any difference is taken, so
+nothing wraps around.
 
 `perceptual`, `frechet` and `kernel` use the features of the scenes oracle: they are meaningful
 for scenes, and only among each other (no LPIPS, no Inception). Given sets of clips
@@ -69,6 +70,20 @@ def ssim(a: Any, b: Any) -> float:
         for one, other in zip(first, second, strict=True)
     ]
     return float(np.mean(values))
+
+
+def flicker(a: Any, b: Any) -> float:
+    """Mean absolute change of the difference from frame to frame, in [0, 2]; 0 for equal clips.
+
+    A difference that stands still does not count: it is what comes and goes that the eye catches.
+
+    Raises:
+        BadInput: shapes or dtypes differ, something is no clip, or there is one frame only.
+    """
+    first, second = _pair(a, b)
+    if len(first) < 2:
+        raise BadInput("flicker needs clips of at least 2 frames, found 1")
+    return float(np.abs(np.diff(second.astype(np.float64) - first, axis=0)).mean())
 
 
 def perceptual(a: Any, b: Any, oracle: "Oracle | ClipOracle | None" = None) -> float:

@@ -32,8 +32,13 @@ def check_suffix(path: Path) -> None:
 def encode(path: Path, pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
     """The bytes of the file at ``path``: pictures and record."""
     if path.suffix.lower() == ".mp4":
-        return _mp4(pictures, made, fps)
+        return film(pictures, fps, made)
     return metadata.png(pictures, made, fps)
+
+
+def beside(path: Path) -> Path | None:
+    """Where the record of a file lies beside it as well: of an MP4, which many programs rewrite."""
+    return path.with_name(f"{path.name}.json") if path.suffix.lower() == ".mp4" else None
 
 
 def read(path: Path) -> tuple[Record, list[Image.Image]]:
@@ -58,10 +63,16 @@ def _av() -> Any:
     return av
 
 
-def _mp4(pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
+def film(pictures: Sequence[Image.Image], fps: int, made: Record | None = None) -> bytes:
+    """An MP4 of some frames, cut to even sizes, with their record if they have one.
+
+    Raises:
+        BadInput: If the package that writes it is not installed.
+    """
     av, buffer = _av(), io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as file:
-        file.metadata["comment"] = made.model_dump_json()
+        if made is not None:
+            file.metadata["comment"] = made.model_dump_json()
         stream = file.add_stream("h264", rate=fps, options={"crf": "17"})
         first = pictures[0]
         stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2

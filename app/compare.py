@@ -15,16 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from accel.errors import BadInput
 from accel.plan import Plan
 from accel.report import Report
-from app import metadata, nearness
+from app import clips, metadata, nearness
+from app.exits import say
 from app.files import check_folder, slug, write
 from app.flags import Given
 from app.plans import chosen
 from app.progress import Bar
 from app.request import Choice, Printing, Repeats, Request, Target, make
 from app.session import Outcome, Session
-from app.sheet import draw
+from app.sheet import draw, side_by_side
 from app.tables import print_comparison, print_result
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 NAMES = ("baseline.png", "accelerated.png", "difference.png", "sheet.png", "timeline.png")
 REPORT = "report.json"
+SIDE_BY_SIDE = "side-by-side.mp4"
+"""Of clips alone."""
 GAIN = 8
 
 
@@ -81,13 +85,16 @@ class Comparison:
 
     Attributes:
         title: What the accelerated side ran.
-        quality: By name (``psnr``, ``ssim``, ``perceptual``): a number, or why there is none.
+        quality: By name (``psnr``, ``ssim``, ``perceptual``, ``flicker`` of clips): a number, or
+            why there is none.
+        frames: The same for each frame of a clip (``psnr``, ``ssim``); empty for a picture.
     """
 
     title: str
     baseline: Side
     accelerated: Side
     quality: dict[str, float | str]
+    frames: dict[str, list[float | str]]
 
     @property
     def ratio(self) -> float:
@@ -119,7 +126,7 @@ def compare(given: Given) -> None:
     metadata.digests(request)
     target = make(Target, given)
     folder = target.out or Path(f"compare-{slug(request.prompt)}-{request.seed}")
-    check_folder(folder, [*NAMES, REPORT], target.overwrite)
+    check_folder(folder, [*NAMES, REPORT, SIDE_BY_SIDE], target.overwrite)
     session = Session.open(request.source)
     found = measure(session, request, plan, repeats, _title(choice))
     files = _files(session, request, plan, found)
@@ -154,6 +161,7 @@ def measure(
         Side(stock, Timing(tuple(seconds[0]))),
         Side(fast, Timing(tuple(seconds[1]))),
         nearness.measure(stock.pictures, fast.pictures),
+        nearness.by_frame(stock.pictures, fast.pictures) if stock.clip else {},
     )
 
 
@@ -168,7 +176,8 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
     stock, fast = found.baseline.outcome, found.accelerated.outcome
     amplified = difference(stock.pictures, fast.pictures, GAIN)
     made = metadata.record(request, plan, session.model, fast)
-    return {
+    film = _film(found, amplified, request.fps) if stock.clip else {}
+    return film | {
         "baseline.png": metadata.png(
             stock.pictures, metadata.record(request, Plan(), session.model, stock), request.fps
         ),
@@ -178,6 +187,15 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
         "timeline.png": _png(found.accelerated.report.timeline()),
         REPORT: json.dumps(_document(found, made), indent=2, allow_nan=False).encode(),
     }
+
+
+def _film(found: Comparison, amplified: Image.Image, fps: int) -> dict[str, bytes]:
+    """Both clips and their difference as one, if MP4 can be written."""
+    try:
+        return {SIDE_BY_SIDE: clips.film(side_by_side(found, amplified, GAIN), fps)}
+    except BadInput as error:
+        say(f"warning: no {SIDE_BY_SIDE}: {error}")
+        return {}
 
 
 def _place(made: metadata.Record) -> str:
@@ -194,16 +212,19 @@ def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
     return {
         "ratio": found.ratio,
         "ratios": list(found.ratios),
-        "quality": {
-            name: "equal" if value == float("inf") else value
-            for name, value in found.quality.items()
-        },
+        "quality": {name: _plain(value) for name, value in found.quality.items()},
+        "frames": {name: [_plain(v) for v in values] for name, values in found.frames.items()},
         **{
             name: {"seconds": side.timing.to_dict(), "report": side.report.to_dict()}
             for name, side in sides.items()
         },
         "record": made.model_dump(),
     }
+
+
+def _plain(value: float | str) -> float | str:
+    """A figure that JSON can hold."""
+    return "equal" if value == float("inf") else value
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -47,13 +47,16 @@ def generate(given: Given) -> None:
     with Bar() as bar:
         outcome = session.run(request, plan, bar.follow)
     made = metadata.record(request, plan, session.model, outcome)
-    write({out: clips.encode(out, outcome.pictures, made, request.fps)})
+    files = {out: clips.encode(out, outcome.pictures, made, request.fps)}
+    if beside := clips.beside(out):
+        files[beside] = made.model_dump_json(indent=2).encode()
+    write(files)
     assert outcome.report is not None
     print_report(outcome.report, outcome.seconds)
     likeness = None if example is None else _likeness(example, made, outcome, plan)
     print_result(
         make(Printing, given).format,
-        [out],
+        list(files),
         {"seed": request.seed, "record": made.model_dump(), "like": likeness},
     )
 
@@ -85,7 +88,8 @@ def _device(recorded: str) -> str | None:
 def _target(target: Target, request: Request) -> Path:
     out = target.out or Path(f"{slug(request.prompt)}-{request.seed}.png")
     clips.check_suffix(out)
-    check_target(out, target.overwrite)
+    for path in filter(None, (out, clips.beside(out))):
+        check_target(path, target.overwrite)
     return out
 
 

@@ -16,13 +16,23 @@ Pictures = list["Image.Image"]
 
 
 def measure(stock: Pictures, fast: Pictures) -> dict[str, float | str]:
-    """PSNR in dB, SSIM and perceptual distance; where there is none, the reason."""
+    """PSNR in dB, SSIM, perceptual distance, and flicker of clips; where there is none, why."""
     from accel import quality
 
+    figures = {"psnr": psnr, "ssim": quality.ssim, "perceptual": quality.perceptual}
+    if len(stock) > 1:
+        figures["flicker"] = quality.flicker
+    return {name: _figure(distance, stock, fast) for name, distance in figures.items()}
+
+
+def by_frame(stock: Pictures, fast: Pictures) -> dict[str, list[float | str]]:
+    """PSNR in dB and SSIM of each frame; where there is none, the reason."""
+    from accel import quality
+
+    pairs = [([one], [other]) for one, other in zip(stock, fast, strict=True)]
+    figures = {"psnr": psnr, "ssim": quality.ssim}
     return {
-        "psnr": _figure(psnr, stock, fast),
-        "ssim": _figure(quality.ssim, stock, fast),
-        "perceptual": _figure(quality.perceptual, stock, fast),
+        name: [_figure(distance, *pair) for pair in pairs] for name, distance in figures.items()
     }
 
 

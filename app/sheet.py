@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 INK, PAPER, QUIET, GOOD, BAD = "#202020", "#ffffff", "#6a6a6a", "#1a7f37", "#b3261e"
 MARGIN, LINE, SMALL, LARGE = 20, 22, 15, 21
 SIDE_LEAST, SIDE_MOST = 320, 768
-LABELS = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
+LABELS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "perceptual": "perceptual distance",
+    "flicker": "flicker",
+}
 Line = tuple[str, str]
 
 
 def draw(
     prompt: str, found: Comparison, difference: Image.Image, gain: float, place: str
 ) -> Image.Image:
-    """Three pictures in a row, captions below, the verdicts under them.
+    """Three pictures in a row, captions below, the verdicts under them; the middle of a clip.
 
     Args:
         prompt: The title.
@@ -31,9 +36,8 @@ def draw(
         place: The last line: where and with what it was measured.
     """
     stock, fast = found.baseline, found.accelerated
-    pictures = [_sized(stock.outcome.pictures[0]), _sized(fast.outcome.pictures[0])]
-    pictures.append(difference.crop((0, 0, *stock.outcome.pictures[0].size)))
-    pictures[2] = _sized(pictures[2])
+    frame = len(stock.outcome.pictures) // 2
+    pictures = row(stock.outcome.pictures, fast.outcome.pictures, difference, frame)
     captions = [
         [("stock", INK), *_timed(stock)],
         [(f"{found.title}: {faster(found)}", GOOD if found.ratio > 1 else BAD), *_timed(fast)],
@@ -51,14 +55,54 @@ def draw(
     height = head + tallest + 10 + 5 * LINE + len(verdicts) * LINE + MARGIN
     sheet = Image.new("RGB", (3 * side + 4 * MARGIN, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for row, text in enumerate(title):
-        pen.text((MARGIN, MARGIN + row * (LARGE + 7)), text, INK, large)
+    for line, text in enumerate(title):
+        pen.text((MARGIN, MARGIN + line * (LARGE + 7)), text, INK, large)
     for column, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left = MARGIN + column * (side + MARGIN)
         sheet.paste(picture, (left, head))
         _write(pen, (left, head + tallest + 10), caption, font)
     _write(pen, (MARGIN, head + tallest + 10 + 5 * LINE), verdicts, font)
     return sheet
+
+
+def row(
+    stock: list[Image.Image], fast: list[Image.Image], difference: Image.Image, frame: int
+) -> list[Image.Image]:
+    """A frame of both sides and their difference, all of one size for the screen.
+
+    Args:
+        stock: The frames of the stock side.
+        fast: Those of the accelerated one.
+        difference: All frames' differences side by side.
+        frame: Which one, from 0.
+    """
+    width, height = stock[0].size
+    apart = difference.crop((frame * width, 0, (frame + 1) * width, height))
+    return [_sized(picture) for picture in (stock[frame], fast[frame], apart)]
+
+
+def side_by_side(found: Comparison, difference: Image.Image, gain: float) -> list[Image.Image]:
+    """The frames of a clip: both sides and their difference under a line of what they are."""
+    stock, fast = found.baseline, found.accelerated
+    heads = [
+        ("stock", INK),
+        (f"{found.title}: {faster(found)}", GOOD if found.ratio > 1 else BAD),
+        (f"difference, {gain:g} times amplified", INK),
+    ]
+    font = ImageFont.load_default(SMALL)
+    frames = []
+    for frame in range(len(stock.outcome.pictures)):
+        pictures = row(stock.outcome.pictures, fast.outcome.pictures, difference, frame)
+        width, height = pictures[0].size
+        size = (3 * width + 4 * MARGIN, height + LINE + 2 * MARGIN)
+        sheet = Image.new("RGB", size, PAPER)
+        pen = ImageDraw.Draw(sheet)
+        for column, (picture, head) in enumerate(zip(pictures, heads, strict=True)):
+            left = MARGIN + column * (width + MARGIN)
+            _write(pen, (left, MARGIN // 2), [head], font)
+            sheet.paste(picture, (left, MARGIN + LINE))
+        frames.append(sheet)
+    return frames
 
 
 def faster(found: Comparison) -> str:
@@ -68,7 +112,7 @@ def faster(found: Comparison) -> str:
 
 
 def measured(found: Comparison) -> list[str]:
-    """PSNR, SSIM and perceptual distance, a line each."""
+    """PSNR, SSIM, perceptual distance, and flicker of clips, a line each."""
     return [f"{LABELS[name]}  {figure(name, value)}" for name, value in found.quality.items()]
 
 
@@ -103,8 +147,8 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
     left, top = corner
-    for row, (text, colour) in enumerate(lines):
-        pen.text((left, top + row * LINE), text, colour, font)
+    for line, (text, colour) in enumerate(lines):
+        pen.text((left, top + line * LINE), text, colour, font)
 
 
 def _sized(picture: Image.Image) -> Image.Image:

@@ -55,18 +55,29 @@ def verdicts(report: Report) -> Table:
 def print_comparison(found: Comparison) -> None:
     """Say what a comparison found."""
     console = human()
-    table = Table("", "seconds", "NFE", *LABELS.values())
+    table = Table("", "seconds", "NFE", *(LABELS[name] for name in found.quality))
     stock, fast = found.baseline, found.accelerated
-    table.add_row("stock", _seconds(stock), f"{stock.report.nfe:g}", "", "", "")
+    table.add_row("stock", _seconds(stock), f"{stock.report.nfe:g}")
     quality = [figure(name, value) for name, value in found.quality.items()]
     table.add_row(found.title, _seconds(fast), f"{fast.report.nfe:g}", *quality)
     console.print(table)
     low, high = found.ratios
     console.print(f"{faster(found)} (pairs of runs: {low:.2f} to {high:.2f})", style="bold")
     console.print(verdicts(fast.report))
+    if found.frames:
+        console.print(_worst(found.frames["ssim"]))
     for name, value in found.quality.items():
         if isinstance(value, str):
             console.print(Text(f"{name} {value}", "yellow"))
+
+
+def _worst(ssim: Sequence[float | str]) -> str:
+    """The frame that is least like the stock one."""
+    known = {index: value for index, value in enumerate(ssim) if not isinstance(value, str)}
+    if not known:
+        return "no frame is large enough for SSIM"
+    frame = min(known, key=lambda index: known[index])
+    return f"worst frame: {frame + 1} of {len(ssim)}, SSIM {known[frame]:.4f}"
 
 
 def _seconds(side: Side) -> str:

@@ -18,7 +18,7 @@ from saved import Folders, done, picture, run, size
 from accel import Plan
 from accel import methods as all_methods
 from accel.plan import PRESETS
-from app import metadata, request
+from app import clips, metadata, request
 
 COMMANDS = ("generate", "compare", "calibrate", "methods", "explain", "env")
 
@@ -256,7 +256,12 @@ def test_generate_a_clip_as_animated_png_and_as_mp4(models: Folders) -> None:
         assert clip.info["duration"] == 125
     assert "identical" in done("generate", "--like", "a.png", "--out", "b.png").stderr
     pytest.importorskip("av")
-    done("generate", "fox", *common, "--out", "a.mp4")
+    made = done("generate", "fox", *common, "--out", "a.mp4")
+    assert made.stdout.splitlines() == ["a.mp4", "a.mp4.json"]
+    inside = clips.read(Path("a.mp4"))[0]
+    assert metadata.parse(Path("a.mp4.json").read_text(), "a.mp4.json") == inside
+    refused = run("generate", "fox", *common, "--out", "a.mp4")
+    assert refused.exit_code == 2 and "a.mp4 is there already" in refused.stderr
     again = done("generate", "--like", "a.mp4", "--out", "b.mp4")
     assert "identical" in again.stderr
 

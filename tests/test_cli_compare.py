@@ -1,15 +1,17 @@
 """`accel compare`: what it measures is what happened, and it says so loudly."""
 
 import json
+import sys
 from pathlib import Path
 
+import av
 import pytest
 from saved import Folders, done, run, size
 
-from accel import asset
+from accel import asset, quality
 from accel.errors import BadInput
 from app import metadata
-from app.compare import NAMES, REPORT, Timing
+from app.compare import NAMES, REPORT, SIDE_BY_SIDE, Timing
 from app.request import Request
 from app.session import Session
 
@@ -54,6 +56,39 @@ def test_both_pictures_can_be_made_again_from_themselves(models: Folders) -> Non
         again = done("generate", "--like", f"out/{side}.png", "--out", f"{side}.png")
         assert "identical" in again.stderr
         assert len(metadata.read(Path(f"{side}.png"))[0].result.verdicts) == methods
+
+
+def test_clips_are_compared_frame_by_frame_and_side_by_side(models: Folders) -> None:
+    result = done(
+        "compare", "fox", "--model", models("animatediff"), "--seed", 7, "--out", "out",
+        "--repeats", 1, "--steps", 6, "--frames", 5, "--set", "cache.EasyCache.threshold=1e6",
+    )  # fmt: skip
+    names = [SIDE_BY_SIDE, *NAMES, REPORT]
+    assert result.stdout.splitlines() == [f"out/{name}" for name in names]
+    report = json.loads(Path("out", REPORT).read_text())
+    both = [metadata.read(Path("out", f"{side}.png"))[1] for side in ("baseline", "accelerated")]
+    assert len(both[0]) == len(both[1]) == 5
+    frames = report["frames"]
+    assert len(frames["psnr"]) == len(frames["ssim"]) == 5
+    assert report["quality"]["ssim"] == pytest.approx(sum(frames["ssim"]) / 5, abs=1e-6)
+    assert report["quality"]["flicker"] == pytest.approx(quality.flicker(*both))
+    assert "flicker" in result.stderr and "worst frame" in result.stderr
+    with av.open(f"out/{SIDE_BY_SIDE}") as film:
+        shown = [frame.to_image() for frame in film.decode(video=0)]
+    assert len(shown) == 5
+    assert shown[0].width > 3 * 320 and shown[0].height > 320
+
+
+def test_without_the_extra_for_video_the_rest_is_written(
+    models: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = done(
+        "compare", "fox", "--model", models("animatediff"), "--out", "out", "--repeats", 1,
+        "--steps", 2,
+    )  # fmt: skip
+    assert f"warning: no {SIDE_BY_SIDE}: MP4 needs the extra 'video'" in result.stderr
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted([*NAMES, REPORT])
 
 
 def test_a_method_that_did_nothing_is_loud_and_the_pictures_are_equal(models: Folders) -> None:

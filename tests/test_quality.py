@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFilter
 
 from accel.errors import AccelError, BadInput
-from accel.quality import difference, frechet, kernel, perceptual, psnr, ssim
+from accel.quality import difference, flicker, frechet, kernel, perceptual, psnr, ssim
 from accel.scenes import HELD_OUT, clip, clip_scene, picture, scene
 from accel.scenes.oracle import load
 
@@ -194,3 +194,14 @@ def test_difference_amplifies():
     assert (shown == 80).all()
     np.testing.assert_array_equal(shown, np.asarray(difference(grey, brighter, gain=8)))
     assert difference(np.stack([grey] * 3), np.stack([brighter] * 3)).size == (48, 16)
+
+
+def test_flicker_is_what_comes_and_goes():
+    clip = np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32) * 0.5
+    assert flicker(clip, clip) == 0
+    assert flicker(clip, clip + 0.25) == pytest.approx(0, abs=1e-7)
+    blinking = clip + np.array([0.0, 0.2, 0.0, 0.2], np.float32)[:, None, None, None]
+    assert flicker(clip, blinking) == pytest.approx(0.2, rel=1e-5)
+    assert flicker(blinking, clip) == pytest.approx(0.2, rel=1e-5)
+    with pytest.raises(BadInput, match="at least 2 frames, found 1"):
+        flicker(clip[:1], clip[:1])
