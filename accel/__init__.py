@@ -3,6 +3,7 @@
 Importing this package imports neither torch nor diffusers.
 """
 
+from accel import attention as attention
 from accel import cache as cache
 from accel import edit as edit
 from accel import errors as errors
@@ -25,6 +26,7 @@ __all__ = [
     "Run",
     "Site",
     "asset",
+    "attention",
     "cache",
     "edit",
     "errors",

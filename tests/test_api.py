@@ -23,6 +23,7 @@ def test_names():
         "Run",
         "Site",
         "asset",
+        "attention",
         "cache",
         "edit",
         "errors",
@@ -62,6 +63,7 @@ def test_names():
         "Residual",
         "SkipAtOne",
     ]
+    assert accel.attention.__all__ == ["Backend"]
     assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
     assert samplers.__all__ == [
         "DEIS",

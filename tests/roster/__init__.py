@@ -13,6 +13,7 @@ from tiny import PIPELINES, Tiny
 
 from accel import Accelerator, Plan, errors
 from roster import (
+    attention,
     blocks,
     guidance,
     lossless,
@@ -36,6 +37,7 @@ ROWS: dict[str, Row] = (
     | modules.ROWS
     | lossless.ROWS
     | memory.ROWS
+    | attention.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
