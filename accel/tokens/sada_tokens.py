@@ -1,0 +1,129 @@
+"""SADA's token-wise part: where the trajectory is unstable, compute only the unstable tokens.
+
+A whole block runs on the kept tokens – keys and values too – and its answer is written over the
+block's last answer at all tokens. Which tokens are kept is decided once a step, for all blocks.
+
+Source: Jiang et al., "SADA: Stability-guided Adaptive Diffusion Acceleration", arXiv 2507.17135
+(the token-wise part; `accel.cache.sada` has the others). The authors renumber the positions of the
+kept tokens; here they keep their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from accel.errors import BadInput
+from accel.tokens.reduction import Grid, Reduction, Size, gathered, one_of_each
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def instability(criterion: Tensor, grid: Grid) -> Tensor:
+    """The mean of the criterion over channels and over each token's area, ``[B, N]``.
+
+    Args:
+        criterion: (x − x̂)·Δ²f of the guided trajectory, ``[B, C, (F,) H, W]``.
+        grid: Of the image tokens.
+    """
+    return grid.average(criterion.float().mean(1))
+
+
+def unstable(
+    score: Tensor,
+    grid: Grid,
+    most: int,
+    generator: torch.Generator | None = None,
+    cell: Size = (1, 3, 3),
+) -> Tensor:
+    """The tokens to compute, in the order of the grid, ``[M]``: those whose score is not below 0.
+
+    One sample at a time, because samples differ in how many; its branches share the tokens, as the
+    criterion is of the guided answer. Reads the device once.
+
+    Args:
+        score: `instability` of one sample, ``[N]``.
+        grid: Of the image tokens.
+        most: Tokens kept for their score, those with the largest; the authors allow 5·1024
+            (Stable Diffusion, which at 512² is all) and 10·1024 (SDXL).
+        generator: Draws one more token from each cell, which may be among them; the first of each
+            cell without one.
+        cell: Its size; cells at a ragged border are smaller.
+
+    Raises:
+        BadInput: For a score that is not of the grid's tokens.
+    """
+    import torch
+
+    if score.shape != (grid.tokens,):
+        raise BadInput(
+            f"a score of {tuple(score.shape)} on {grid}: give [{grid.tokens}], one sample's."
+        )
+    highest = score.topk(min(max(most, 0), grid.tokens))
+    kept = torch.zeros_like(score, dtype=torch.bool)
+    kept[highest.indices] = highest.values >= 0.0
+    for tiles in grid.tiles(cell, score.device):
+        kept[tiles.gather(1, one_of_each(tiles, generator))[:, 0]] = True
+    return kept.nonzero()[:, 0]
+
+
+def refreshes(step: int, latest: int | None, every: int = 4) -> bool:
+    """Whether a block computes all tokens at a step.
+
+    Args:
+        step: Index of the step.
+        latest: Index of the step at which it last did; ``None`` if it never did.
+        every: Steps after which it does again, ≥ 1; 1 is off.
+    """
+    return latest is None or step - latest >= every
+
+
+def kept(index: Tensor, full: Tensor) -> Kept:
+    """The reduction of one block to the kept tokens.
+
+    Args:
+        index: Of the kept tokens, ``[M]``.
+        full: The block's last answer at all tokens, ``[B, N, …]``. It is not changed.
+    """
+    import torch
+
+    ones = torch.ones(1, len(index), device=index.device)
+    return Kept(tokens=full.shape[1], anchor=index[None], size=ones, full=full)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Kept(Reduction):
+    """Some tokens are computed, the others keep what they had. Made by `kept`.
+
+    W has one 1 a row; U has the rows of the kept tokens only, the other tokens' share is the
+    cached answer's.
+
+    Attributes:
+        full: What the others keep, ``[B, N, …]``.
+    """
+
+    full: Tensor
+
+    def merge(self, x: Tensor) -> Tensor:
+        """The kept tokens."""
+        if x.shape[1] != self.tokens:
+            raise BadInput(f"{x.shape[1]} tokens in the place of {self.tokens}: refresh first.")
+        return gathered(x, self.anchor)
+
+    def unmerge(self, y: Tensor) -> Tensor:
+        """The kept tokens over what all had."""
+        if y.shape[1:2] + y.shape[:1] != (self.length, *self.full.shape[:1]):
+            raise BadInput(
+                f"an answer of {tuple(y.shape)} over one of {tuple(self.full.shape)} for "
+                f"{self.length} kept tokens: refresh first, or name the rows with take."
+            )
+        return self.full.index_copy(1, self.anchor[0], y)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """The same tokens over the answers of some rows."""
+        from dataclasses import replace
+
+        return replace(self, full=self.full[list(rows)])

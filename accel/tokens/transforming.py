@@ -1,0 +1,81 @@
+"""Token Transforming: every new token is a mixture of many, and every token goes into many.
+
+Some tokens are kept as centres: by what they are told to matter, or as those least like the mean.
+Rows of W are a softmax of the centres' cosines to all tokens, rows of U one of the tokens' cosines
+to all centres: neither is exclusive, and U is not W's transpose.
+
+Source: Zeng et al., "Token Transforming: A Unified and Training-Free Token Compression Framework
+for Vision Transformer Acceleration", arXiv 2506.05709, for Y = WX with a many-to-many W. No code
+is public: how centres are chosen, the way back and both softmaxes are ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from accel.errors import BadInput
+from accel.tokens.reduction import (
+    Grid,
+    Part,
+    Reduction,
+    Size,
+    directions,
+    identity,
+    merged_of,
+    mixture,
+    untouched,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def transformed(
+    x: Tensor,
+    grid: Grid,
+    ratio: float,
+    *,
+    matters: Tensor | None = None,
+    window: Size = (1, 16, 16),
+    temperature: float = 0.02,
+) -> Reduction:
+    """Keep ``n − int(n·ratio)`` centres of the n tokens of every window, and mix around them.
+
+    Takes m·n·C multiply-adds a window. Does not read the device.
+
+    Args:
+        x: What is compared, ``[B, N, …]``.
+        grid: Of the image tokens.
+        ratio: Share of the tokens of a window to leave out, in [0, 1); 0 is off.
+        matters: How much each token matters, ``[B, N]``: attention that it receives, importance.
+            Without, 1 − its cosine to the mean direction of its window.
+        window: Its size; windows at a ragged border are smaller.
+        temperature: Of both softmaxes, > 0. Towards 0 W keeps the centres alone.
+
+    Raises:
+        BadInput: For a ratio outside of [0, 1), or a temperature of 0 or below.
+    """
+    if temperature <= 0.0:
+        raise BadInput(f"a temperature of {temperature}: give one above 0.")
+    if merged_of(grid.tokens, ratio) == 0:
+        return identity(grid.tokens, x.device)
+    parts = []
+    for index in grid.tiles(window, x.device):
+        local = directions(x, index)
+        rank = _unlike(local) if matters is None else matters[:, index]
+        less = merged_of(index.shape[1], ratio)
+        if not less:
+            parts.append(untouched(index, local))
+            continue
+        chosen = rank.topk(index.shape[1] - less, dim=-1).indices
+        logits = local.take_along_dim(chosen[..., None], dim=2) @ local.mT / temperature
+        parts.append(Part(index, chosen, logits.softmax(-1), logits.mT.softmax(-1)))
+    return mixture(parts)
+
+
+def _unlike(local: Tensor) -> Tensor:
+    """1 − the cosine of each token to the mean direction of its window, ``[B, w, n]``."""
+    from torch.nn.functional import normalize
+
+    middle = normalize(local.mean(2, keepdim=True), dim=-1)
+    return 1.0 - (local * middle).sum(-1)
