@@ -252,19 +252,20 @@ def _ids(tokenizer: Any, captions: list[str], device: torch.device) -> Any:
     ).to(device)
 
 
-def _levels(count: int, mu: float, device: torch.device) -> Tensor:
+def _levels(count: int, mu: float, device: torch.device, layout: float = 0.2) -> Tensor:
     """Noise levels in (0, 1) for a scheduler shifted by e^mu. Shape [B].
 
-    Two fifths are logit-normal, two fifths spread as the scheduler's own steps, and one fifth lies
-    above 0.9: there the side of an object is decided, and nowhere else, so that training on
-    logit-normal levels alone (4 in 1000 above 0.95) never learns what left and right mean.
+    A share `layout` lies above 0.9: there the side of an object is decided, and nowhere else, so
+    that training on logit-normal levels alone (4 in 1000 above 0.95) never learns what left and
+    right mean. Of the rest one half is logit-normal, one spread as the scheduler's own steps.
     """
     middle = torch.sigmoid(mu + torch.randn(count, device=device))
     even, shift = torch.rand(count, device=device), math.exp(mu)
     spread = shift * even / (1 + (shift - 1) * even)
-    layout = 0.9 + 0.1 * torch.rand(count, device=device)
+    high = 0.9 + 0.1 * torch.rand(count, device=device)
     which = torch.rand(count, device=device)
-    return torch.where(which < 0.4, middle, torch.where(which < 0.8, spread, layout))
+    low = torch.where(which < (1 - layout) / 2, middle, spread)
+    return torch.where(which < 1 - layout, low, high)
 
 
 def flux_loss(pipe: FluxPipeline, latents: Tensor, captions: list[str]) -> Tensor:
@@ -321,7 +322,7 @@ def wan_loss(pipe: WanPipeline, latents: Tensor, captions: list[str]) -> Tensor:
     tokens = _ids(pipe.tokenizer, captions, latents.device)
     text = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     text = text * tokens.attention_mask[..., None]
-    sigma = _levels(len(latents), 0.7, latents.device)
+    sigma = _levels(len(latents), 0.7, latents.device, layout=0.45)
     noise = torch.randn_like(latents)
     level = sigma[:, None, None, None, None]
     velocity = pipe.transformer(
