@@ -1,5 +1,8 @@
-"""Attention: how it is computed, and between which tokens. One method a file."""
+"""Sparse attention: which image token looks at which, and how that is computed.
 
-from accel.attention.backend import Backend as Backend
-
-__all__ = ["Backend"]
+`layout` says where text and image tokens lie. A *pattern* says which image query may attend to
+which image key; patterns compose with ``&`` and ``|`` (`pattern`, `grat`, `neighbourhood`,
+`radial`, `sparse_videogen`). `blocks` compiles a pattern for a layout into groups of queries that
+share their keys, and `lowerings` compute attention from that. Text is always kept: image queries
+attend to every valid text token, text queries to every valid token, and nothing attends to padding.
+"""
