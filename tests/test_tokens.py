@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize, scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.errors import BadInput
 from accel.tokens.importance import importance, partition
@@ -256,6 +257,35 @@ def test_no_global_generator_is_touched(reducer, case):
     first = reducer(x, case).merge(x)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(reducer(x, case).merge(x), first)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += func in waits
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_no_reducer_waits_for_the_device(reducer):
+    case = Case(Grid(5, 4, 2), 0.5, 1, 2)
+    x = content(reducer, case)
+    with Reads() as reads:
+        r = reducer(x, case)
+        r.unmerge(r.merge(x))
+        r.key_bias(x.dtype)
+        r.rows(x, 1)
+        r.take([1, 0])
+    assert reads.count == 0
+    with Reads() as reads:
+        unstable(x[0, : case.grid.tokens, 0], case.grid, 9, case.generator)
+    assert reads.count == 1
 
 
 @pytest.mark.parametrize("reducer", REDUCERS)
@@ -743,10 +773,12 @@ def test_unstable_tokens_are_kept_up_to_the_cap(grid, most, seed):
     assert len(index) <= len(above) + len(tiles)
 
 
-def test_a_score_of_zero_must_be_computed():
+def test_a_score_of_zero_and_one_of_nan_must_be_computed():
     score = torch.tensor([0.0, -1.0, -1.0, -1.0])
     assert unstable(score, Grid(2, 2), 4, cell=(1, 1, 4)).tolist() == [0, 2]
     assert unstable(score, Grid(1, 4), 4, cell=(1, 1, 4)).tolist() == [0]
+    unknown = torch.tensor([-1.0, -1.0, math.nan, -1.0])
+    assert unstable(unknown, Grid(1, 4), 1, cell=(1, 1, 4)).tolist() == [0, 2]
 
 
 @THEOREM

@@ -297,8 +297,8 @@ def exclusive(target: Tensor, anchor: Tensor, pooling: Pooling = "average") -> E
 class Exclusive(Reduction):
     """Every token belongs to one group. Made by `exclusive`; no matrix is ever built.
 
-    Sums run group by group in the order of the tokens, so that they are the same bits each time,
-    on a GPU too (scattered sums are not).
+    Sums run group by group in the order of the tokens: scattered sums would run in an order that a
+    GPU does not fix.
 
     Attributes:
         target: The group of each token, ``[B, N]``.

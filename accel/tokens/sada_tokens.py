@@ -64,7 +64,7 @@ def unstable(
         )
     highest = score.topk(min(max(most, 0), grid.tokens))
     kept = torch.zeros_like(score, dtype=torch.bool)
-    kept[highest.indices] = highest.values >= 0.0
+    kept[highest.indices] = ~(highest.values < 0.0)  # what is not a number is not stable
     for tiles in grid.tiles(cell, score.device):
         kept[tiles.gather(1, one_of_each(tiles, generator))[:, 0]] = True
     return kept.nonzero()[:, 0]
