@@ -86,9 +86,9 @@ def test_patterns_of_whole_groups_need_no_masks():
         Surrounding((2, 4, 8)),
         CrissCross((2, 4, 8)),
         Neighbourhood((2, 8, 8), (2, 8, 8)),
-        Radial(block=64),
-        Spatial(keep=0.5, block=64),
-        Temporal(keep=0.5, block=64),
+        Radial(block=128),
+        Spatial(keep=0.5, block=128),
+        Temporal(keep=0.5, block=128),
     ]
     for pattern in whole:
         blocks = compiled(pattern, clip)
@@ -249,7 +249,8 @@ def test_flex_is_masked_attention(name):
 def test_flex_lists_the_blocks_that_its_mask_keeps(data):
     pattern, layout = data.draw(on_layouts())
     text_mask = data.draw(padding(layout))
-    lowering = Flex(compiled(pattern, layout), block=8)
+    blocks = compiled(pattern, layout)
+    lowering = Flex(blocks, block=8)
     found = lowering.block_mask(text_mask)
     size = len(lowering.slots)
     mask = create_mask(found.mask_mod, 2, 1, size, size, device="cpu")
@@ -262,7 +263,8 @@ def test_flex_lists_the_blocks_that_its_mask_keeps(data):
     ):
         full[0, 0, block, order[:count]] = True
     assert (tiles.all(-1) | ~full).all()
-    assert torch.equal(listed[0], tiles.any(-1).any(0)) or text_mask is not None
+    if text_mask is None and not blocks.masks:
+        assert torch.equal(listed[0], tiles.any(-1)[0])
     tokens = lowering.slots[lowering.slots >= 0]
     assert sorted(tokens.tolist()) == list(range(layout.tokens))
 

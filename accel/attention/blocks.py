@@ -33,7 +33,7 @@ GATHERING = 24
 SMALLEST = 16
 """Mean number of tokens from which queries that cannot be told apart make groups of their own."""
 
-MASKING = 1.2
+MASKING = 1.4
 """How much slower attention with a mask is."""
 
 
@@ -214,7 +214,7 @@ class Tables:
         Raises:
             BadInput: If a query is left with no image key.
         """
-        kinds, kind = self.queries.part[members].unique(return_inverse=True)
+        kinds, kind = torch.unique(self.queries.part[members], return_inverse=True)
         kept = self._kept(kinds)
         bits = kept.view(torch.uint8)  # the reductions of booleans are slow
         some, every, served = bits.amax(0).bool(), bits.amin(0).bool(), bits.amax(1).bool()

@@ -185,15 +185,18 @@ class PerHead:
 
 def _alike(table: Tensor) -> Tensor:
     """A label for each row of a table, ``[L]``; equal rows have equal labels."""
-    found: Tensor = table.unique(dim=0, return_inverse=True)[1]
+    import torch
+
+    found: Tensor = torch.unique(table, dim=0, return_inverse=True)[1]
     return found
 
 
 def joined(labels: Sequence[Tensor]) -> Tensor:
     """Labels that are equal where all of these are."""
+    import torch
 
     def both(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (x.unique(return_inverse=True)[1] for x in (a, b))
+        a, b = (torch.unique(x, return_inverse=True)[1] for x in (a, b))
         return a * (b.max() + 1) + b
 
     return reduce(both, labels)
@@ -292,7 +295,9 @@ class Partition:
 
         Where every token is a part of its own, the parts are in the order of the tokens.
         """
-        _, part, sizes = labels.unique(return_inverse=True, return_counts=True)
+        import torch
+
+        _, part, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
         if len(sizes) == len(labels):
             part = part.new_tensor(range(len(labels)))
         return cls(part.argsort(stable=True), sizes, part)

@@ -59,7 +59,7 @@ class Radial(Pattern):
     def _reach(self, layout: Layout, distance: int) -> int:
         if distance <= 1:
             return layout.frame
-        width = self.decay * 2 ** layout.frame.bit_length() / 2 ** distance.bit_length()
+        width = self.decay * 2.0 ** (layout.frame.bit_length() - distance.bit_length())
         if width < self.block and distance % int(self.block / width):
             return NOT_KEPT
         half = max(width, self.block)

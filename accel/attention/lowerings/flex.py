@@ -73,7 +73,8 @@ class Flex:
     def text_slots(self) -> Tensor:
         """Which slots are text, ``[M]``."""
         span = self.blocks.layout.text_span
-        return (self.slots >= span.start) & (self.slots < span.stop)
+        found: Tensor = (self.slots >= span.start) & (self.slots < span.stop)
+        return found
 
     def _table(self) -> tuple[Tensor, Tensor]:
         """Whether any, and whether every, query of a group attends to a slot, ``[R, T + 1, M]``.
@@ -97,7 +98,8 @@ class Flex:
     def _blocks(self, table: Tensor) -> Tensor:
         """For each block of queries the slots of each block of keys, ``[R, M/b, M/b, b]``."""
         group_of_block = self._group[:: self.block]
-        return table[:, group_of_block].unflatten(2, (-1, self.block))
+        rows = table[:, group_of_block]
+        return rows.reshape(*rows.shape[:2], -1, self.block)
 
     def _mask_mod(self, text_mask: Tensor | None) -> Any:
         group, some, masks = self._group, self._some, self._masks
@@ -159,7 +161,7 @@ def _slots(blocks: BlockSparse, block: int) -> tuple[Tensor, Tensor]:
     text = torch.arange(span.start, span.stop, device=parts.order.device)
     tokens = torch.cat([parts.order + layout.image_span.start, text])
     slots, groups = [], []
-    for group, members in enumerate(tokens.split(sizes)):
+    for group, members in enumerate(torch.split(tokens, sizes)):
         room = -(-len(members) // block) * block
         slots.append(torch.nn.functional.pad(members, (0, room - len(members)), value=EMPTY))
         groups.append(torch.full((room,), group, device=tokens.device))

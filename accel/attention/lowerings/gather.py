@@ -33,17 +33,17 @@ class Bucket:
     """Groups with equally many queries and equally many image keys.
 
     Attributes:
-        queries: The groups' tokens, ``[n, G]``, counted through the heads that the table tells apart.
+        queries: The groups' tokens, ``[n, G]``, counted through all heads of the table.
         keys: The image tokens that they attend to, ``[n, L]``, likewise.
         shift: Where the tokens of the group's head begin, ``[n, 1]``.
-        masks: What queries attend to which keys, ``[U, G, L]``; None where all do.
-        mask_of: Which of the masks is a group's, ``[n]``.
+        hidden: Which keys are hidden from which queries, ``[U, G, L]``; None where none is.
+        mask_of: Which of these a group has, ``[n]``.
     """
 
     queries: Tensor
     keys: Tensor
     shift: Tensor
-    masks: Tensor | None
+    hidden: Tensor | None
     mask_of: Tensor
 
 
@@ -130,9 +130,10 @@ def _served(
     some = bucket.keys[chunk]
     if len(text):
         some = torch.cat([some, bucket.shift[chunk] + text], dim=1)
-    k, v = (x.index_select(1, some.flatten()).unflatten(1, some.shape) for x in (keys, values))
+    rows, dim = queries.shape[0], queries.shape[2]
+    k, v = (x.index_select(1, some.flatten()).view(rows, *some.shape, dim) for x in (keys, values))
     out = scaled_dot_product_attention(
-        queries.unflatten(1, (some.shape[0], -1)),
+        queries.view(rows, len(some), -1, dim),
         k,
         v,
         attn_mask=_bias(bucket, chunk, len(text), queries.dtype),
@@ -143,12 +144,11 @@ def _served(
 
 def _bias(bucket: Bucket, chunk: slice, text: int, dtype: torch.dtype) -> Tensor | None:
     """What is added to the scores, ``[1, n, G, L + text]``; made here faster than from booleans."""
-    if bucket.masks is None:
+    if bucket.hidden is None:
         return None
-    masks = bucket.masks[bucket.mask_of[chunk]]
-    bias = masks.new_zeros((*masks.shape[:2], masks.shape[2] + text), dtype=dtype)
-    image = bias[..., : masks.shape[2]]
-    image.copy_(masks).sub_(1).mul_(torch.finfo(dtype).max)
+    hidden = bucket.hidden[bucket.mask_of[chunk]]
+    bias = hidden.new_zeros((*hidden.shape[:2], hidden.shape[2] + text), dtype=dtype)
+    bias[..., : hidden.shape[2]].copy_(hidden).mul_(torch.finfo(dtype).min)
     return bias[None]
 
 
@@ -156,7 +156,7 @@ def buckets(blocks: BlockSparse) -> Iterator[Bucket]:
     """Groups by how many queries and keys they have, and whether they have a mask."""
     sizes = blocks.groups.sizes.expand_as(blocks.lengths)
     kinds = torch.stack([sizes, blocks.lengths, (blocks.mask_of != UNMASKED).long()], dim=-1)
-    found, kind = kinds.flatten(0, 1).unique(dim=0, return_inverse=True)
+    found, kind = torch.unique(kinds.flatten(0, 1), dim=0, return_inverse=True)
     count = len(blocks.groups)
     for number, (size, length, masked) in enumerate(found.tolist()):
         rows = (kind == number).nonzero()[:, 0]
@@ -170,20 +170,21 @@ def _bucket(
     shift = head[:, None] * layout.tokens
     begin = shift + layout.image_span.start
     places = groups.starts[group][:, None] + torch.arange(size, device=group.device)
-    mask_of, masks = blocks.mask_of[head, group], None
+    mask_of, hidden = blocks.mask_of[head, group], None
     if masked:
-        used, mask_of = mask_of.unique(return_inverse=True)
-        masks = torch.stack([blocks.masks[number] for number in used.tolist()])
+        used, mask_of = torch.unique(mask_of, return_inverse=True)
+        hidden = ~torch.stack([blocks.masks[number] for number in used.tolist()])
     keys = _keys(blocks, head, group, length)
-    return Bucket(groups.order[places] + begin, keys + begin, shift, masks, mask_of)
+    return Bucket(groups.order[places] + begin, keys + begin, shift, hidden, mask_of)
 
 
 def _keys(blocks: BlockSparse, head: Tensor, group: Tensor, length: int) -> Tensor:
     """Image keys of groups that have equally many, ``[n, L]``, cell after cell."""
     cell = blocks.cells.part[blocks.cells.order]
     found = []
-    for part in torch.arange(len(group)).split(max(1, EXPANDED // len(cell))):
-        some = part.to(group.device)
+    step = max(1, EXPANDED // len(cell))
+    for part in range(0, len(group), step):
+        some = slice(part, part + step)
         kept = blocks.kept[head[some], group[some]][:, cell]
-        found.append(blocks.cells.order[kept.nonzero()[:, 1].view(len(part), length)])
+        found.append(blocks.cells.order[kept.nonzero()[:, 1].view(-1, length)])
     return torch.cat(found)

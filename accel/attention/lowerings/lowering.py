@@ -117,7 +117,7 @@ def by_text(
     tokens = torch.arange(span.start, span.stop, device=device)
     if text_mask is None or not layout.text:
         return [(None, tokens)]
-    kinds, kind = text_mask.bool().unique(dim=0, return_inverse=True)
+    kinds, kind = torch.unique(text_mask.bool(), dim=0, return_inverse=True)
     if len(kinds) == 1:
         return [(None, tokens[kinds[0]])]
     return [((kind == i).nonzero()[:, 0], tokens[valid]) for i, valid in enumerate(kinds)]

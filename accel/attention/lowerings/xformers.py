@@ -48,7 +48,7 @@ def packed(blocks: BlockSparse, texts: Sequence[Tensor]) -> Packed:
     image = torch.arange(layout.image, device=device) + layout.image_span.start
     span = layout.text_span
     all_text = torch.arange(span.start, span.stop, device=device)
-    members = blocks.groups.order.split(blocks.groups.sizes.tolist())
+    members = torch.split(blocks.groups.order, blocks.groups.sizes.tolist())
     pairs: list[tuple[Tensor, Tensor]] = []
     for sample, text in enumerate(texts):
         for head in range(blocks.heads):
@@ -58,9 +58,9 @@ def packed(blocks: BlockSparse, texts: Sequence[Tensor]) -> Packed:
                 pairs.append((image[queries] + shift, keys + shift))
             if layout.text:
                 pairs.append((all_text + shift, torch.cat([image, text]) + shift))
-    queries, keys = zip(*pairs, strict=True)
-    counts = [len(part) for part in queries], [len(part) for part in keys]
-    return Packed(torch.cat(queries), torch.cat(keys), *counts)
+    asking, asked = [queries for queries, _ in pairs], [keys for _, keys in pairs]
+    counts = [len(part) for part in asking], [len(part) for part in asked]
+    return Packed(torch.cat(asking), torch.cat(asked), *counts)
 
 
 def refusal(blocks: BlockSparse, device: torch.device) -> str | None:
@@ -134,7 +134,8 @@ class XFormers:
 
 def _flat(x: Tensor, heads: int) -> Tensor:
     """``[B, H, S, D]`` as ``[B·R·S, H/R, D]``."""
-    split = x.unflatten(1, (heads, -1))
+    samples, every, tokens, dim = x.shape
+    split = x.reshape(samples, heads, every // heads, tokens, dim)
     return split.transpose(2, 3).flatten(0, 2)
 
 
@@ -142,5 +143,5 @@ def unpacked(out: Tensor, plan: Packed, shape: torch.Size, heads: int) -> Tensor
     """The answers of packed queries, ``[ΣG, H/R, D]``, as ``[B, H, S, D]``."""
     flat = torch.empty_like(out)
     flat[plan.queries] = out
-    split = flat.unflatten(0, (shape[0], heads, shape[2]))
+    split = flat.view(shape[0], heads, shape[2], shape[1] // heads, shape[3])
     return split.transpose(2, 3).reshape(shape)
