@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py [--tokens 1024 … 32768] [--heads 4] [--threads 1] [--repeats 5]
 
-For every number of tokens (a picture of twice as many, or as many, columns as rows, with text) and
+For every number of tokens (a picture of twice as many, or as many, columns as rows) and for
 every share of pairs to keep, neighbourhood attention in strides of 8×16 tokens is compiled and run
 by the gather lowering; GRAT's two patterns with boxes of 16×16 come beside. Dense attention is
 PyTorch's own, without a mask. Repeats are interleaved: each takes dense and all patterns in turn,
@@ -134,7 +134,7 @@ def main() -> None:
     """Measure and write ``results/attention-DEVICE.json`` with its plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
-    parser.add_argument("--text", type=int, default=256)
+    parser.add_argument("--text", type=int, default=0, help="text tokens, always kept")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
