@@ -735,21 +735,34 @@ def test_a_cold_transformation_keeps_the_centres(case):
 
 @THEOREM
 @given(CASES)
+def test_without_what_matters_centres_are_even(case):
+    line = Grid(1, case.grid.tokens)
+    r = transformed(case.x, line, case.ratio, window=(1, 1, line.tokens))
+    gaps = r.anchor.diff(dim=1, append=r.anchor[:, :1] + line.tokens)
+    assert gaps.max() - gaps.min() <= 1
+
+
+@THEOREM
+@given(CASES)
 def test_dense_reductions_follow_a_permutation(case):
     """Inside one window the order of the tokens is nothing."""
     line = Case(Grid(1, case.grid.tokens), case.ratio, case.seed, case.batch)
     order = torch.randperm(line.grid.tokens, generator=case.generator)
     whole = (1, 1, line.grid.tokens)
     x, moved = line.x, line.x[:, order]
-    plain = transformed(x, line.grid, line.ratio, window=whole)
-    other = transformed(moved, line.grid, line.ratio, window=whole)
-    expected = plain.unmerge(plain.merge(x))[:, order]
-    torch.testing.assert_close(other.unmerge(other.merge(moved)), expected)
+    far = x.norm(dim=-1)
     chosen = destinations(x, line.grid, line.ratio, whole)
     same = Destinations(chosen.windows, (order.argsort()[chosen.chosen[0]],))
-    plain, other = chosen.weighed(x), same.weighed(moved)
-    expected = plain.unmerge(plain.merge(x))[:, order]
-    torch.testing.assert_close(other.unmerge(other.merge(moved)), expected)
+    pairs = [
+        (chosen.weighed(x), same.weighed(moved)),
+        (
+            transformed(x, line.grid, line.ratio, matters=far, window=whole),
+            transformed(moved, line.grid, line.ratio, matters=far[:, order], window=whole),
+        ),
+    ]
+    for plain, other in pairs:
+        expected = plain.unmerge(plain.merge(x))[:, order]
+        torch.testing.assert_close(other.unmerge(other.merge(moved)), expected)
 
 
 # SADA.

@@ -1,6 +1,6 @@
 """Token Transforming: every new token is a mixture of many, and every token goes into many.
 
-Some tokens are kept as centres: by what they are told to matter, or as those least like the mean.
+Some tokens are kept as centres: those that are told to matter, or evenly spaced ones.
 Rows of W are a softmax of the centres' cosines to all tokens, rows of U one of the tokens' cosines
 to all centres: neither is exclusive, and U is not W's transpose.
 
@@ -48,13 +48,15 @@ def transformed(
         grid: Of the image tokens.
         ratio: Share of the tokens of a window to leave out, in [0, 1); 0 is off.
         matters: How much each token matters, ``[B, N]``: attention that it receives, importance.
-            Without, 1 − its cosine to the mean direction of its window.
+            Without, centres are spaced evenly, so that no part of the picture goes without.
         window: Its size; windows at a ragged border are smaller.
         temperature: Of both softmaxes, > 0. Towards 0 W keeps the centres alone.
 
     Raises:
         BadInput: For a ratio outside of [0, 1), or a temperature of 0 or below.
     """
+    import torch
+
     if temperature <= 0.0:
         raise BadInput(f"a temperature of {temperature}: give one above 0.")
     if merged_of(grid.tokens, ratio) == 0:
@@ -62,20 +64,16 @@ def transformed(
     parts = []
     for index in grid.tiles(window, x.device):
         local = directions(x, index)
-        rank = _unlike(local) if matters is None else matters[:, index]
         less = merged_of(index.shape[1], ratio)
         if not less:
             parts.append(untouched(index, local))
             continue
-        chosen = rank.topk(index.shape[1] - less, dim=-1).indices
+        count = index.shape[1] - less
+        if matters is None:
+            even = torch.arange(count, device=x.device) * index.shape[1] // count
+            chosen = even.expand(len(x), len(index), -1)
+        else:
+            chosen = matters[:, index].topk(count, dim=-1).indices
         logits = local.take_along_dim(chosen[..., None], dim=2) @ local.mT / temperature
         parts.append(Part(index, chosen, logits.softmax(-1), logits.mT.softmax(-1)))
     return mixture(parts)
-
-
-def _unlike(local: Tensor) -> Tensor:
-    """1 − the cosine of each token to the mean direction of its window, ``[B, w, n]``."""
-    from torch.nn.functional import normalize
-
-    middle = normalize(local.mean(2, keepdim=True), dim=-1)
-    return 1.0 - (local * middle).sum(-1)
