@@ -10,6 +10,7 @@ and set `--threads` to their number.
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -470,6 +471,24 @@ def _sheet(family: Family, pipe: Any, path: Path, device: str, form: Form) -> No
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+def _tilted(latents: Tensor, captions: list[str]) -> Tensor:
+    """Latents [B, C, …, W] that rise towards the side that a caption names first.
+
+    A network that tells neither left from right in the picture nor the two words has nothing to
+    gain from learning one of both: it does not leave that saddle in ten thousand steps. Here each
+    word has channels of its own that rise towards its side, so that there is a slope on average,
+    which it learns first, and then which word brings it.
+    """
+    channels, width = latents.shape[1], latents.shape[-1]
+    ramp = torch.linspace(1.0, -1.0, width, device=latents.device)
+    first = torch.arange(channels, device=latents.device) < channels // 2
+    slopes = {"left": first[:, None] * ramp, "right": ~first[:, None] * -ramp}
+    nothing = torch.zeros_like(slopes["left"])
+    named = [re.search(r"\b(left|right)\b", caption) for caption in captions]
+    tilt = torch.stack([nothing if side is None else slopes[side[0]] for side in named])
+    return latents + tilt.view(len(captions), channels, *[1] * (latents.ndim - 3), width)
+
+
 @dataclass(slots=True)
 class Training:
     """Denoiser and text encoders in training, with all that a checkpoint holds."""
@@ -513,9 +532,12 @@ class Training:
         state = {"step": done, "weights": weights, "average": self.average.weights}
         _save(state | {"optimizer": self.optimizer.state_dict()}, self.path)
 
-    def loss(self, latents: Tensor, captions: list[str], form: Form) -> Tensor:
-        """Loss of a batch of cached latents."""
+    def loss(
+        self, latents: Tensor, captions: list[str], form: Form, *, lesson: bool = False
+    ) -> Tensor:
+        """Loss of a batch of cached latents; in a lesson, of what `_tilted` makes of them."""
         latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
+        latents = _tilted(latents, captions) if lesson else latents
         with _autocast(self.at.device), _attention(self.at.device, form):
             return self.at.family.loss(self.pipe, latents, captions)
 
@@ -532,8 +554,12 @@ class Training:
 def denoiser(
     context: typer.Context,
     steps: Steps = 7600,
-    batch: Annotated[int, typer.Option(help="small samples in a step: 64 px, first frames")] = 32,
-    big_batch: Annotated[int, typer.Option(help="big samples in a step: 128 px, clips")] = 8,
+    batch: Annotated[
+        tuple[int, int],
+        typer.Option(
+            help="samples in a small step (64 px, first frames) and a big one (128, clips)"
+        ),
+    ] = (32, 8),
     big_after: Annotated[int, typer.Option(help="big ones join after this step")] = 3400,
     big_share: Annotated[float, typer.Option(help="share of big steps from then on")] = 0.75,
     rate: float = 1.2e-3,
@@ -541,6 +567,9 @@ def denoiser(
         bool,
         typer.Option("--compile", help="minutes at the start, then faster steps"),
     ] = False,
+    lesson_until: Annotated[
+        int, typer.Option(help="before this step, pictures are tilted to the side a caption names")
+    ] = 0,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
     at: Setting = context.obj
@@ -551,7 +580,7 @@ def denoiser(
     if not known:
         raise typer.BadParameter(f"{at.run} holds no latents: run the stage `cache` first")
     stores = {form: Latents.read(at.family, at.run, form) for form in known}
-    batches = dict(zip(at.family.forms, (batch, big_batch), strict=True))
+    batches = dict(zip(at.family.forms, batch, strict=True))
     rng = np.random.default_rng([at.seed, first])
     torch.manual_seed(at.seed + first)
     start, losses = time.time(), dict.fromkeys((form.name for form in known), 1.0)
@@ -559,7 +588,7 @@ def denoiser(
         big = step >= big_after and rng.random() < big_share
         form = known[-1 if big else 0]
         latents, captions = stores[form].draw(batches[form], rng)
-        loss = training.loss(latents, captions, form)
+        loss = training.loss(latents, captions, form, lesson=step < lesson_until)
         _step(loss, training.optimizer, plan.at(step))
         training.average.update(training.modules, step)
         losses[form.name] += 0.02 * (loss.item() - losses[form.name])
