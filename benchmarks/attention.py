@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import compiled
 from accel.attention.grat import CrissCross, Surrounding
-from accel.attention.layout import Layout
+from accel.seams.layout import Layout
 from accel.attention.lowerings.gather import Gather
 from accel.attention.neighbourhood import Neighbourhood
 from accel.attention.pattern import Pattern

@@ -12,7 +12,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import BlockSparse, compiled, compiled_by_head
 from accel.attention.grat import CrissCross, Surrounding
-from accel.attention.layout import Layout
 from accel.attention.lowerings import NAMES, gather, lowered, refusals
 from accel.attention.lowerings.flex import Flex
 from accel.attention.lowerings.gather import Gather
@@ -23,6 +22,7 @@ from accel.attention.pattern import Full, Partition, Pattern, PerHead
 from accel.attention.radial import Radial
 from accel.attention.sparse_videogen import Spatial, Temporal
 from accel.errors import BadInput
+from accel.seams.layout import Layout
 
 HEADS, DIM = 3, 16
 

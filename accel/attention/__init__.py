@@ -1,6 +1,6 @@
 """Attention: by what it is computed, and which image token looks at which. One method a file.
 
-Of sparse attention, `layout` says where text and image tokens lie. A *pattern* says which image
+Where text and image tokens lie says `accel.seams.layout`. A *pattern* says which image
 query may attend to which image key; patterns compose with ``&`` and ``|`` (`pattern`, `grat`,
 `neighbourhood`, `radial`, `sparse_videogen`). `blocks` compiles a pattern for a layout into groups
 of queries that share their keys, and `lowerings` compute attention from that. Text is always kept:

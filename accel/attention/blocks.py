@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from accel.attention.layout import Layout
 from accel.attention.pattern import Partition, Pattern, PerHead, all_tokens, relation
 from accel.errors import BadInput
+from accel.seams.layout import Layout
 
 Device = torch.device | str
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from accel.attention.layout import Grid, Layout, Places
 from accel.attention.pattern import ByAxis, boxes
 from accel.errors import BadInput
+from accel.seams.layout import Grid, Layout, Places
 
 if TYPE_CHECKING:
     from torch import Tensor

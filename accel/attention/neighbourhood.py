@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accel.attention.layout import AXES, Grid, Layout, Places
 from accel.attention.pattern import GROUPS, ByAxis, grown, joined
 from accel.errors import BadInput
+from accel.seams.layout import AXES, Grid, Layout, Places
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from accel.attention.layout import Grid, Layout, Places
 from accel.errors import BadInput
+from accel.seams.layout import Grid, Layout, Places
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accel.attention.layout import Layout, Places
 from accel.attention.pattern import GROUPS, Pattern, joined
 from accel.errors import BadInput
+from accel.seams.layout import Layout, Places
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from accel.attention.blocks import BlockSparse
-from accel.attention.layout import Layout
 from accel.errors import BadInput
+from accel.seams.layout import Layout
 
 
 class Lowering(Protocol):

@@ -1,0 +1,92 @@
+"""Where the tokens lie that an attention of a network is given.
+
+A UNet attends to one level of its pyramid at a time; a transformer to patches of its latents, and
+where its attention is joint, to the text before or behind them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from accel.errors import UnsupportedModel
+from accel.seams.denoisers import Call
+from accel.seams.grids import grid_of
+from accel.seams.layout import Grid, Layout
+
+TEXT_FIRST = (
+    "ChromaTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "CogView4Transformer2DModel",
+    "FluxTransformer2DModel",
+    "QwenImageTransformer2DModel",
+)
+TEXT_LAST = (
+    "HunyuanVideoTransformer3DModel",
+    "SD3Transformer2DModel",
+)
+"""Networks of joint attention, by the place of their text."""
+
+FRAMES_SECOND = ("CogVideoXTransformer3DModel",)
+"""Networks whose clips are ``[B, F, C, H, W]`` rather than ``[B, C, F, H, W]``."""
+
+
+def layout_of(call: Call, tokens: int) -> Layout:
+    """The layout of ``tokens`` tokens in one attention of a call. May read the device.
+
+    Raises:
+        UnsupportedModel: If the network's order of tokens is not known.
+    """
+    core = call.denoiser.core
+    name = type(core).__name__
+    if hasattr(core, "down_blocks"):
+        return Layout(0, *_level(call, tokens))
+    grid = _patches(call)
+    text = tokens - math.prod(grid)
+    if text == 0:
+        return Layout(0, *grid)
+    if text < 0 or name not in (*TEXT_FIRST, *TEXT_LAST):
+        raise _unknown(name, tokens, f"a grid of {' × '.join(map(str, grid))}")
+    return Layout(text, *grid, text_first=name in TEXT_FIRST)
+
+
+def _level(call: Call, tokens: int) -> Grid:
+    """The level of a UNet's pyramid that has so many tokens in a frame."""
+    height, width = call.sample.shape[-2:]
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != tokens:
+        shape = tuple(call.sample.shape)
+        raise _unknown(type(call.denoiser.core).__name__, tokens, f"latents of {shape}")
+    return 1, height, width
+
+
+def _patches(call: Call) -> Grid:
+    """Frames, rows and columns of the patches of a transformer's latents."""
+    core, shape = call.denoiser.core, call.sample.shape
+    if len(shape) == 3:
+        grid = grid_of(call)
+        if grid.tokens != shape[1]:
+            raise _unknown(type(core).__name__, shape[1], f"a picture of {grid.tokens} and others")
+        return max(grid.frames, 1), grid.height, grid.width
+    if "patch_size" not in core.config:
+        raise _unknown(type(core).__name__, "some", f"latents of {tuple(shape)}")
+    time, rows, columns = _patch(core.config)
+    axis = 1 if type(core).__name__ in FRAMES_SECOND else 2
+    frames = shape[axis] if len(shape) == 5 else 1
+    return frames // time, shape[-2] // rows, shape[-1] // columns
+
+
+def _patch(config: Any) -> Grid:
+    """A patch's frames, rows and columns."""
+    patch = config.patch_size
+    if isinstance(patch, int):
+        return getattr(config, "patch_size_t", None) or 1, patch, patch
+    return (1, *patch) if len(patch) == 2 else tuple(patch)
+
+
+def _unknown(network: str, tokens: int | str, beside: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{network} gives its attention {tokens} tokens beside {beside}, and their order is not "
+        "known: leave the method out of the plan, or add the network to accel/seams/tokens.py."
+    )
