@@ -376,6 +376,37 @@ def test_every_family_can_be_built_and_learns(name, monkeypatch):
     assert stored <= 13.95 * MIB  # the rest is tokenizers and configs
 
 
+def test_a_loss_counts_coarse_errors_more_and_flux_tokens_are_unpacked(monkeypatch):
+    import torch
+    from diffusers import FluxPipeline
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from scenes_models import COARSE, _loss, _unpacked
+
+    even = torch.full((2, 3, 8, 12), 2.0)
+    odd = even * (1 - 2 * (torch.arange(12) % 2))
+    assert _loss(even).item() == pytest.approx(4 * (1 + COARSE))
+    assert _loss(odd).item() == pytest.approx(4)
+    assert _loss(even[:, :, None].expand(-1, -1, 5, -1, -1)).item() == pytest.approx(_loss(even))
+    latents = torch.randn(2, 3, 8, 12)
+    packed = FluxPipeline._pack_latents(latents, *latents.shape)
+    assert torch.equal(_unpacked(packed, 8, 12), latents)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6, 8), (3, 4, 2, 6, 8)])
+def test_a_lesson_slopes_towards_the_side_that_comes_first(monkeypatch, shape):
+    import torch
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from train_scenes import _tilted
+
+    captions = ["a house left of a tree on the right", "a boat, the sun on the right", "leftovers"]
+    left, right, none = _tilted(torch.zeros(shape), captions)
+    assert torch.equal(none, torch.zeros(shape[1:]))
+    assert (left[:2].diff(dim=-1) < 0).all() and torch.equal(left[2:], none[2:])
+    assert (right[2:].diff(dim=-1) > 0).all() and torch.equal(right[:2], none[:2])
+
+
 @pytest.fixture
 def train(monkeypatch):
     """The trainer's command line: `train(family, run, "stage", …)`."""
@@ -401,7 +432,18 @@ def test_clips_are_trained_from_crops_and_first_frames_on(train, tmp_path):
         ("vae", "--steps", "2", "--large-after", "1", "--pictures", "1", "--batch", "1"),
         ("cache", "--size", "64x1", "--count", "2"),
         ("cache", "--size", "64x17", "--count", "1"),
-        ("denoiser", "--steps", "1", "--batch", "1", "--big-after", "1"),
+        (
+            "denoiser",
+            "--steps",
+            "2",
+            "--batch",
+            "1",
+            "1",
+            "--big-after",
+            "1",
+            "--lesson-until",
+            "1",
+        ),
     )
     for stage in stages:
         done = train("scenes-wan", tmp_path, *stage)
@@ -410,7 +452,7 @@ def test_clips_are_trained_from_crops_and_first_frames_on(train, tmp_path):
 
     shapes = {f.stem: torch.load(f)["latents"].shape for f in tmp_path.glob("latents-*")}
     assert shapes == {"latents-64x1-0": (2, 16, 1, 16, 16), "latents-64x17-0": (1, 16, 5, 16, 16)}
-    assert (tmp_path / "sheets" / "000001.png").exists()
+    assert (tmp_path / "sheets" / "000002.png").exists()
     refused = train("scenes-wan", tmp_path, "cache", "--size", "128")
     assert refused.exit_code == 2
     assert "64x17" in refused.output
