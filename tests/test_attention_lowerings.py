@@ -244,6 +244,14 @@ def test_flex_is_masked_attention(name):
         close(found, attended(*qkv, mask_of(pattern, layout), layout, given_mask))
 
 
+def test_flex_has_more_text_than_a_group_has_queries():
+    """Text has no mask, and no row in the table of masks either."""
+    layout = Layout(3, 1, 1, 2, text_first=False)
+    blocks = compiled(Full() & CrissCross((1, 1, 1)), layout)
+    qkv = inputs(layout)
+    close(Flex(blocks, block=16)(*qkv), attended(*qkv, blocks.mask(), layout, None))
+
+
 @EXAMPLES
 @given(st.data())
 def test_flex_lists_the_blocks_that_its_mask_keeps(data):

@@ -12,7 +12,7 @@ from toy import END, GRIDS, PROCESSES, START, mixture_data, mixture_path, slope,
 
 import accel
 import samplers
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import BadInput, Conflict
 from samplers import DEISScheduler, PseudoCorrectorScheduler
 from samplers.deis import update as adams
 from samplers.prediction import flow_level
@@ -269,5 +269,5 @@ def test_as_a_method_of_a_plan(name):
         found = torch.as_tensor(np.asarray(tiny.call(pipe)))
     assert torch.equal(found, torch.as_tensor(np.asarray(tiny.call(by_hand))))
     assert attached.report.verdicts["samplers.PseudoCorrector"].state == "ACTIVE"
-    with pytest.raises(UnsupportedModel, match=r"cache\.SADA does not fit"):
+    with pytest.raises(Conflict, match=r"cache\.SADA and samplers.*cache\.SADA does not fit"):
         accel.Plan(samplers.PseudoCorrector(heun=1), accel.cache.SADA()).attach(pipe)

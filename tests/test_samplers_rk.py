@@ -14,7 +14,7 @@ from toy import END, GRIDS, PROCESSES, START, mixture_data, mixture_path, slope,
 
 import accel
 import samplers
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import BadInput, Conflict
 from samplers import DEISScheduler, RhoRKScheduler
 from samplers.deis import ratio
 from samplers.prediction import flow_level, vp_level
@@ -268,5 +268,5 @@ def test_as_a_method_of_a_plan_it_counts_its_evaluations(name):
     assert torch.as_tensor(np.asarray(found)).isfinite().all()
     assert attached.report.steps == plain.report.steps
     assert attached.report.nfe == plain.report.nfe
-    with pytest.raises(UnsupportedModel, match=r"cache\.SADA does not fit"):
+    with pytest.raises(Conflict, match=r"cache\.SADA and samplers.*cache\.SADA does not fit"):
         accel.Plan(samplers.RhoRK(), accel.cache.SADA()).attach(pipe)

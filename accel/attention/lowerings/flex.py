@@ -136,7 +136,7 @@ class _Masks:
         self._number[:, :groups] = blocks.mask_of.where(blocks.mask_of >= 0, len(blocks.masks))
         self._group = flex._group
         self._rank = _ranks(flex._group)
-        self._rank[flex.slots == EMPTY] = 0
+        self._rank[flex.text_slots | (flex.slots == EMPTY)] = 0  # of no mask: any row will do
         self._column = torch.zeros((heads, groups + 1, count), dtype=torch.int32, device=device)
         slot_of = torch.zeros(blocks.layout.tokens, dtype=torch.long, device=device)
         slot_of[flex.slots[flex._place]] = flex._place
