@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Backend(Accelerator):
     """Compute attention by a backend of diffusers. Exact, or as exact as the backend's numbers.
 
-    A backend that does not read masks as torch does is not given any: such calls, those of padded
-    texts for the most part, stay as they were, and the report counts them.
+    A backend is not asked what it does not take, such as masks that it reads otherwise than torch:
+    such calls, those of padded texts for the most part, stay as they were, and the report counts
+    them.
     """
 
     name: ClassVar[str] = "attention.Backend"
@@ -95,11 +96,15 @@ class Computed:
 
     def _said(self) -> str:
         said = f"{self._done} attentions by {self._name}"
-        return said + (f"; {self._left} with a mask stayed as they were" if self._left else "")
+        return said + (
+            f"; {self._left} that it does not take stayed as they were" if self._left else ""
+        )
 
     def _why_idle(self) -> str:
         if self._left:
-            return f"{self._name} takes no mask, and all {self._left} attentions had one"
+            return (
+                f"{self._name} takes none of the {self._left} attentions (masks, causality, groups)"
+            )
         return (
             "no attention of the network goes through torch's: it is linear, or another backend "
             "was set on the network (set_attention_backend)"
