@@ -310,7 +310,9 @@ class BlockRangeCache:
         part, named = block.take(args, kwargs, passed.computed, count)
         sums = self._sums(passed, spans, block)
         _enter(sums, block.inputs(block.bind(part, named)))
-        after = block.outputs(inner(*part, **named))
+        rows = tuple(passed.call.rows[index] for index in passed.computed)
+        with passed.call.denoiser.computing(rows):
+            after = block.outputs(inner(*part, **named))
         _leave(sums, after)
         joined = {
             name: scatter([(passed.computed, value), (passed.skipped, through[name])], count)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -34,9 +35,12 @@ class Denoiser:
         module: What stands there, hooks and compiled wrappers of others included.
         core: The network itself, below a compiled wrapper.
         parameters: Names of the parameters of its ``forward``, in order.
+        rows: What is being computed at this moment: the rows of the innermost call, or those of
+            them for which a part of the network runs (`computing`). Empty between calls.
     """
 
     def __init__(self, name: str, module: Any) -> None:
+        self.rows: tuple[Row, ...] = ()
         self.name = name
         self.module = module
         self.core = getattr(module, "_orig_mod", module)
@@ -53,6 +57,19 @@ class Denoiser:
         """The method that a call of the module runs: the compiled one where there is one."""
         compiled = getattr(self.module, "_compiled_call_impl", None)
         return "forward" if compiled is None else "_compiled_call_impl"
+
+    @contextmanager
+    def computing(self, rows: tuple[Row, ...]) -> Iterator[None]:
+        """While it is entered, these rows are computed.
+
+        Whoever runs a part of the network for some rows of a call says so by this, so that what
+        looks at the inside (attention) knows whose tensors it is given.
+        """
+        before, self.rows = self.rows, rows
+        try:
+            yield
+        finally:
+            self.rows = before
 
 
 def find_denoisers(pipe: Any) -> tuple[Denoiser, ...]:
@@ -220,7 +237,9 @@ class Onion:
 
         def evaluate(innermost: Call) -> Result:
             self._count(len(innermost.rows))
-            native = inner(*args, **kwargs) if innermost is call else inner(**innermost.arguments)
+            given = (args, kwargs) if innermost is call else ((), innermost.arguments)
+            with self.denoiser.computing(innermost.rows):
+                native = inner(*given[0], **given[1])
             value = self._packing.unpack(native, as_dict)
             return Result(value, (True,) * len(innermost.rows), native)
 
