@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import compiled
-from accel.attention.grat import CrissCross, Surrounding
+from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.lowerings.gather import Gather
-from accel.attention.neighbourhood import Neighbourhood
-from accel.attention.pattern import Pattern
+from accel.attention.patterns.neighbourhood import Neighbourhood
+from accel.attention.patterns.pattern import Pattern
 from accel.seams.layout import Layout
 
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)

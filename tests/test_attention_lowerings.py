@@ -11,16 +11,16 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import BlockSparse, compiled, compiled_by_head
-from accel.attention.grat import CrissCross, Surrounding
+from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.lowerings import NAMES, gather, lowered, refusals
 from accel.attention.lowerings.flex import Flex
 from accel.attention.lowerings.gather import Gather
 from accel.attention.lowerings.lowering import by_text
 from accel.attention.lowerings.xformers import packed, unpacked
-from accel.attention.neighbourhood import Neighbourhood
-from accel.attention.pattern import Full, Partition, Pattern, PerHead
-from accel.attention.radial import Radial
-from accel.attention.sparse_videogen import Spatial, Temporal
+from accel.attention.patterns.neighbourhood import Neighbourhood
+from accel.attention.patterns.pattern import Full, Partition, Pattern, PerHead
+from accel.attention.patterns.radial import Radial
+from accel.attention.patterns.sparse_videogen import Spatial, Temporal
 from accel.errors import BadInput
 from accel.seams.layout import Layout
 

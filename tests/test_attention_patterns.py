@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel.attention.grat import CrissCross, Surrounding
-from accel.attention.neighbourhood import Neighbourhood, sliding_tile, starts
-from accel.attention.pattern import Full, Partition, PerHead, all_tokens, kept_pairs
-from accel.attention.radial import Radial
-from accel.attention.sparse_videogen import Spatial, Temporal
+from accel.attention.patterns.grat import CrissCross, Surrounding
+from accel.attention.patterns.neighbourhood import Neighbourhood, sliding_tile, starts
+from accel.attention.patterns.pattern import Full, Partition, PerHead, all_tokens, kept_pairs
+from accel.attention.patterns.radial import Radial
+from accel.attention.patterns.sparse_videogen import Spatial, Temporal
 from accel.errors import BadInput
 from accel.seams.layout import Layout
 

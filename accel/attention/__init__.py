@@ -1,11 +1,10 @@
 """Attention: by what it is computed, and which image token looks at which. One method a file.
 
-Where text and image tokens lie says `accel.seams.layout`. A *pattern* says which image
-query may attend to which image key; patterns compose with ``&`` and ``|`` (`pattern`, `grat`,
-`neighbourhood`, `radial`, `sparse_videogen`). `blocks` compiles a pattern for a layout into groups
-of queries that share their keys, and `lowerings` compute attention from that. Text is always kept:
-image queries attend to every valid text token, text queries to every valid token, and nothing
-attends to padding.
+Where text and image tokens lie says `accel.seams.layout`. A *pattern* says which image query may
+attend to which image key; patterns compose with ``&`` and ``|`` (`patterns`). `blocks` compiles a
+pattern for a layout into groups of queries that share their keys, and `lowerings` compute attention
+from that. Text is always kept: image queries attend to every valid text token, text queries to
+every valid token, and nothing attends to padding.
 """
 
 from accel.attention.backend import Backend as Backend

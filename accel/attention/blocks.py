@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from accel.attention.pattern import Partition, Pattern, PerHead, all_tokens, relation
+from accel.attention.patterns.pattern import Partition, Pattern, PerHead, all_tokens, relation
 from accel.errors import BadInput
 from accel.seams.layout import Layout
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from accel.attention.pattern import ByAxis, boxes
+from accel.attention.patterns.pattern import ByAxis, boxes
 from accel.errors import BadInput
 from accel.seams.layout import Grid, Layout, Places
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accel.attention.pattern import GROUPS, Pattern, joined
+from accel.attention.patterns.pattern import GROUPS, Pattern, joined
 from accel.errors import BadInput
 from accel.seams.layout import Layout, Places
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from accel.attention.pattern import GROUPS, ByAxis, grown, joined
+from accel.attention.patterns.pattern import GROUPS, ByAxis, grown, joined
 from accel.errors import BadInput
 from accel.seams.layout import AXES, Grid, Layout, Places
 
