@@ -19,8 +19,9 @@ from measure import ratio, save, spread
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention
 
+from accel.seams.layout import Layout
 from accel.tokens.importance import partition
-from accel.tokens.reduction import Grid, Reduction
+from accel.tokens.reduction import Reduction
 from accel.tokens.todo import downsampled
 from accel.tokens.toma import reduction
 from accel.tokens.tome import cells
@@ -50,7 +51,7 @@ class Layer:
         return out(found.transpose(1, 2).flatten(2))
 
 
-def picture(grid: Grid, channels: int) -> Tensor:
+def picture(grid: Layout, channels: int) -> Tensor:
     """Tokens of a smooth picture with noise, ``[B, N, C]``."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(BRANCHES, channels, 8, 8, generator=generator)
@@ -61,7 +62,7 @@ def picture(grid: Grid, channels: int) -> Tensor:
 Reducer = Callable[[Tensor], Reduction]
 
 
-def reducers(grid: Grid, share: float) -> dict[str, Reducer]:
+def reducers(grid: Layout, share: float) -> dict[str, Reducer]:
     """By name: from content to a reduction."""
     drawn = cells(grid, torch.Generator().manual_seed(0))
     return {
@@ -72,7 +73,7 @@ def reducers(grid: Grid, share: float) -> dict[str, Reducer]:
     }
 
 
-def forms(layer: Layer, grid: Grid, x: Tensor, share: float) -> dict[str, Callable[[], Tensor]]:
+def forms(layer: Layer, grid: Layout, x: Tensor, share: float) -> dict[str, Callable[[], Tensor]]:
     """By name: the whole layer and every reduced one, ready to run on ``x``."""
     pooled = downsampled(grid)
     found = {
@@ -93,7 +94,7 @@ def _around(layer: Layer, reduced: Reduction, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def timed(grid: Grid, channels: int, share: float, repeats: int) -> dict[str, dict[str, object]]:
+def timed(grid: Layout, channels: int, share: float, repeats: int) -> dict[str, dict[str, object]]:
     """Seconds of every form, its speed-up over the whole layer and its distance from it."""
     torch.manual_seed(0)
     x = picture(grid, channels)
@@ -130,10 +131,10 @@ def main() -> None:
     result = {"ratio": options.ratio, "channels": options.channels, "branches": BRANCHES}
     layers = {}
     for side in options.sides:
-        grid = Grid(side, side)
-        layers[grid.tokens] = timed(grid, options.channels, options.ratio, options.repeats)
-        print(f"{grid.tokens} tokens")
-        for name, figures in layers[grid.tokens].items():
+        grid = Layout(0, 1, side, side)
+        layers[grid.image] = timed(grid, options.channels, options.ratio, options.repeats)
+        print(f"{grid.image} tokens")
+        for name, figures in layers[grid.image].items():
             print(
                 f"  {name:<26}{figures['seconds']['median']:8.4f} s"
                 f"{figures['speed_up']['median']:7.2f}×  error {figures['relative_error']:.3f}"

@@ -1,7 +1,7 @@
 """Theorems about token reductions: every reducer on every grid."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -12,19 +12,14 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from accel.errors import BadInput
+from accel.seams.layout import Layout
+from accel.tokens.exclusive import Exclusive, exclusive
 from accel.tokens.importance import importance, partition
-from accel.tokens.reduction import (
-    Exclusive,
-    Grid,
-    Identity,
-    Partition,
-    TextSpan,
-    exclusive,
-    gathered,
-    matrices,
-    merged_of,
-)
-from accel.tokens.sada_tokens import instability, kept, refreshes, unstable
+from accel.tokens.joint import beside_text, join, split
+from accel.tokens.matching import Partition, merged_of
+from accel.tokens.reduction import Identity, gathered, matrices
+from accel.tokens.sada import instability, kept, refreshes, unstable
+from accel.tokens.tiles import tiles
 from accel.tokens.todo import downsampled
 from accel.tokens.toma import Destinations, destinations, facility_location, reduction
 from accel.tokens.tome import cells
@@ -35,11 +30,16 @@ LAW = settings(max_examples=10, deadline=None)  # times 13 reducers
 THEOREM = settings(max_examples=25, deadline=None)
 
 
+def Grid(height, width, frames=1):
+    """A layout without text."""
+    return Layout(0, frames, height, width)
+
+
 @dataclass(frozen=True)
 class Case:
     """One problem: a grid, a ratio and a seed for all that is random."""
 
-    grid: Grid
+    grid: Layout
     ratio: float
     seed: int
     batch: int
@@ -110,12 +110,16 @@ def transforming_by_what_matters(x, case):
     return transformed(x, case.grid, case.ratio, matters=x.norm(dim=-1), temperature=0.3)
 
 
+def joint(case, first, text=2):
+    return replace(case.grid, text=text, text_first=first)
+
+
 def text_first(x, case):
-    return TextSpan(2, first=True).beside(tome(x[:, 2:], case))
+    return beside_text(joint(case, first=True), tome(x[:, 2:], case))
 
 
 def text_last(x, case):
-    return TextSpan(2, first=False).beside(toma(x[:, :-2], case))
+    return beside_text(joint(case, first=False), toma(x[:, :-2], case))
 
 
 MATCHED = [tome, tome_video, important, important_at_first]
@@ -311,7 +315,7 @@ def test_what_does_not_fit_is_refused(reducer):
         r.merge(x[:, 1:])
     with pytest.raises(BadInput, match="one grid only"):
         r.unmerge(x[:, : r.length - 1])
-    with pytest.raises(BadInput, match="TextSpan"):
+    with pytest.raises(BadInput, match="leave the text's rows out"):
         r.rows(x[0, 1:])
     if len(r.anchor) > 1:
         with pytest.raises(BadInput, match="take"):
@@ -496,7 +500,7 @@ def test_a_matching_serves_other_content(case):
 def test_a_long_matching_is_done_in_pieces(monkeypatch):
     case = Case(Grid(8, 8), 0.5, 3, 2)
     whole = tome(case.x, case)
-    monkeypatch.setattr("accel.tokens.reduction.ROWS", 5)
+    monkeypatch.setattr("accel.tokens.matching.ROWS", 5)
     assert torch.equal(tome(case.x, case).merge(case.x), whole.merge(case.x))
 
 
@@ -651,7 +655,7 @@ def test_toma_is_the_plain_formula_in_each_window(case):
     expected_merge = torch.zeros(case.batch, r.length, r.tokens, dtype=torch.float64)
     expected_unmerge = expected_merge.mT.clone()
     first = 0
-    for index in case.grid.tiles(window):
+    for index in tiles(case.grid, window):
         for tokens in index:
             unit = normalize(x[:, tokens], dim=-1)
             side = len(tokens)
@@ -779,11 +783,11 @@ def test_unstable_tokens_are_kept_up_to_the_cap(grid, most, seed):
     assert index.tolist() == sorted(set(index.tolist()))
     above = [i for i in score.argsort(descending=True).tolist() if score[i] >= 0][:most]
     assert set(above) <= set(index.tolist())
-    tiles = [set(row.tolist()) for tile in grid.tiles((1, 3, 3)) for row in tile]
+    cells = [set(row.tolist()) for tile in tiles(grid, (1, 3, 3)) for row in tile]
     extra = set(index.tolist()) - set(above)
-    assert all(len(extra & tile) <= 1 for tile in tiles)
-    assert all(tile & set(index.tolist()) for tile in tiles)
-    assert len(index) <= len(above) + len(tiles)
+    assert all(len(extra & tile) <= 1 for tile in cells)
+    assert all(tile & set(index.tolist()) for tile in cells)
+    assert len(index) <= len(above) + len(cells)
 
 
 def test_a_score_of_zero_and_one_of_nan_must_be_computed():
@@ -861,27 +865,31 @@ def test_kept_tokens_refuse_another_layout():
 @THEOREM
 @given(CASES, st.integers(0, 4), st.booleans())
 def test_text_is_never_merged(case, text, first):
-    span = TextSpan(text, first=first)
-    x = case.draw(case.batch, case.grid.tokens + text, CHANNELS)
-    words, picture = span.split(x)
+    layout = joint(case, first, text)
+    x = case.draw(case.batch, layout.tokens, CHANNELS)
+    words, picture = split(layout, x)
     assert words.shape[1] == text
-    assert torch.equal(span.join(words, picture), x)
+    assert torch.equal(join(layout, words, picture), x)
+    assert torch.equal(words, x[:, layout.text_span])
+    assert torch.equal(picture, x[:, layout.image_span])
     image = tome(picture, case)
-    r = span.beside(image)
-    for joint, few in ((r.merge(x), image.merge(picture)), (r.rows(x, 1), image.rows(picture, 1))):
-        assert torch.equal(span.split(joint)[0], words)
-        assert torch.equal(span.split(joint)[1], few)
+    r = beside_text(layout, image)
+    for both, few in ((r.merge(x), image.merge(picture)), (r.rows(x, 1), image.rows(picture, 1))):
+        assert torch.equal(split(layout, both)[0], words)
+        assert torch.equal(split(layout, both)[1], few)
     y = case.y(r.length)
-    assert torch.equal(span.split(r.unmerge(y))[0], span.split(y)[0])
-    assert torch.equal(span.split(r.unmerge(y))[1], image.unmerge(span.split(y)[1]))
-    assert not span.split(r.key_bias(torch.float64), dim=-1)[0].any()
+    assert torch.equal(split(layout, r.unmerge(y))[0], split(layout, y)[0])
+    assert torch.equal(split(layout, r.unmerge(y))[1], image.unmerge(split(layout, y)[1]))
+    assert not split(layout, r.key_bias(torch.float64), dim=-1)[0].any()
     heads = x[:, None].expand(-1, 2, -1, -1)
-    assert torch.equal(span.join(*span.split(heads, 2), 2), heads)
+    assert torch.equal(join(layout, *split(layout, heads, 2), 2), heads)
 
 
-def test_a_sequence_shorter_than_its_text_is_refused():
+def test_another_layout_is_refused():
     with pytest.raises(BadInput, match="cannot hold"):
-        TextSpan(5, first=True).split(torch.ones(1, 4, 2))
+        split(Layout(5, 1, 1, 1), torch.ones(1, 4, 2))
+    with pytest.raises(BadInput, match="make one for this layout"):
+        beside_text(Layout(5, 1, 2, 2), tome(torch.ones(1, 9, 2), Case(Grid(3, 3), 0.5, 0, 1)))
 
 
 # Grids.
@@ -890,19 +898,17 @@ def test_a_sequence_shorter_than_its_text_is_refused():
 @THEOREM
 @given(GRIDS, st.tuples(*[st.integers(1, 5)] * 3))
 def test_tiles_cover_every_token_once(grid, size):
-    tiles = grid.tiles(size)
-    assert torch.cat([t.flatten() for t in tiles]).sort().values.tolist() == [*range(grid.tokens)]
-    sides = {tile.shape[1] for tile in tiles}
+    found = tiles(grid, size)
+    assert torch.cat([t.flatten() for t in found]).sort().values.tolist() == [*range(grid.tokens)]
+    sides = {tile.shape[1] for tile in found}
     assert max(sides) <= math.prod(size)
-    assert len(tiles) <= 8
+    assert len(found) <= 8
 
 
 @pytest.mark.parametrize("sides", [(0, 1, 1), (1, -1, 1), (1, 1, 0)])
-def test_a_grid_has_tokens(sides):
-    with pytest.raises(BadInput, match="at least one token"):
-        Grid(*sides)
+def test_a_tile_has_tokens(sides):
     with pytest.raises(BadInput, match="at least 1"):
-        Grid(2, 2).tiles(sides)
+        tiles(Grid(2, 2), sides)
 
 
 def test_groups_are_summed_in_one_order():

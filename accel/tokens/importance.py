@@ -13,31 +13,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from accel.errors import BadInput
-from accel.tokens.reduction import Grid, Partition
+from accel.tokens.matching import Partition
+from accel.tokens.tiles import average
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from accel.seams.layout import Layout
 
-def importance(cond: Tensor, uncond: Tensor, grid: Grid) -> Tensor:
+
+def importance(cond: Tensor, uncond: Tensor, layout: Layout) -> Tensor:
     """‖ε_c − ε_u‖ at each token, ``[B, N]``, as a root mean square over channels and area.
 
     Args:
         cond: The network's answer with the prompt: latents ``[B, C, (F,) H, W]``, or tokens
             ``[B, N, D]``.
         uncond: Its answer without, of the same shape.
-        grid: Of the image tokens; latents are averaged over each token's share of them.
+        layout: Of the image tokens; latents are averaged over each token's share of them.
 
     Raises:
-        BadInput: For tokens that are not those of the grid.
+        BadInput: For tokens that are not those of the layout.
     """
     square = (cond.float() - uncond.float()).square()
     if square.ndim > 3:
-        return grid.average(square.mean(1)).sqrt()
-    if square.shape[1] != grid.tokens:
+        return average(layout, square.mean(1)).sqrt()
+    if square.shape[1] != layout.image:
         raise BadInput(
-            f"answers of {square.shape[1]} tokens on {grid}, which has {grid.tokens}: give the "
-            "image tokens alone, and their grid."
+            f"answers of {square.shape[1]} tokens on {layout}, which has {layout.image}: give "
+            "the image tokens alone, and their layout."
         )
     return square.mean(-1).sqrt()
 

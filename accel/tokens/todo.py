@@ -14,16 +14,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from accel.errors import BadInput
-from accel.tokens.reduction import Grid, Pooling, Reduction, Size, exclusive, identity
+from accel.tokens.exclusive import Pooling, exclusive
+from accel.tokens.reduction import Reduction, identity
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from accel.seams.layout import Grid, Layout
+
 
 def downsampled(
-    grid: Grid,
-    factor: Size = (1, 2, 2),
+    layout: Layout,
+    factor: Grid = (1, 2, 2),
     pooling: Pooling = "nearest",
     device: torch.device | str | None = None,
 ) -> Reduction:
@@ -34,7 +37,7 @@ def downsampled(
     with `Reduction.key_bias` for any grid.
 
     Args:
-        grid: Of the image tokens.
+        layout: Of the image tokens.
         factor: Tokens that become one, along frames, height and width; 1 on all axes is off. The
             authors use 2 at the highest resolution of the UNet, and more above 1024².
         pooling: ``nearest``, as the authors do, or ``average``.
@@ -46,12 +49,11 @@ def downsampled(
     if min(factor) < 1:
         raise BadInput(f"a factor of {factor}: give at least 1 token on each axis.")
     if factor == (1, 1, 1):
-        return identity(grid.tokens, device)
-    shape = (grid.frames, grid.height, grid.width)
-    axes = [_axis(length, side, device) for length, side in zip(shape, factor, strict=True)]
+        return identity(layout.image, device)
+    axes = [_axis(length, side, device) for length, side in zip(layout.grid, factor, strict=True)]
     tiles, middles = zip(*axes, strict=True)
     target = _joined(tiles, [len(middle) for middle in middles])
-    return exclusive(target[None], _joined(middles, shape)[None], pooling)
+    return exclusive(target[None], _joined(middles, layout.grid)[None], pooling)
 
 
 def _axis(length: int, side: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:

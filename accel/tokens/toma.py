@@ -17,21 +17,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from accel.errors import BadInput
-from accel.tokens.reduction import (
-    Grid,
-    Part,
-    Reduction,
-    Size,
-    directions,
-    identity,
-    merged_of,
-    mixture,
-    picked,
-    untouched,
-)
+from accel.tokens.matching import merged_of
+from accel.tokens.mixture import Part, directions, mixture, untouched
+from accel.tokens.reduction import Reduction, identity, picked
+from accel.tokens.tiles import tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from accel.seams.layout import Grid, Layout
 
 
 def facility_location(similarity: Tensor, count: int) -> Tensor:
@@ -108,7 +102,7 @@ class Destinations:
         return Destinations(self.windows, tuple(picked(c, rows) for c in self.chosen))
 
 
-def destinations(x: Tensor, grid: Grid, ratio: float, window: Size = (1, 8, 8)) -> Destinations:
+def destinations(x: Tensor, layout: Layout, ratio: float, window: Grid = (1, 8, 8)) -> Destinations:
     """Choose ``n − int(n·ratio)`` of the n tokens of every window.
 
     Takes n²·C multiply-adds a window for the similarities and n² · m operations for the choice.
@@ -116,14 +110,14 @@ def destinations(x: Tensor, grid: Grid, ratio: float, window: Size = (1, 8, 8)) 
 
     Args:
         x: What is compared, ``[B, N, …]``.
-        grid: Of the image tokens.
+        layout: Of the image tokens.
         ratio: Share of the tokens of a window to merge, in [0, 1).
         window: Its size; windows at a ragged border are smaller.
 
     Raises:
         BadInput: For a ratio outside of [0, 1), or a window without tokens.
     """
-    windows, chosen = tuple(grid.tiles(window, x.device)), []
+    windows, chosen = tuple(tiles(layout, window, x.device)), []
     for index in windows:
         local, side = directions(x, index), index.shape[1]
         count = side - merged_of(side, ratio)
@@ -132,17 +126,17 @@ def destinations(x: Tensor, grid: Grid, ratio: float, window: Size = (1, 8, 8)) 
 
 
 def reduction(
-    x: Tensor, grid: Grid, ratio: float, window: Size = (1, 8, 8), temperature: float = 0.02
+    x: Tensor, layout: Layout, ratio: float, window: Grid = (1, 8, 8), temperature: float = 0.02
 ) -> Reduction:
     """Choose and weigh by the same content; a ratio of 0 is off.
 
     Args:
         x: As for `destinations`.
-        grid: As for `destinations`.
+        layout: As for `destinations`.
         ratio: As for `destinations`.
         window: As for `destinations`.
         temperature: As for `Destinations.weighed`.
     """
-    if merged_of(grid.tokens, ratio) == 0:
-        return identity(grid.tokens, x.device)
-    return destinations(x, grid, ratio, window).weighed(x, temperature)
+    if merged_of(layout.image, ratio) == 0:
+        return identity(layout.image, x.device)
+    return destinations(x, layout, ratio, window).weighed(x, temperature)

@@ -14,29 +14,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from accel.errors import BadInput
-from accel.tokens.reduction import (
-    Grid,
-    Part,
-    Reduction,
-    Size,
-    directions,
-    identity,
-    merged_of,
-    mixture,
-    untouched,
-)
+from accel.tokens.matching import merged_of
+from accel.tokens.mixture import Part, directions, mixture, untouched
+from accel.tokens.reduction import Reduction, identity
+from accel.tokens.tiles import tiles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from accel.seams.layout import Grid, Layout
+
 
 def transformed(
     x: Tensor,
-    grid: Grid,
+    layout: Layout,
     ratio: float,
     *,
     matters: Tensor | None = None,
-    window: Size = (1, 16, 16),
+    window: Grid = (1, 16, 16),
     temperature: float = 0.02,
 ) -> Reduction:
     """Keep ``n − int(n·ratio)`` centres of the n tokens of every window, and mix around them.
@@ -45,7 +40,7 @@ def transformed(
 
     Args:
         x: What is compared, ``[B, N, …]``.
-        grid: Of the image tokens.
+        layout: Of the image tokens.
         ratio: Share of the tokens of a window to leave out, in [0, 1); 0 is off.
         matters: How much each token matters, ``[B, N]``: attention that it receives, importance.
             Without, centres are spaced evenly, so that no part of the picture goes without.
@@ -59,10 +54,10 @@ def transformed(
 
     if temperature <= 0.0:
         raise BadInput(f"a temperature of {temperature}: give one above 0.")
-    if merged_of(grid.tokens, ratio) == 0:
-        return identity(grid.tokens, x.device)
+    if merged_of(layout.image, ratio) == 0:
+        return identity(layout.image, x.device)
     parts = []
-    for index in grid.tiles(window, x.device):
+    for index in tiles(layout, window, x.device):
         local = directions(x, index)
         less = merged_of(index.shape[1], ratio)
         if not less:

@@ -15,29 +15,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from accel.errors import BadInput
-from accel.tokens.reduction import Grid, Reduction, Size, gathered, one_of_each
+from accel.tokens.reduction import Reduction, gathered
+from accel.tokens.tiles import average, one_of_each, tiles
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from accel.seams.layout import Grid, Layout
 
-def instability(criterion: Tensor, grid: Grid) -> Tensor:
+
+def instability(criterion: Tensor, layout: Layout) -> Tensor:
     """The mean of the criterion over channels and over each token's area, ``[B, N]``.
 
     Args:
         criterion: (x − x̂)·Δ²f of the guided trajectory, ``[B, C, (F,) H, W]``.
-        grid: Of the image tokens.
+        layout: Of the image tokens.
     """
-    return grid.average(criterion.float().mean(1))
+    return average(layout, criterion.float().mean(1))
 
 
 def unstable(
     score: Tensor,
-    grid: Grid,
+    layout: Layout,
     most: int,
     generator: torch.Generator | None = None,
-    cell: Size = (1, 3, 3),
+    cell: Grid = (1, 3, 3),
 ) -> Tensor:
     """The tokens to compute, in the order of the grid, ``[M]``: those whose score is not below 0.
 
@@ -46,7 +49,7 @@ def unstable(
 
     Args:
         score: `instability` of one sample, ``[N]``.
-        grid: Of the image tokens.
+        layout: Of the image tokens.
         most: Tokens kept for their score, those with the largest; the authors allow 5·1024
             (Stable Diffusion, which at 512² is all) and 10·1024 (SDXL).
         generator: Draws one more token from each cell, which may be among them; the first of each
@@ -54,19 +57,19 @@ def unstable(
         cell: Its size; cells at a ragged border are smaller.
 
     Raises:
-        BadInput: For a score that is not of the grid's tokens.
+        BadInput: For a score that is not of the layout's image tokens.
     """
     import torch
 
-    if score.shape != (grid.tokens,):
+    if score.shape != (layout.image,):
         raise BadInput(
-            f"a score of {tuple(score.shape)} on {grid}: give [{grid.tokens}], one sample's."
+            f"a score of {tuple(score.shape)} on {layout}: give [{layout.image}], one sample's."
         )
-    highest = score.topk(min(max(most, 0), grid.tokens))
+    highest = score.topk(min(max(most, 0), layout.image))
     kept = torch.zeros_like(score, dtype=torch.bool)
     kept[highest.indices] = ~(highest.values < 0.0)  # what is not a number is not stable
-    for tiles in grid.tiles(cell, score.device):
-        kept[tiles.gather(1, one_of_each(tiles, generator))[:, 0]] = True
+    for tile in tiles(layout, cell, score.device):
+        kept[tile.gather(1, one_of_each(tile, generator))[:, 0]] = True
     return kept.nonzero()[:, 0]
 
 
