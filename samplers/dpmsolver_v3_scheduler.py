@@ -158,10 +158,10 @@ class DPMSolverV3Scheduler(SolverScheduler):
         generator: Generator,  # noqa: ARG002
     ) -> Tensor:
         here, target = self._levels[index], self._levels[index + 1]
-        if here.alpha == 0.0:  # f is not finite: Euler's step on the data
+        if here.pure_noise:  # f, which is over α, says nothing: Euler's step on the data
             data: Tensor = self._conversion.data(output, sample, here)
             self._first = data
-            return target.sigma * sample + target.alpha * data
+            return target.sigma / here.sigma * sample + _share(here, target) * data
         self.history.insert(0, self._residual(output, sample, here))
         self._indices.insert(0, index)
         sample = self._corrected(index, output, sample)
@@ -195,9 +195,9 @@ class DPMSolverV3Scheduler(SolverScheduler):
         if rows is None or not self._corrects(index):
             return sample
         if first is not None:  # from pure noise: with the clean samples of both ends averaged
-            level = self._levels[index]
+            before, level = self._levels[index - 1 : index + 1]
             data = self._conversion.data(output, sample, level)
-            revised: Tensor = sample + level.alpha / 2.0 * (data - first)
+            revised: Tensor = sample + _share(before, level) / 2.0 * (data - first)
         elif taken is not None and taken.index == index - 1:
             revised = self._redone(index, taken, sample)
         else:
@@ -273,6 +273,11 @@ class DPMSolverV3Scheduler(SolverScheduler):
         spread = [1] * like.ndim
         spread[axis] = -1
         return tensor.view(spread)
+
+
+def _share(here: Level, target: Level) -> float:
+    """The weight of the data in a step that is exact where the data are constant."""
+    return target.alpha - here.alpha * target.sigma / here.sigma
 
 
 def _found(given: str | Mapping[str, Any] | Scalars | None) -> EMS:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from hypothesis import settings
 from tiny import PIPELINES
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 DATA = (Tensor, np.ndarray, int, float, str, list, tuple, set, dict, type(None), torch.Generator)
 
 torch.set_num_threads(1)
+settings.register_profile("untimed")
+settings.load_profile("untimed")
 
 
 class Bench:

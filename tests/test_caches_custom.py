@@ -82,7 +82,7 @@ def test_every_legal_combination_attaches_acts_and_can_be_stock(
         assert states == {"computed", "reused" if predictor == "reuse" else "predicted"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(get_args(Where)),
     st.sampled_from(get_args(Which)),
@@ -234,7 +234,7 @@ def test_lists_that_do_nothing_are_off():
     assert cache.StepRehash(steps=(0, 1, 2), total=3).why_off() == "every step is listed"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_the_chosen_list_is_the_best_of_all(data):
     """Against the cost of every list, for any costs, forced steps and caps."""

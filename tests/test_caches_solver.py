@@ -271,7 +271,7 @@ def at(step, slope, place):
     return Point(step, torch.as_tensor(slope), torch.as_tensor(place))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(uneven, st.sampled_from(["flow_prediction", "epsilon"]))
 def test_a_slope_that_is_linear_in_time_is_integrated_exactly(times, prediction):
     """x̂ = x + h[(1 + h/2h₋)f_n − (h/2h₋)f_{n+1}], on any grid: the integral of the line."""
@@ -293,7 +293,7 @@ def test_a_slope_that_is_linear_in_time_is_integrated_exactly(times, prediction)
         assert filled.item() == pytest.approx(line(times[3]), abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(uneven, st.floats(-3, 3), st.floats(-3, 3))
 def test_on_a_straight_line_the_measure_is_nought_and_the_answer_exact(times, start, slope):
     track = Stability(cache.SADA(start=0.0, stop=1.0, max_skips=2), solver(), Seen())
@@ -358,7 +358,7 @@ def test_what_is_not_stable_computes(value):
     assert not track.skips(run[3])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(2, 4), st.lists(st.floats(-2, 2), min_size=5, max_size=5))
 def test_clean_samples_that_are_a_polynomial_in_the_log_snr_are_met(count, every, factors):
     """Of a degree below the number of nodes, at any place between and behind them."""

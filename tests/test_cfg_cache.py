@@ -26,7 +26,7 @@ def dense_low(x):
     return torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1)), mask
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 24), st.integers(3, 24), st.integers(0, 99))
 def test_low_frequencies_are_those_of_the_disc(height, width, seed):
     x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
@@ -110,7 +110,7 @@ def test_a_full_step_starts_the_weights_anew():
 # Tokens as pictures.
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3), st.integers(0, 2))
 def test_packing_is_undone(height, width, channels, more):
     for grid, tokens, size in (

@@ -172,7 +172,7 @@ ONE_STEP = {
 
 
 @pytest.mark.parametrize("scheduler", ONE_STEP.values(), ids=ONE_STEP)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 1000), steps=st.integers(2, 12))
 def test_a_step_gone_back_is_where_it_came_from(scheduler, seed, steps):
     maps = maps_of(scheduler, (steps,), {})

@@ -95,7 +95,7 @@ def plans(draw):
 
 
 @pytest.mark.parametrize("trip", TRIPS.values(), ids=TRIPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans())
 def test_a_plan_survives_the_trip(trip, plan):
     back = trip(plan)
@@ -104,7 +104,7 @@ def test_a_plan_survives_the_trip(trip, plan):
     assert repr(back) == repr(plan)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans())
 @example(plan=Plan(cache.EasyCache(threshold=math.inf), guidance.Interval(high=math.inf)))
 def test_what_is_written_is_json(plan):
@@ -115,7 +115,7 @@ def test_what_is_written_is_json(plan):
     json.dumps(plan.to_dict(), allow_nan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans(), data=st.data())
 def test_order_does_not_matter(plan, data):
     shuffled = data.draw(st.permutations(plan.methods))

@@ -120,7 +120,7 @@ def test_the_sum_beats_taking_the_last_difference_again():
     assert max(ours) < 0.3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(0, 99))
 def test_a_true_sum_is_found(count, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -178,7 +178,7 @@ def test_20_steps_take_25_evaluations(bench, name):
     assert computed_steps(run, method)["uncond", 0] == {0, 2, 4, 6, 8}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(1, 9), st.integers(1, 4), st.floats(0.0, 1.0))
 def test_evaluations_are_those_of_the_pattern(steps, every, guided):
     method = again(steps, every, guided)

@@ -62,7 +62,7 @@ def noise(seed: int = 0) -> Image.Image:
     return Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(REQUESTS, PLANS)
 def test_record_comes_back_from_a_png(
     tmp_path_factory: pytest.TempPathFactory, request_: Request, plan: Plan
@@ -77,14 +77,14 @@ def test_record_comes_back_from_a_png(
     assert metadata.pixels(frames) == made.pixels
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=200))
 def test_text_that_is_no_record_is_bad_input(text: str) -> None:
     with pytest.raises(BadInput, match="its record"):
         metadata.parse(text, "a.png")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["request", "plan", "call", "inputs", "fingerprint", "pixels", "result"]),
     st.recursive(
@@ -103,7 +103,7 @@ def test_a_record_with_a_field_replaced_is_read_or_bad_input(field: str, value: 
         assert "record" in str(error)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(TEXT)
 def test_file_names_are_plain(prompt: str) -> None:
     name = files.slug(prompt)

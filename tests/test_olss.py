@@ -164,7 +164,7 @@ def test_ridge_keeps_collinear_outputs_in_check():
     assert np.isfinite(np.concatenate(rows)).all() and np.abs(rows[-1]).max() < 1e2
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, LONG))
 def test_a_path_has_its_length_and_rises(count):
     for path in (search_path(everything(), count), uniform_path(LONG, count)):

@@ -47,7 +47,7 @@ def polynomials(draw):
     return order, coefficients, positions, positions[-1] + ahead
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(polynomials())
 def test_newton_is_exact_for_polynomials_up_to_its_order(case):
     order, coefficients, positions, at = case
@@ -58,7 +58,7 @@ def test_newton_is_exact_for_polynomials_up_to_its_order(case):
     assert torch.allclose(newton.predict(at), expected, rtol=1e-7, atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(polynomials())
 def test_newton_is_wrong_above_its_order(case):
     """The law above can fail: one degree more is not met."""
@@ -192,7 +192,7 @@ def test_foca_mixes_the_last_full_difference_with_the_latest():
     assert foca.predict(8).item() == pytest.approx(3.0 + 9 / 4 / 2 * (2.0 + (third - second)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.5, 1.1), min_size=1, max_size=2, unique=True), st.integers(1, 4))
 def test_dmd_is_exact_for_sums_of_exponentials(roots, ahead):
     amplitudes = torch.randn(7, len(roots), dtype=torch.float64)

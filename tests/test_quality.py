@@ -46,7 +46,7 @@ def test_uint8_does_not_wrap_around():
 
 
 @given(one=PICTURES, other=PICTURES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_psnr_is_its_definition(one, other):
     error = np.square(one.astype(float) / 255 - other.astype(float) / 255).mean()
     expected = np.inf if error == 0 else -10 * np.log10(error)
@@ -55,7 +55,7 @@ def test_psnr_is_its_definition(one, other):
 
 
 @given(one=PICTURES, other=PICTURES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_form_gives_the_same_figures(one, other):
     forms = [
         lambda x: x,
@@ -72,7 +72,7 @@ def test_every_form_gives_the_same_figures(one, other):
 
 
 @given(one=PICTURES, other=PICTURES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_ssim_is_symmetric_and_bounded(one, other):
     assert ssim(one, one) == pytest.approx(1.0)
     assert ssim(one, other) == pytest.approx(ssim(other, one), abs=1e-9)

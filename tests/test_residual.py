@@ -29,7 +29,7 @@ def step_of(kind, position, steps=8):
 # The virtual negative.
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(2, 6), st.floats(0.0, 2.0))
 def test_the_recursion_of_the_paper_is_the_closed_form(seed, levels, delta):
     """s_{i+1} = n_{i+1} + α_{i+1}·(σ_i s_i − σ_i e_i)/α_i/σ_{i+1}, along x_{i+1} = α·x̂0 + σ·n."""

@@ -43,7 +43,7 @@ def test_held_out_seeds_are_not_trained_on():
 
 
 @given(seed=SEEDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scene_is_consistent(seed):
     one = scene(seed)
     assert one == scene(seed)
@@ -56,7 +56,7 @@ def test_scene_is_consistent(seed):
 
 
 @given(seed=SEEDS, wording=st.integers(0, 50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_caption_says_what_it_mentions(seed, wording):
     one = describe(scene(seed), wording)
     said = words(one.caption)
@@ -92,7 +92,7 @@ def test_clip_caption_names_the_motion():
 
 
 @given(seed=SEEDS, size=st.sampled_from([64, 128]))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_renderer_is_deterministic(seed, size):
     one = picture(scene(seed), size)
     assert one.shape == (size, size, 3)

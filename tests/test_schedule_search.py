@@ -326,7 +326,7 @@ def test_a_median_is_a_schedule(rows):
 # AutoDiffusion.
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 5), st.integers(6, 14), st.integers(0, 5), st.booleans())
 def test_evolution_never_doubles_a_node_and_never_gets_worse(size, nodes, chance, ends):
     size = max(size, 2) if ends else size
