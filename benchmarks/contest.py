@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,26 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def looks(curves: Sequence[tuple[str, bool]]) -> Iterator[dict[str, Any]]:
+    """How to draw each curve, given by its name and whether it is ours: the others are dashed."""
+    import matplotlib.pyplot as plt
+
+    count = sum(mine for _, mine in curves)
+    greys = iter(plt.get_cmap("Greys")(np.linspace(0.45, 1.0, max(1, len(curves) - count))))
+    colours = iter(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, max(1, count))))
+    marks = cycle("os^vDPX<>*hd")
+    for name, mine in curves:
+        yield {
+            "label": name,
+            "marker": next(marks),
+            "markersize": 6 if mine else 7,
+            "markerfacecolor": None if mine else "white",
+            "linestyle": "-" if mine else "--",
+            "linewidth": 1.5,
+            "color": next(colours) if mine else next(greys),
+        }
+
+
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Seconds against lost fidelity: our curves in colour, those of peers dashed in grey tones."""
     import matplotlib.pyplot as plt
@@ -223,21 +244,8 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         curves.setdefault((row["package"], row["method"]), []).append(row)
-    count = len({curve for curve in curves if curve[0] == OURS})
-    greys = iter(plt.get_cmap("Greys")(np.linspace(0.45, 1.0, max(1, len(curves) - count))))
-    colours = iter(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, max(1, count))))
-    marks = iter("os^vDPX<>*hd" * 4)
-    for (package, method), points in curves.items():
-        mine = package == OURS
-        look = {
-            "marker": next(marks),
-            "markersize": 6 if mine else 7,
-            "markerfacecolor": None if mine else "white",
-            "linestyle": "-" if mine else "--",
-            "linewidth": 1.5,
-            "color": next(colours) if mine else next(greys),
-            "label": method if mine else f"{package}: {method}",
-        }
+    names = [(m if p == OURS else f"{p}: {m}", p == OURS) for p, m in curves]
+    for points, look in zip(curves.values(), looks(names), strict=True):
         seconds = [row["seconds"]["median"] for row in points]
         axes[0].plot(seconds, [max(1 - row["ssim"], 1e-4) for row in points], **look)
         axes[1].plot(seconds, [max(row["perceptual"], 1e-4) for row in points], **look)

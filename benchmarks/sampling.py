@@ -30,6 +30,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from contest import looks
 from measure import RESULTS, Lines, digest, machine, save
 from torch import Tensor
 
@@ -329,18 +330,7 @@ def plot(points: list[dict[str, Any]], path: Path, title: str) -> None:
 
     rows = distances(points)
     figure, axes = plt.subplots(figsize=(11, 8), layout="constrained")
-    count = sum(mine for _, mine in rows)
-    greys = iter(plt.get_cmap("Greys")(np.linspace(0.45, 1.0, max(1, len(rows) - count))))
-    colours = iter(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, max(1, count))))
-    marks = iter("os^vDPX<>*hd" * 4)
-    for (name, mine), row in rows.items():
-        look = {
-            "marker": next(marks),
-            "markerfacecolor": None if mine else "white",
-            "linestyle": "-" if mine else "--",
-            "color": next(colours) if mine else next(greys),
-            "label": name,
-        }
+    for row, look in zip(rows.values(), looks(list(rows)), strict=True):
         axes.plot(list(row), list(row.values()), **look)
     axes.set(xscale="log", yscale="log", xlabel="evaluations", xticks=EVALUATIONS)
     axes.set_xticks([], minor=True)
