@@ -319,3 +319,6 @@ class Run:
         for method, verdict in self.report.verdicts.items():
             if verdict.state == INACTIVE and not verdict.chosen:
                 warnings.warn(f"{method} did nothing: {verdict.detail}", AccelWarning, stacklevel=3)
+        for tally in self.report.tallies:
+            for advice in tally.advice:
+                warnings.warn(f"{tally.method}: {advice}", AccelWarning, stacklevel=3)

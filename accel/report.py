@@ -61,6 +61,7 @@ class Tally:
         memory: Bytes that the method keeps at this moment.
         peak: The most that it kept at the end of a step of the present run.
         planned: The most that it may come to keep, where it can tell that ahead; else 0.
+        advice: What the user should change, in the present run; a warning at its end.
     """
 
     method: str
@@ -72,11 +73,18 @@ class Tally:
     peak: int = 0
     planned: int = 0
     events: list[Event] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         """Forget the run before."""
         self.events.clear()
+        self.advice.clear()
         self.peak = self.planned = 0
+
+    def advise(self, text: str) -> None:
+        """Add to what the user should change; said once a run."""
+        if text not in self.advice:
+            self.advice.append(text)
 
     def record(self, step: int, rows: Iterable[tuple[str, int]], state: State) -> None:
         """Add what happened to some rows (branch, sample) at a step."""

@@ -8,5 +8,6 @@ every valid token, and nothing attends to padding.
 """
 
 from accel.attention.backend import Backend as Backend
+from accel.attention.grat import GRAT as GRAT
 
-__all__ = ["Backend"]
+__all__ = ["GRAT", "Backend"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor
@@ -20,12 +21,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from accel.errors import BadInput, UnsupportedModel
+from accel.seams.layout import Layout
 from accel.seams.modules import Module
 
 MASKED = ("native", "_native_cudnn", "_native_efficient", "_native_math", "xformers")
 """Backends that take masks in the shapes that torch takes; others read them otherwise, or not."""
 
 SWITCHES = ("dropout_p", "is_causal", "enable_gqa")
+
+HIDDEN = -1e4
+"""What is added to a score so that a key is not seen: this, or less; minus infinity as a rule."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,3 +154,24 @@ class Dispatched:
             ) from error
         found: Tensor = attention_dispatch.dispatch_attention_fn(**given, backend=self._name)
         return found.transpose(1, 2)
+
+
+def valid_text(mask: Tensor, layout: Layout) -> Tensor | None:
+    """Which text tokens a mask of padding keeps. Reads the device once.
+
+    Args:
+        mask: As torch's attention takes it: booleans, or numbers that are added.
+        layout: The tokens.
+
+    Returns:
+        Booleans ``[rows of the mask, text]`` on the CPU; ``None`` for a mask that is another:
+        one that differs by query or head, hides image tokens, or adds something in between.
+    """
+    if mask.ndim != 4 or mask.shape[1:] != (1, 1, layout.tokens):
+        return None
+    keys = mask[:, 0, 0]
+    kept = keys if keys.dtype == torch.bool else keys == 0
+    hidden = keys.logical_not() if keys.dtype == torch.bool else keys <= HIDDEN
+    plain = (kept | hidden).all() & kept[:, layout.image_span].all()
+    told = torch.cat([kept[:, layout.text_span].flatten(), plain[None]]).cpu()
+    return told[:-1].view(len(keys), layout.text) if told[-1] else None

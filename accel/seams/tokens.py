@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from accel.errors import UnsupportedModel
-from accel.seams.denoisers import Call
+from accel.seams.denoisers import Call, Denoiser
 from accel.seams.grids import grid_of
 from accel.seams.layout import Grid, Layout
 
@@ -27,8 +27,33 @@ TEXT_LAST = (
 )
 """Networks of joint attention, by the place of their text."""
 
+IMAGE_ALONE = (
+    "DiTTransformer2DModel",
+    "LTXVideoTransformer3DModel",
+    "PixArtTransformer2DModel",
+    "SanaTransformer2DModel",
+    "WanTransformer3DModel",
+)
+"""Networks whose text has an attention of its own, or is none."""
+
 FRAMES_SECOND = ("CogVideoXTransformer3DModel",)
 """Networks whose clips are ``[B, F, C, H, W]`` rather than ``[B, C, F, H, W]``."""
+
+
+def refuse_unknown(denoiser: Denoiser, method: str) -> None:
+    """Refuse a network whose order of tokens is not known, before it is called.
+
+    Raises:
+        UnsupportedModel: Names the method and the network.
+    """
+    name = type(denoiser.core).__name__
+    known = (*TEXT_FIRST, *TEXT_LAST, *IMAGE_ALONE)
+    if name not in known and not hasattr(denoiser.core, "down_blocks"):
+        raise UnsupportedModel(
+            f"{method} does not fit {name}: the order of its tokens in attention is not known. "
+            f"Known are UNets and {', '.join(sorted(known))}; others are added in "
+            "accel/seams/tokens.py."
+        )
 
 
 def layout_of(call: Call, tokens: int) -> Layout:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from accel.attention.blocks import UNMASKED, BlockSparse
-from accel.attention.lowerings.lowering import checked
+from accel.attention.lowerings.lowering import ByMask, checked
 
 EMPTY = -1
 
@@ -37,6 +37,7 @@ class Flex:
         self._some, self._every = self._table()
         self._masks = _Masks(blocks, self) if blocks.masks else None
         self._unpadded = self.block_mask()
+        self._padded: ByMask[BlockMask] = ByMask()
         on_gpu = blocks.kept.device.type == "cuda"
         self._kernel: Any = torch.compile(flex_attention) if on_gpu else flex_attention
 
@@ -52,7 +53,9 @@ class Flex:
         checked(self.blocks, q, k, v, text_mask)
         slots = self.slots.clamp(min=0)
         slotted = (x.index_select(2, slots) for x in (q, k, v))
-        mask = self._unpadded if text_mask is None else self.block_mask(text_mask)
+        mask = self._unpadded
+        if text_mask is not None:
+            mask = self._padded.get(text_mask, self.block_mask)
         out: Tensor = self._kernel(*slotted, block_mask=mask, scale=scale)
         return out.index_select(2, self._back)
 
@@ -106,8 +109,8 @@ class Flex:
         one = self.blocks.heads == 1
         valid = None
         if text_mask is not None:
-            valid = text_mask.new_ones((len(text_mask), len(self.slots)), dtype=torch.bool)
-            valid[:, self.text_slots] = text_mask.bool()
+            valid = some.new_ones((len(text_mask), len(self.slots)))
+            valid[:, self.text_slots] = text_mask.bool().to(some.device)
 
         def kept(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             head = h * 0 if one else h

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import UNMASKED, BlockSparse
-from accel.attention.lowerings.lowering import by_text, checked
+from accel.attention.lowerings.lowering import ByMask, by_text, checked
 
 BUDGET = 1 << 25
 """Bytes of keys and values that are gathered at once, where one group has no more."""
@@ -63,6 +63,8 @@ class Gather:
         text = torch.arange(span.start, span.stop, device=device)
         head = torch.arange(heads, device=device)[:, None] * layout.tokens
         self._image = image
+        self._unpadded = self._alike()
+        self._padded: ByMask[list[tuple[Tensor | None, Tensor]]] = ByMask()
         self._back = torch.cat([image, (head + text).flatten()]).argsort()
 
     def __call__(
@@ -73,15 +75,20 @@ class Gather:
         scale: float | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """As `lowering.Lowering` says. Reads the device where a mask of the text is given."""
+        """As `lowering.Lowering` says. Reads a mask of the text where it is."""
         checked(self.blocks, q, k, v, text_mask)
-        alike = by_text(self.blocks.layout, text_mask, q.device)
+        alike = self._unpadded
+        if text_mask is not None:
+            alike = self._padded.get(text_mask, self._alike)
         if len(alike) == 1:
             return self._attend(q, k, v, scale, alike[0][1])
         out = torch.empty_like(q)
         for samples, text in alike:
             out[samples] = self._attend(q[samples], k[samples], v[samples], scale, text)
         return out
+
+    def _alike(self, text_mask: Tensor | None = None) -> list[tuple[Tensor | None, Tensor]]:
+        return by_text(self.blocks.layout, text_mask, self.blocks.kept.device)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, text: Tensor) -> Tensor:
         """With the valid text tokens, the same for all samples."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +12,11 @@ from torch import Tensor
 from accel.attention.blocks import BlockSparse
 from accel.errors import BadInput
 from accel.seams.layout import Layout
+
+Found = TypeVar("Found")
+
+PROMPTS = 8
+"""Masks of text that are remembered: those of the branches of a few batches."""
 
 
 class Lowering(Protocol):
@@ -30,8 +37,9 @@ class Lowering(Protocol):
             k: Keys, likewise.
             v: Values, likewise.
             scale: Factor of the scores; 1/√D without it.
-            text_mask: Which text tokens are valid, ``[B, text]`` booleans; all without it. Padded
-                ones are attended to by nobody; as queries they get what valid ones would.
+            text_mask: Which text tokens are valid, ``[B, text]`` booleans on any device, best on
+                the CPU, where reading it waits for nothing; all without it. Padded ones are
+                attended to by nobody; as queries they get what valid ones would.
 
         Returns:
             ``[B, H, S, D]``.
@@ -74,6 +82,22 @@ class HeadByHead:
         return out
 
 
+class ByMask(Generic[Found]):
+    """What was made for the latest masks of text, by what they keep. Reads the masks."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[tuple[int, ...], bytes], Found] = OrderedDict()
+
+    def get(self, mask: Tensor, make: Callable[[Tensor], Found]) -> Found:
+        """What was made for an equal mask, or else is made now."""
+        key = (tuple(mask.shape), mask.bool().cpu().numpy().tobytes())
+        if key not in self._found:
+            self._found[key] = make(mask)
+            if len(self._found) > PROMPTS:
+                self._found.popitem(last=False)
+        return self._found[key]
+
+
 def checked(blocks: BlockSparse, q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None) -> None:
     """Refuse what does not fit the table.
 
@@ -103,7 +127,7 @@ def by_text(
 ) -> list[tuple[Tensor | None, Tensor]]:
     """Samples with the same valid text, and where it is.
 
-    Reads the device where a mask is given.
+    Reads the mask where it is.
 
     Args:
         layout: The tokens.
@@ -119,5 +143,8 @@ def by_text(
         return [(None, tokens)]
     kinds, kind = torch.unique(text_mask.bool(), dim=0, return_inverse=True)
     if len(kinds) == 1:
-        return [(None, tokens[kinds[0]])]
-    return [((kind == i).nonzero()[:, 0], tokens[valid]) for i, valid in enumerate(kinds)]
+        return [(None, tokens[kinds[0].to(device)])]
+    return [
+        ((kind == number).nonzero()[:, 0].to(device), tokens[valid.to(device)])
+        for number, valid in enumerate(kinds)
+    ]
