@@ -24,7 +24,7 @@ from accel.tokens.importance import partition
 from accel.tokens.reduction import Reduction
 from accel.tokens.todo import downsampled
 from accel.tokens.toma import reduction
-from accel.tokens.tome import cells
+from accel.tokens.matching import cells
 from accel.tokens.transforming import transformed
 
 HEADS = 8

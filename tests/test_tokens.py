@@ -16,13 +16,12 @@ from accel.seams.layout import Layout
 from accel.tokens.exclusive import Exclusive, exclusive
 from accel.tokens.importance import importance, partition
 from accel.tokens.joint import beside_text, join, split
-from accel.tokens.matching import Partition, merged_of
+from accel.tokens.matching import Partition, cells, merged_of
 from accel.tokens.reduction import Identity, gathered, matrices
 from accel.tokens.sada import instability, kept, refreshes, unstable
 from accel.tokens.tiles import tiles
 from accel.tokens.todo import downsampled
 from accel.tokens.toma import Destinations, destinations, facility_location, reduction
-from accel.tokens.tome import cells
 from accel.tokens.transforming import transformed
 
 CHANNELS = 6

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 from accel.errors import BadInput
 from accel.tokens.exclusive import absorbed
 from accel.tokens.reduction import Reduction, checked, gathered, identity, picked
+from accel.tokens.tiles import one_of_each, tiles
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from accel.seams.layout import Grid, Layout
 
 ROWS = 1024
 """Sources that are compared at a time: what bounds the memory of a matching."""
@@ -68,6 +72,40 @@ class Partition:
     def take(self, rows: Sequence[int]) -> Partition:
         """The partition of some rows; one that all rows share stays as it is."""
         return Partition(self.tokens, picked(self.source, rows), picked(self.destination, rows))
+
+
+def cells(
+    layout: Layout,
+    generator: torch.Generator | None = None,
+    size: Grid = (1, 2, 2),
+    device: torch.device | str | None = None,
+) -> Partition:
+    """One destination in each full cell; the rest of it, and a ragged border, are sources.
+
+    The partition is drawn once for all rows, whatever their number: branches and samples share it.
+    Where guidance makes two calls, keep it for the second, or start the generator alike.
+
+    Args:
+        layout: Of the image tokens.
+        generator: Draws the destinations; the first token of each cell without one.
+        size: Of a cell. An axis shorter than a cell is one cell long.
+        device: Of the indices.
+
+    Returns:
+        A partition of which a ratio of up to 1 − 1/(tokens of a cell) can be merged: 0.75.
+
+    Raises:
+        BadInput: For a cell without tokens.
+    """
+    import torch
+
+    frames, height, width = (min(pair) for pair in zip(size, layout.grid, strict=True))
+    full, *border = tiles(layout, (frames, height, width), device)
+    place = one_of_each(full, generator)
+    side = full.shape[1]
+    others = (place + torch.arange(1, side, device=full.device)) % side
+    sources = [full.gather(1, others).flatten(), *(tile.flatten() for tile in border)]
+    return Partition(layout.image, torch.cat(sources)[None], full.gather(1, place).T)
 
 
 def merged_of(tokens: int, ratio: float) -> int:

@@ -1,4 +1,4 @@
-"""SADA's token-wise part: where the trajectory is unstable, compute only the unstable tokens.
+"""SADA's token-wise part: where the trajectory is stable in part, compute only the unstable tokens.
 
 A whole block runs on the kept tokens – keys and values too – and its answer is written over the
 block's last answer at all tokens. Which tokens are kept is decided once a step, for all blocks.
@@ -10,11 +10,15 @@ kept tokens; here they keep their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
+from pydantic import Field
+
+from accel.attach import Accelerator, Site, Undo
 from accel.errors import BadInput
+from accel.tokens.fields import SERVED
 from accel.tokens.reduction import Reduction, gathered
 from accel.tokens.tiles import average, one_of_each, tiles
 
@@ -23,6 +27,69 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from accel.seams.layout import Grid, Layout
+
+
+class SADA(Accelerator):
+    """Where the solver's trajectory is stable, blocks compute few tokens and keep the others.
+
+    The whole block – attention, cross-attention and feed-forward – runs on the tokens whose
+    trajectory bends away from its extrapolation, and one more in each cell; the others keep the
+    block's last full answer. Decides from the guided output, each sample for itself, and reads
+    the device once a step and level. Takes three computed steps to begin.
+    """
+
+    name: ClassVar[str] = "tokens.SADA"
+    layer: ClassVar[str] = "tokens"
+    seam: ClassVar[str] = "blocks"
+    supports: ClassVar[str] = (
+        SERVED.replace(" Sana,", "")
+        + "; no UNet for video, and schedulers of one evaluation a step without noise"
+    )
+    source: ClassVar[str] = "arXiv 2507.17135, the token-wise part"
+
+    refresh: int = Field(
+        default=4, ge=1, description="steps after which a block computes all tokens; 1 is off"
+    )
+    most: int = Field(
+        default=5120,
+        ge=0,
+        description="tokens computed for their instability. The authors allow 5·1024 (Stable "
+        "Diffusion, which at 512² is all) and 10·1024 (SDXL)",
+    )
+    cell: int = Field(
+        default=3, ge=1, description="tokens of a side of a cell, of which one is always computed"
+    )
+    max_downsample: int = Field(
+        default=1,
+        ge=1,
+        description="levels of a UNet that are served: 1 those of the latents' own size (SDXL has "
+        "none with attention: 2), 2 the next as well, …; transformers have one level",
+    )
+    seed: int = Field(default=0, ge=0, description="draws the token of each cell")
+
+    @classmethod
+    def off(cls) -> Self:
+        """All tokens at every step."""
+        return cls(refresh=1)
+
+    def why_off(self) -> str | None:
+        """A refresh at every step."""
+        return "refresh is 1" if self.refresh == 1 else None
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put it around every block and in front of ``scheduler.step``.
+
+        Raises:
+            UnsupportedModel: For blocks that need the whole grid, or a scheduler that evaluates
+                twice a step or adds noise.
+            Conflict: If a method of the plan brings such a scheduler.
+        """
+        from accel.seams.solvers import Solver
+        from accel.tokens.pruning import Pruning
+
+        with site.beside("scheduler"):
+            solver = Solver(site.pipe.scheduler, self.name)
+        yield from Pruning(self, site.tally, solver).attach(site)
 
 
 def instability(criterion: Tensor, layout: Layout) -> Tensor:

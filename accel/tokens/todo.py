@@ -10,18 +10,172 @@ arXiv 2402.13573.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from accel.errors import BadInput
+from pydantic import Field
+
+from accel.attach import Accelerator, Site, Undo
+from accel.errors import BadInput, UnsupportedModel
 from accel.tokens.exclusive import Pooling, exclusive
+from accel.tokens.fields import SERVED
+from accel.tokens.joint import beside_text
 from accel.tokens.reduction import Reduction, identity
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from accel.seams.attention import Asked
     from accel.seams.layout import Grid, Layout
+    from accel.tokens.layers import Run, Visit
+
+
+class ToDo(Accelerator):
+    """Attend to fewer keys and values: one for each tile of the grid, for all queries.
+
+    ``nearest`` takes the key and the value of the tile's middle with its own position, as the
+    authors do (1.5× at 768² to 1024², 3× and more at 1536² to 2048²). ``average`` needs keys that
+    are not rotated yet, and refuses networks with rotary positions.
+    """
+
+    name: ClassVar[str] = "tokens.ToDo"
+    layer: ClassVar[str] = "tokens"
+    seam: ClassVar[str] = "tokens"
+    supports: ClassVar[str] = SERVED.replace(" Sana,", "")
+    source: ClassVar[str] = "arXiv 2402.13573"
+
+    factor: int = Field(
+        default=2,
+        ge=1,
+        description="tokens of a side of a tile, at the highest level of a UNet; 1 is off there. "
+        "The authors use more than 2 above 1024²",
+    )
+    next_factor: int = Field(
+        default=1, ge=1, description="the same at the next level of a UNet, the first of SDXL"
+    )
+    frames: int = Field(default=1, ge=1, description="frames of a tile, for clips")
+    pooling: Pooling = Field(default="nearest", description="'nearest' or 'average'")
+    proportional: bool = Field(
+        default=False,
+        description="count each key as often as the tokens of its tile, where the grid is ragged",
+    )
+
+    @classmethod
+    def off(cls) -> Self:
+        """Tiles of one token."""
+        return cls(factor=1)
+
+    def why_off(self) -> str | None:
+        """Factors of 1."""
+        if self.factor == self.next_factor == self.frames == 1:
+            return "factor, next_factor and frames are 1"
+        return None
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put it around the self-attention of every network.
+
+        Raises:
+            UnsupportedModel: If a network's attention cannot be reached. Where tokens lie is known
+                at the first call only, and what is not known then is refused there.
+        """
+        from accel.tokens.layers import Layers
+
+        most = 2 if self.next_factor > 1 else 1
+        yield from Layers(site.tally, Downsampling(self), most).attach(site)
+
+
+class Downsampling:
+    """Runs layers on fewer keys and values."""
+
+    def __init__(self, method: ToDo) -> None:
+        self._method = method
+        self._known: dict[Any, Reduction] = {}
+
+    def serve(self, visit: Visit, inner: Run) -> tuple[Any, int]:
+        """Run the layer; it has as many queries as before.
+
+        Raises:
+            UnsupportedModel: For averages of keys that are rotated already.
+        """
+        from accel.seams.attention import Interception
+        from accel.tokens.layers import Left
+
+        stream, factor = visit.stream, self._factor(visit)
+        if factor == (1, 1, 1):
+            raise Left("at a level whose factor is 1")
+        if self._method.pooling == "average" and stream.positions is not None:
+            raise UnsupportedModel(
+                f"{self._method.name} does not fit {stream.network} with pooling = 'average': its "
+                "keys are rotated before they are seen, and a mean of rotated keys has no "
+                "position. Set pooling = 'nearest'."
+            )
+        image = self._reduction(stream.own, factor, stream.hidden.device)
+        pooled = Pooled(beside_text(stream.joint, image), self._method, visit)
+        args, kwargs = stream.given
+        with Interception(pooled):
+            answer = inner(*args, **kwargs)
+        return answer, image.length if pooled.asked else image.tokens
+
+    def _factor(self, visit: Visit) -> Grid:
+        from accel.seams.token_stream import downsampling
+
+        level = downsampling(visit.call, visit.stream.own)
+        side = self._method.factor if level == 1 else self._method.next_factor
+        grid = visit.stream.own.grid
+        return min(self._method.frames, grid[0]), min(side, grid[1]), min(side, grid[2])
+
+    def _reduction(self, layout: Layout, factor: Grid, device: torch.device) -> Reduction:
+        key = (layout, factor, device)
+        if key not in self._known:
+            self._known[key] = downsampled(layout, factor, self._method.pooling, device)
+        return self._known[key]
+
+
+class Pooled:
+    """Attention to pooled keys and values.
+
+    Attributes:
+        asked: Attentions that were computed so.
+    """
+
+    def __init__(self, joint: Reduction, method: ToDo, visit: Visit) -> None:
+        self._joint = joint
+        self._method = method
+        self._visit = visit
+        self.asked = 0
+
+    def __call__(self, asked: Asked) -> Tensor:
+        """Compute one attention, ``[B, H, S, D]``.
+
+        Raises:
+            UnsupportedModel: If the keys are not the tokens that the layer was given.
+        """
+        from dataclasses import replace
+
+        if asked.key.shape[2] != self._joint.tokens:
+            raise UnsupportedModel(
+                f"{self._method.name} does not fit: {self._visit.stream.network}."
+                f"{self._visit.path} attends to {asked.key.shape[2]} keys where "
+                f"{self._joint.tokens} tokens are. Leave it out of the plan."
+            )
+        self.asked += 1
+        key, value = (self._few(x) for x in (asked.key, asked.value))
+        mask = self._mask(asked)
+        return replace(asked, key=key, value=value, attn_mask=mask).dense()
+
+    def _few(self, x: Tensor) -> Tensor:
+        return self._joint.merge(x.transpose(1, 2)).transpose(1, 2)
+
+    def _mask(self, asked: Asked) -> Tensor | None:
+        from accel.seams.token_stream import with_bias
+
+        mask = asked.attn_mask
+        if mask is not None and mask.shape[-1] == self._joint.tokens:
+            mask = self._joint.rows(mask, -1)
+        if self._method.proportional:
+            mask = with_bias(mask, self._joint.key_bias(asked.query.dtype))
+        return mask
 
 
 def downsampled(

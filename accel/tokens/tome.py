@@ -10,46 +10,46 @@ and 4. The authors merge before self-attention only, at the highest resolution o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from accel.tokens.matching import Partition
-from accel.tokens.tiles import one_of_each, tiles
+from pydantic import Field
+
+from accel.tokens.fields import Merging
+from accel.tokens.matching import cells
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-    from accel.seams.layout import Grid, Layout
+    from accel.tokens.merging import Reducer, Wanted
+    from accel.tokens.reduction import Reduction
 
 
-def cells(
-    layout: Layout,
-    generator: torch.Generator | None = None,
-    size: Grid = (1, 2, 2),
-    device: torch.device | str | None = None,
-) -> Partition:
-    """One destination in each full cell; the rest of it, and a ragged border, are sources.
+class ToMe(Merging):
+    """Merge the most similar tokens before self-attention, and copy its answer to all of them.
 
-    The partition is drawn once for all rows, whatever their number: branches and samples share it.
-    Where guidance makes two calls, keep it for the second, or start the generator alike.
-
-    Args:
-        layout: Of the image tokens.
-        generator: Draws the destinations; the first token of each cell without one.
-        size: Of a cell. An axis shorter than a cell is one cell long.
-        device: Of the indices.
-
-    Returns:
-        A partition of which a ratio of up to 1 − 1/(tokens of a cell) can be merged: 0.75.
-
-    Raises:
-        BadInput: For a cell without tokens.
+    The destinations are drawn, one in each cell, alike for all branches and samples. Matching
+    costs (3/16)·N²·C multiply-adds a sample beside the 2·N²·C of the attention: ``steps`` and
+    ``layers`` say for how many of them a pattern serves. The authors make it anew in every layer
+    (half of the tokens: 1.87× for Stable Diffusion 1.5 at 512², without flash attention).
     """
-    import torch
 
-    frames, height, width = (min(pair) for pair in zip(size, layout.grid, strict=True))
-    full, *border = tiles(layout, (frames, height, width), device)
-    place = one_of_each(full, generator)
-    side = full.shape[1]
-    others = (place + torch.arange(1, side, device=full.device)) % side
-    sources = [full.gather(1, others).flatten(), *(tile.flatten() for tile in border)]
-    return Partition(layout.image, torch.cat(sources)[None], full.gather(1, place).T)
+    name: ClassVar[str] = "tokens.ToMe"
+    source: ClassVar[str] = "arXiv 2303.17604, sections 3 and 4"
+
+    cell: int = Field(
+        default=2,
+        ge=1,
+        description="tokens of a side of a cell; up to 1 − 1/cell² of all can be merged",
+    )
+    seed: int = Field(default=0, ge=0, description="draws the destinations, in each run alike")
+
+    def reducer(self) -> Reducer:
+        """Cells, then a matching."""
+        from accel.tokens.merging import Stateless
+
+        def reduce(x: Tensor, wanted: Wanted) -> Reduction:
+            drawn = wanted.generator(self.seed)
+            size = (1, self.cell, self.cell)
+            return cells(wanted.layout, drawn, size, x.device).match(x, self.ratio)
+
+        return Stateless(reduce)

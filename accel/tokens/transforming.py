@@ -11,9 +11,12 @@ is public: how centres are chosen, the way back and both softmaxes are ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from accel.errors import BadInput
+from accel.tokens.fields import Merging
 from accel.tokens.matching import merged_of
 from accel.tokens.mixture import Part, directions, mixture, untouched
 from accel.tokens.reduction import Reduction, identity
@@ -23,6 +26,35 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from accel.seams.layout import Grid, Layout
+    from accel.tokens.merging import Reducer, Wanted
+
+
+class Transforming(Merging):
+    """Attend with evenly spaced centres, each a mixture of the tokens that are like it.
+
+    No matching: m·n·C multiply-adds a window for the mixtures, and as many for the way there and
+    back, so that it pays only where windows are small beside the picture.
+    """
+
+    name: ClassVar[str] = "tokens.Transforming"
+    source: ClassVar[str] = "arXiv 2506.05709, for Y = WX; the rest is ours"
+
+    window: int = Field(default=16, ge=1, description="tokens of a side of a window")
+    temperature: float = Field(
+        default=0.02, gt=0.0, description="of both softmaxes; towards 0 the centres stand alone"
+    )
+
+    def reducer(self) -> Reducer:
+        """Centres, then mixtures around them."""
+        from accel.tokens.merging import Stateless
+
+        def reduce(x: Tensor, wanted: Wanted) -> Reduction:
+            window = (1, self.window, self.window)
+            return transformed(
+                x, wanted.layout, self.ratio, window=window, temperature=self.temperature
+            )
+
+        return Stateless(reduce)
 
 
 def transformed(
