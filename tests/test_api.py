@@ -63,7 +63,7 @@ def test_names():
         "Residual",
         "SkipAtOne",
     ]
-    assert accel.attention.__all__ == ["GRAT", "Backend"]
+    assert accel.attention.__all__ == ["GRAT", "Backend", "Neighbourhood", "Pattern", "Radial"]
     assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
     assert samplers.__all__ == [
         "DEIS",

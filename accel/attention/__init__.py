@@ -9,5 +9,8 @@ every valid token, and nothing attends to padding.
 
 from accel.attention.backend import Backend as Backend
 from accel.attention.grat import GRAT as GRAT
+from accel.attention.neighbourhood import Neighbourhood as Neighbourhood
+from accel.attention.pattern import Pattern as Pattern
+from accel.attention.radial import Radial as Radial
 
-__all__ = ["GRAT", "Backend"]
+__all__ = ["GRAT", "Backend", "Neighbourhood", "Pattern", "Radial"]
