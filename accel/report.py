@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from accel.peak import Peak, watching
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -116,6 +119,7 @@ class Report:
         rows: Rows that went through a network, over all calls.
         samples: Pictures or clips in the batch.
         step_seconds: Host time from one step to the next; waits for no device.
+        peak: The most memory that the run took, if it was called under ``measuring_memory``.
     """
 
     pipeline: str
@@ -125,12 +129,14 @@ class Report:
     rows: int = 0
     samples: int = 1
     step_seconds: list[float] = field(default_factory=list)
+    peak: Peak | None = None
     _clock: float = 0.0
 
     def start(self) -> None:
         """Forget the run before."""
         self.steps = self.calls = self.rows = 0
         self.step_seconds.clear()
+        self.peak = None
         for tally in self.tallies:
             tally.start()
         self._clock = time.perf_counter()
@@ -148,6 +154,20 @@ class Report:
         self.steps += 1
         for tally in self.tallies:
             tally.peak = max(tally.peak, tally.memory())
+
+    @contextmanager
+    def measuring_memory(self, device: Any) -> Iterator[None]:
+        """Measure what the call of the pipeline inside takes at its peak, decoding included.
+
+        Sets back a counter that others may read as well: see `accel.peak`. Without such a counter
+        (MPS, a CPU under another system than Linux) ``peak`` stays ``None``.
+
+        Args:
+            device: Where the pipeline computes, as torch has it.
+        """
+        with watching(device) as read:
+            yield
+            self.peak = read()
 
     @property
     def cached_bytes(self) -> int:
@@ -179,6 +199,7 @@ class Report:
             "samples": self.samples,
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
+            "peak": self.peak and self.peak.to_dict(),
             "cached_bytes": {tally.method: tally.peak for tally in self.tallies},
             "planned_bytes": {t.method: t.planned for t in self.tallies if t.planned},
             "verdicts": {
@@ -199,6 +220,8 @@ class Report:
         )
         if self.cached_bytes:
             head += f", {self.cached_bytes / 2**20:.1f} MiB kept"
+        if self.peak is not None:
+            head += f"\n  {self.peak}"
         width = max((len(tally.method) for tally in self.tallies), default=0)
         lines = [
             f"  {method:<{width}}  {verdict.state:<8}  {verdict.detail}"

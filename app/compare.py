@@ -88,6 +88,8 @@ class Comparison:
         quality: By name (``psnr``, ``ssim``, ``perceptual``, ``flicker`` of clips): a number, or
             why there is none.
         frames: The same for each frame of a clip (``psnr``, ``ssim``); empty for a picture.
+        motion: For a clip of a scene: whether what moves, where to and how fast are as the prompt
+            says, on either side; empty for everything else.
     """
 
     title: str
@@ -95,6 +97,7 @@ class Comparison:
     accelerated: Side
     quality: dict[str, float | str]
     frames: dict[str, list[float | str]]
+    motion: list[dict[str, bool]]
 
     @property
     def ratio(self) -> float:
@@ -147,8 +150,10 @@ def measure(
     with Bar() as bar:
         for index in range(repeats.warmup):
             label = f"warm-up {index + 1}/{repeats.warmup}"
-            stock = session.run(request, Plan(), partial(bar.follow, label=f"{label} stock"))
-            fast = session.run(request, plan, partial(bar.follow, label=f"{label} {title}"))
+            stock, fast = (
+                session.run(request, what, partial(bar.follow, label=f"{label} {who}"), memory=True)
+                for what, who in ((Plan(), "stock"), (plan, title))
+            )
         done = bar.count("timed runs", 2 * repeats.repeats)
         seconds: tuple[list[float], list[float]] = ([], [])
         sides = (partial(session.bare, request), partial(session.run, request, plan))
@@ -156,12 +161,14 @@ def measure(
             for side in (0, 1) if index % 2 == 0 else (1, 0):
                 seconds[side].append(sides[side]().seconds)
                 done()
+    both = stock.pictures, fast.pictures
     return Comparison(
         title,
         Side(stock, Timing(tuple(seconds[0]))),
         Side(fast, Timing(tuple(seconds[1]))),
-        nearness.measure(stock.pictures, fast.pictures),
-        nearness.by_frame(stock.pictures, fast.pictures) if stock.clip else {},
+        nearness.measure(*both),
+        nearness.by_frame(*both) if stock.clip else {},
+        nearness.motion(request.prompt, both) if stock.clip else [],
     )
 
 
@@ -214,6 +221,7 @@ def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
         "ratios": list(found.ratios),
         "quality": {name: _plain(value) for name, value in found.quality.items()},
         "frames": {name: [_plain(v) for v in values] for name, values in found.frames.items()},
+        "motion": dict(zip(sides, found.motion, strict=False)),
         **{
             name: {"seconds": side.timing.to_dict(), "report": side.report.to_dict()}
             for name, side in sides.items()

@@ -45,7 +45,7 @@ def generate(given: Given) -> None:
     out = _target(make(Target, given), request)
     session = Session.open(request.source)
     with Bar() as bar:
-        outcome = session.run(request, plan, bar.follow)
+        outcome = session.run(request, plan, bar.follow, memory=True)
     made = metadata.record(request, plan, session.model, outcome)
     files = {out: clips.encode(out, outcome.pictures, made, request.fps)}
     if beside := clips.beside(out):

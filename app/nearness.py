@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,24 @@ def by_frame(stock: Pictures, fast: Pictures) -> dict[str, list[float | str]]:
     return {
         name: [_figure(distance, *pair) for pair in pairs] for name, distance in figures.items()
     }
+
+
+def motion(prompt: str, clips: Sequence[Pictures]) -> list[dict[str, bool]]:
+    """By clip, whether what moves, where to and how fast are as the prompt says.
+
+    The clip oracle of the scenes judges, so this is for captions of the scenes alone: for others
+    there is no answer.
+    """
+    from accel.scenes import motion_of
+    from accel.scenes.motion import read
+
+    wanted = motion_of(prompt)
+    if wanted is None:
+        return []
+    return [
+        {name: answer[name] == value for name, value in asdict(wanted).items()}
+        for answer in read(list(clips))
+    ]
 
 
 def psnr(one: Pictures, other: Pictures) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,13 +62,17 @@ class Session:
         """Load a model and open a session on it; see ``models.load`` for errors."""
         return cls(models.load(source))
 
-    def run(self, request: Request, plan: Plan, watch: Watch | None = None) -> Outcome:
+    def run(
+        self, request: Request, plan: Plan, watch: Watch | None = None, *, memory: bool = False
+    ) -> Outcome:
         """Run a request under a plan.
 
         Args:
             request: With a seed, and of this session's source.
             plan: The methods; an empty plan only counts.
             watch: Called with the attached run before it starts; may add observers.
+            memory: Whether to measure what it takes at its peak: for runs that are not timed,
+                because free memory is given back first.
 
         Raises:
             BadInput: If the pipeline does not take what was asked for.
@@ -82,7 +86,9 @@ class Session:
             run.trajectory.observers.append(lambda _step, result: _keep(latest, result))
             if watch is not None:
                 watch(run)
-            with _refusals(pipe, run):
+            device = models.device_of(request.device)
+            measuring = run.report.measuring_memory(device) if memory else nullcontext()
+            with _refusals(pipe, run), measuring:
                 outcome = self._call(pipe, request, call, run.report)
             _check_finite(latest[0], request)
         return outcome

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from accel.peak import MIB
 from accel.report import ACTIVE
 from app.sheet import LABELS, faster, figure
 
@@ -40,6 +41,8 @@ def print_report(report: Report, seconds: float) -> None:
     console.print(
         f"{report.steps} steps, {report.nfe:g} network evaluations, {seconds:.2f} s", style="bold"
     )
+    if report.peak is not None:
+        console.print(str(report.peak))
     console.print(verdicts(report))
 
 
@@ -55,20 +58,29 @@ def verdicts(report: Report) -> Table:
 def print_comparison(found: Comparison) -> None:
     """Say what a comparison found."""
     console = human()
-    table = Table("", "seconds", "NFE", *(LABELS[name] for name in found.quality))
     stock, fast = found.baseline, found.accelerated
-    table.add_row("stock", _seconds(stock), f"{stock.report.nfe:g}")
+    table = Table("", "seconds", "NFE", "peak MiB", *(LABELS[name] for name in found.quality))
+    table.add_row("stock", *_cost(stock))
     quality = [figure(name, value) for name, value in found.quality.items()]
-    table.add_row(found.title, _seconds(fast), f"{fast.report.nfe:g}", *quality)
+    table.add_row(found.title, *_cost(fast), *quality)
     console.print(table)
     low, high = found.ratios
     console.print(f"{faster(found)} (pairs of runs: {low:.2f} to {high:.2f})", style="bold")
     console.print(verdicts(fast.report))
+    for who, right in zip(("stock", found.title), found.motion, strict=False):
+        console.print(_moved(who, right))
     if found.frames:
         console.print(_worst(found.frames["ssim"]))
     for name, value in found.quality.items():
         if isinstance(value, str):
             console.print(Text(f"{name} {value}", "yellow"))
+
+
+def _moved(who: str, right: Mapping[str, bool]) -> str:
+    """What of a clip's motion is as the prompt says."""
+    wrong = [name for name, found in right.items() if not found]
+    missed = f", wrong: {', '.join(wrong)}" if wrong else ""
+    return f"motion of {who}: {sum(right.values())} of {len(right)} right{missed}"
 
 
 def _worst(ssim: Sequence[float | str]) -> str:
@@ -80,5 +92,8 @@ def _worst(ssim: Sequence[float | str]) -> str:
     return f"worst frame: {frame + 1} of {len(ssim)}, SSIM {known[frame]:.4f}"
 
 
-def _seconds(side: Side) -> str:
-    return f"{side.timing.median:.2f} ± {side.timing.spread:.2f}"
+def _cost(side: Side) -> tuple[str, str, str]:
+    """Seconds, evaluations, and memory at the peak."""
+    timing, report = side.timing, side.report
+    peak = "–" if report.peak is None else f"{report.peak.bytes / MIB:.0f}"
+    return f"{timing.median:.2f} ± {timing.spread:.2f}", f"{report.nfe:g}", peak

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import av
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from saved import Folders, done, run, size
 
 from accel import asset, quality
 from accel.errors import BadInput
-from app import metadata
+from accel.scenes import HELD_OUT, MOTIONS, clip, clip_scene, motion_of, scene
+from app import metadata, nearness
 from app.compare import NAMES, REPORT, SIDE_BY_SIDE, Timing
 from app.request import Request
 from app.session import Session
@@ -45,6 +49,11 @@ def test_compare_writes_pictures_sheet_timeline_and_report(models: Folders) -> N
     for name in NAMES:
         assert min(size(Path("out", name))) > 30
     assert ("stock" in result.stderr and "faster" in result.stderr) or "slower" in result.stderr
+    peaks = [report[side]["report"]["peak"] for side in ("baseline", "accelerated")]
+    assert "peak MiB" in result.stderr
+    for peak in filter(None, peaks):  # not every system keeps one
+        assert peak["bytes"] >= peak["before"] > 2**20
+        assert f"{peak['bytes'] / 2**20:.0f}" in result.stderr
 
 
 def test_both_pictures_can_be_made_again_from_themselves(models: Folders) -> None:
@@ -73,10 +82,46 @@ def test_clips_are_compared_frame_by_frame_and_side_by_side(models: Folders) -> 
     assert report["quality"]["ssim"] == pytest.approx(sum(frames["ssim"]) / 5, abs=1e-6)
     assert report["quality"]["flicker"] == pytest.approx(quality.flicker(*both))
     assert "flicker" in result.stderr and "worst frame" in result.stderr
+    assert report["motion"] == {}  # no caption of a scene
     with av.open(f"out/{SIDE_BY_SIDE}") as film:
         shown = [frame.to_image() for frame in film.decode(video=0)]
     assert len(shown) == 5
     assert shown[0].width > 3 * 320 and shown[0].height > 320
+
+
+@given(st.integers(0, 10**6), st.integers(0, 3))
+def test_what_a_caption_says_to_move_is_read_off_its_end(seed: int, wording: int) -> None:
+    told = clip_scene(seed, wording)
+    assert motion_of(told.caption) == motion_of(f"{told.caption.capitalize()}.") == told.motion
+    assert motion_of(scene(seed, wording).caption) is None
+
+
+def test_motion_is_right_where_a_clip_moves_as_it_is_told_to() -> None:
+    """Rendered clips, and the same played backwards."""
+    told = [clip_scene(seed) for seed in HELD_OUT[:12]]
+    right = backwards = 0
+    for one in told:
+        frames = [Image.fromarray(frame) for frame in clip(one)]
+        forth, back = nearness.motion(one.caption, [frames, frames[::-1]])
+        assert set(forth) == set(back) == set(MOTIONS)
+        right += sum(forth.values())
+        backwards += back["direction"]
+    assert right > 0.8 * 3 * len(told)
+    assert backwards < 0.4 * len(told)
+    assert nearness.motion("a red fox", [[], []]) == []
+
+
+def test_compare_says_what_moves_as_the_caption_tells(models: Folders) -> None:
+    told = clip_scene(HELD_OUT[0])
+    result = done(
+        "compare", told.caption, "--model", models("animatediff"), "--out", "out", "--repeats", 1,
+        "--steps", 2, "--frames", 5,
+    )  # fmt: skip
+    motion = json.loads(Path("out", REPORT).read_text())["motion"]
+    assert set(motion) == {"baseline", "accelerated"}
+    for who, right in zip(("stock", "balanced"), motion.values(), strict=True):
+        assert set(right) == set(MOTIONS)
+        assert f"motion of {who}: {sum(right.values())} of 3 right" in result.stderr
 
 
 def test_without_the_extra_for_video_the_rest_is_written(

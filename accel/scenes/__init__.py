@@ -6,6 +6,7 @@
 
 from accel.scenes.grammar import clip_scene as clip_scene
 from accel.scenes.grammar import describe as describe
+from accel.scenes.grammar import motion_of as motion_of
 from accel.scenes.grammar import scene as scene
 from accel.scenes.grammar import vocabulary as vocabulary
 from accel.scenes.render import clip as clip
@@ -27,6 +28,7 @@ __all__ = [
     "clip",
     "clip_scene",
     "describe",
+    "motion_of",
     "picture",
     "scene",
     "vocabulary",

@@ -4,12 +4,13 @@ Objects are always named when they are there, so that what a caption does not na
 season, time, clouds, sides and the light may be left out and are then up to chance.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from accel.scenes.scene import MOTIONS, SIDES, Scene, draw
+from accel.scenes.scene import MOTIONS, SIDES, SPEEDS, Motion, Scene, draw
 
 LONGEST: Final = 28
 """Most words and commas in a caption; text encoders are given room for 32 tokens."""
@@ -35,6 +36,16 @@ CLOUDS: Final = {
     "cloudy": ("clouds", "a cloudy sky"),
 }
 BIRDS: Final = ("birds", "birds in the sky", "flying birds")
+MOVES: Final = {
+    "the sun moving": "light",
+    "the moon moving": "light",
+    "clouds drifting": "clouds",
+    "sailing": "boat",
+}
+ENDING: Final = re.compile(
+    f"(?:.*, )?({'|'.join(MOVES)}) ({'|'.join(SPEEDS)}) to the ({'|'.join(SIDES)})"
+)
+"""How a clip's caption ends."""
 OPENINGS: Final = ("", "", "", "a picture of ", "a landscape with ")
 
 
@@ -173,6 +184,15 @@ def describe_clip(scene: Scene, wording: int = 0) -> Scene:
         caption, mentions = _tell(scene, rng)
         if len(words(caption)) <= room:
             return scene.with_caption(caption + ending, (*mentions, *MOTIONS))
+
+
+def motion_of(caption: str) -> Motion | None:
+    """What a caption says to move, or ``None`` where it does not end as a clip's caption does."""
+    found = ENDING.fullmatch(caption.strip(" .").lower())
+    if found is None:
+        return None
+    moves, speed, direction = found.groups()
+    return Motion(mover=MOVES[moves], direction=direction, speed=speed)
 
 
 def scene(seed: int, wording: int = 0) -> Scene:
