@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accel.errors import AccelError
+from accel.errors import AccelError, UnsupportedModel
 from accel.plan import Plan, methods
+
+if TYPE_CHECKING:
+    from accel.attention.sizes import Paying
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Explanation:
         scheduler: Class name.
         layout: How guidance is laid out, or why that is not known.
         fits: One entry a method.
+        sparse: From how many tokens on each sparse attention pays, if that was asked for.
     """
 
     pipeline: str
@@ -41,6 +47,7 @@ class Explanation:
     scheduler: str
     layout: str
     fits: tuple[Fit, ...]
+    sparse: tuple[Paying, ...] = ()
 
     def __str__(self) -> str:
         head = [
@@ -53,14 +60,21 @@ class Explanation:
             f"  {'fits' if fit.fits else 'no  '}  {fit.method:<22} {fit.reason}"
             for fit in self.fits
         ]
-        return "\n".join([*head, *rows])
+        return "\n".join([*head, *rows, *(f"  {one.method} {one}" for one in self.sparse)])
 
 
-def explain(pipe: Any) -> Explanation:
+def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
     """Say what a pipeline is, which methods fit it, and why not the others.
 
+    Args:
+        pipe: The pipeline.
+        call: Arguments of a call of it, the prompt among them. With them it is measured from how
+            many tokens on sparse attention pays, in some ten seconds: the call is begun, up to the
+            first answer of a network, and then attention alone is timed on larger and larger sizes.
+
     Raises:
-        UnsupportedModel: If it has no denoiser that can be followed.
+        UnsupportedModel: If it has no denoiser that can be followed; with a call, if the order of
+            its tokens is not known, or it has no attention over them.
     """
     from accel.seams.branches import layout_of
     from accel.seams.denoisers import find_denoisers
@@ -80,7 +94,28 @@ def explain(pipe: Any) -> Explanation:
         type(pipe.scheduler).__name__,
         described,
         tuple(_try(name, kind, pipe) for name, kind in methods().items()),
+        () if call is None else _sparse(pipe, call),
     )
+
+
+def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Paying, ...]:
+    from accel.attention import sizes
+    from accel.attention.sparse import Patterned
+
+    looking = sizes.Looking()
+    run = Plan(looking).attach(pipe)
+    with suppress(sizes.Enough):
+        try:
+            pipe(**call)
+        finally:
+            run.detach()
+    if looking.found is None:
+        raise UnsupportedModel(
+            f"No attention of {type(pipe).__name__} looks from image tokens at image tokens, or it "
+            "is linear: there is nothing for sparse attention to leave out."
+        )
+    kinds = [kind for kind in methods().values() if issubclass(kind, Patterned)]
+    return sizes.paying(looking.found, [kind() for kind in kinds], sizes.BUDGET)
 
 
 def _try(name: str, kind: Any, pipe: Any) -> Fit:
