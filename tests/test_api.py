@@ -63,7 +63,18 @@ def test_names():
         "Residual",
         "SkipAtOne",
     ]
-    assert accel.attention.__all__ == ["GRAT", "Backend", "Neighbourhood", "Pattern", "Radial"]
+    assert accel.attention.__all__ == [
+        "GRAT",
+        "SVG",
+        "SVG2",
+        "AdaSpa",
+        "Backend",
+        "Neighbourhood",
+        "Pattern",
+        "Radial",
+        "Searched",
+        "SpargeAttn",
+    ]
     assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
     assert samplers.__all__ == [
         "DEIS",

@@ -7,10 +7,26 @@ from that. Text is always kept: image queries attend to every valid text token, 
 every valid token, and nothing attends to padding.
 """
 
+from accel.attention.adaspa import AdaSpa as AdaSpa
 from accel.attention.backend import Backend as Backend
 from accel.attention.grat import GRAT as GRAT
 from accel.attention.neighbourhood import Neighbourhood as Neighbourhood
 from accel.attention.pattern import Pattern as Pattern
 from accel.attention.radial import Radial as Radial
+from accel.attention.searched import Searched as Searched
+from accel.attention.sparge import SpargeAttn as SpargeAttn
+from accel.attention.svg import SVG as SVG
+from accel.attention.svg2 import SVG2 as SVG2
 
-__all__ = ["GRAT", "Backend", "Neighbourhood", "Pattern", "Radial"]
+__all__ = [
+    "GRAT",
+    "SVG",
+    "SVG2",
+    "AdaSpa",
+    "Backend",
+    "Neighbourhood",
+    "Pattern",
+    "Radial",
+    "Searched",
+    "SpargeAttn",
+]

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class AdaSpa(Sparse):
     """Each block of queries attends to the blocks of keys that it pays most to, text aside.
 
-    Samples, branches and heads have blocks of their own. A step that a cache leaves out searches
-    when the network next runs.
+    Samples, branches and heads have blocks of their own. A search that a cache leaves out is made
+    when the network next runs. Keeps four bytes for each query and head. Reads the device at each
+    attention.
     """
 
     name: ClassVar[str] = "attention.AdaSpa"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.attention.patterns.pattern import Pattern, relation
+from accel.attention.paying import Paying
 from accel.attention.static import Prepared
 from accel.attention.tables import by_padding
 from accel.seams.attention import Asked
@@ -51,6 +52,7 @@ class Profiling:
         self._samples = samples
         self._choice = choice
         self._account = account
+        self._pays = Paying(account)
         self._prepared: dict[tuple[Layout, torch.device], dict[Pattern, Prepared]] = {}
         self.reset()
 
@@ -60,7 +62,7 @@ class Profiling:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
-        asked, layout, device = moment.asked, moment.layout, moment.asked.query.device
+        layout, device = moment.layout, moment.asked.query.device
         named = self._patterns(layout)
         names, patterns = list(named), list(named.values())
         prepared = self._prepared.setdefault((layout, device), {})
@@ -69,9 +71,33 @@ class Profiling:
                 prepared[pattern] = Prepared(pattern, layout, device)
         if all(prepared[pattern].density == 1.0 for pattern in patterns):
             return "where every pattern keeps all"
-        chosen = [0] * (len(asked.query) * asked.query.shape[1])
+        chosen = self._chosen(moment, patterns)
+        answer, name = self._attend(moment, patterns, chosen)
+        self._count([names[number] for number in chosen])
+        density = sum(prepared[patterns[number]].density for number in chosen) / len(chosen)
+        self._account.served(density, name)
+        self._pays(
+            moment,
+            density,
+            search=lambda: self._chosen(moment, patterns),
+            share=1.0,
+            attend=lambda: self._attend(moment, patterns, chosen)[0],
+        )
+        return answer
+
+    def _chosen(self, moment: Moment, patterns: list[Pattern]) -> list[int]:
+        """The number of each head's pattern, sample by sample."""
         if len(patterns) > 1:
-            chosen = chosen_of(moment, patterns, self._samples).flatten().tolist()
+            found: list[int] = chosen_of(moment, patterns, self._samples).flatten().tolist()
+            return found
+        return [0] * (len(moment.asked.query) * moment.asked.query.shape[1])
+
+    def _attend(
+        self, moment: Moment, patterns: list[Pattern], chosen: list[int]
+    ) -> tuple[Tensor, str]:
+        """Attention by what was chosen, and the lowerings' names."""
+        asked, layout = moment.asked, moment.layout
+        prepared = self._prepared[layout, asked.query.device]
         used: set[str] = set()
 
         def serve(heads: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -89,10 +115,7 @@ class Profiling:
             return out
 
         answer = by_padding(asked.query, asked.key, asked.value, moment.text_mask, serve)
-        self._count([names[number] for number in chosen])
-        density = sum(prepared[patterns[number]].density for number in chosen) / len(chosen)
-        self._account.served(density, " and ".join(sorted(used)))
-        return answer
+        return answer, " and ".join(sorted(used))
 
     def _count(self, chosen: list[str]) -> None:
         self._heads.update(chosen)

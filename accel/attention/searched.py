@@ -44,11 +44,14 @@ class Searched(Sparse):
     """Find out while it runs which blocks of keys a block of queries needs, and keep those.
 
     AdaSpa is ``exact``, ``top-k``, ``when = (0.2, 0.6)``; SpargeAttn ``pooled``, ``mass``; SVG2
-    ``centroids``, ``mass``. Samples, branches and heads have tables of their own.
+    ``centroids``, ``mass``. Samples, branches and heads have tables of their own. Reads the device
+    at each attention.
     """
 
     name: ClassVar[str] = "attention.Searched"
-    source: ClassVar[str] = "parts of arXiv 2502.21079, 2502.18137 and 2505.18875 (docs/design.md)"
+    source: ClassVar[str] = (
+        "parts of arXiv 2502.21079, 2502.18137 and 2505.18875; attention/searching.py"
+    )
 
     indicator: Literal["exact", "low-bit", "pooled", "centroids"] = Field(
         default="pooled",

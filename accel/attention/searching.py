@@ -1,21 +1,26 @@
 """Sparse attention that is searched for while the model runs: indicator × selection × schedule.
 
 An *indicator* (`masses`, `clusters`) tells how much groups of queries attend to cells of keys, a
-*selection* (`selection`) which of them are kept, a *schedule* at which steps there is a search;
-between searches, what was found stays. Any goes with any. What is found, and what a search leaves
-to the next one, is of one module and one row (branch and sample), whatever its company.
+*selection* (`selection`) which of them are kept, a *schedule* at which steps there is a search.
+What is found is used at once, and until the next search. Any goes with any.
+
+What is found, and what a search leaves to the next one, is of one module and one row (branch and
+sample), whatever its company: where it stands in a call, and who else is in it, changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from accel.attention.lowerings import lowered
 from accel.attention.masses import Estimate, Heads, Indicator, Memory
+from accel.attention.paying import Paying
 from accel.attention.selection import Selection
 from accel.attention.tables import Found, by_padding, bytes_of, joined
 from accel.errors import UnsupportedModel
@@ -25,7 +30,9 @@ from accel.seams.layout import Layout
 
 if TYPE_CHECKING:
     from accel.attention.account import Account
+    from accel.attention.blocks import BlockSparse, ByHead
     from accel.attention.choice import Choice
+    from accel.attention.lowerings.lowering import Lowering
     from accel.attention.serving import Moment
     from accel.trajectory import Step
 
@@ -55,6 +62,12 @@ class Schedule:
                 "steps are not known: search at every step."
             )
         return sum(round(share * step.total) <= step.index for share in self.shares)
+
+    def frequency(self, step: Step) -> float:
+        """About at which share of the steps there is a search."""
+        if not self.shares or step.total is None:
+            return 1.0
+        return min(1.0, len(self.shares) / step.total)
 
 
 class Place(NamedTuple):
@@ -110,6 +123,7 @@ class Searching:
         self._schedule = schedule
         self._choice = choice
         self._account = account
+        self._pays = Paying(account)
         self._known: dict[Place, Known] = {}
         account.keeps(lambda: sum(known.bytes for known in self._known.values()))
         self.reset()
@@ -121,29 +135,38 @@ class Searching:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
-        found = joined([known.found for known in self._looked_up(moment)])
+        rows = self._looked_up(moment)
+        found = joined([known.found for known in rows])
         density = found.density(moment.layout)
         if density == 1.0:
             return "where everything was kept"
-        asked, layout = moment.asked, moment.layout
-        used = ""
+        answer, name = self._attend(moment, found)
+        self._account.served(density, name)
+        self._account.note("searches", f"{self._searched} searches, {self._reused} tables reused")
+        self._pays(
+            moment,
+            density,
+            search=lambda: self._search(
+                moment, range(len(rows)), [known.memory for known in rows], None
+            ),
+            share=self._schedule.frequency(moment.step),
+            attend=lambda: self._attend(moment, found)[0],
+        )
+        return answer
+
+    def _attend(self, moment: Moment, found: Found) -> tuple[Tensor, str]:
+        """Attention by what was found, and the lowering's name."""
+        asked, layout, used = moment.asked, moment.layout, set[str]()
 
         def serve(heads: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            nonlocal used
             table = found.of(heads).table(layout)
-            used = self._choice.of(
-                layout,
-                table,
-                lambda name: lowered(name, table),
-                Asked(q, k, v, scale=asked.scale),
-                mask,
-            )
-            return lowered(used, table)(q, k, v, asked.scale, mask)
+            given = Asked(q, k, v, scale=asked.scale)
+            name = self._choice.of(layout, table, partial(_lowered, table), given, mask)
+            used.add(name)
+            return lowered(name, table)(q, k, v, asked.scale, mask)
 
         answer = by_padding(asked.query, asked.key, asked.value, moment.text_mask, serve)
-        self._account.served(density, used)
-        self._account.note("searches", f"{self._searched} searches, {self._reused} tables reused")
-        return answer
+        return answer, " and ".join(sorted(used))
 
     def _looked_up(self, moment: Moment) -> list[Known]:
         """What is known of each row, searched for where it is due."""
@@ -157,18 +180,18 @@ class Searching:
         firsts = [row for row in stale if before[row] is None]
         for rows in (firsts, [row for row in stale if row not in firsts]):
             if rows:
-                found = self._search(moment, rows, before, due)
+                memories = [known.memory for row in rows if (known := before[row]) is not None]
+                found = self._search(moment, rows, memories, due)
                 self._known.update(zip([places[row] for row in rows], found, strict=True))
         self._searched += len(stale)
         self._reused += len(places) - len(stale)
         return [self._known[place] for place in places]
 
     def _search(
-        self, moment: Moment, rows: list[int], before: Sequence[Known | None], due: int | None
+        self, moment: Moment, rows: Sequence[int], memories: list[Memory], due: int | None
     ) -> list[Known]:
-        """Look at some rows, all of them for the first time, or none."""
+        """Look at some rows; there is a memory for each, or for none."""
         heads = heads_of(moment, rows)
-        memories = [known.memory for number in rows if (known := before[number]) is not None]
         estimate = self._indicator(heads, _stacked(memories))
         count = moment.asked.query.shape[1]
         by_sample = estimate.mass.view(-1, count, *estimate.mass.shape[1:])
@@ -178,6 +201,10 @@ class Searching:
         return _by_row(estimate, kept, due, len(rows))
 
 
+def _lowered(table: BlockSparse | ByHead, name: str) -> Lowering:
+    return lowered(name, table)
+
+
 def fresh(known: Known, due: int | None) -> bool:
     """Whether what is known is from the search that is due."""
     return due is not None and known.search == due
@@ -185,8 +212,6 @@ def fresh(known: Known, due: int | None) -> bool:
 
 def heads_of(moment: Moment, rows: Sequence[int]) -> Heads:
     """Queries and keys of some rows' heads, the entries of a row one after the other."""
-    import torch
-
     asked, layout, entries = moment.asked, moment.layout, moment.entries
     given = [number * entries + entry for number in rows for entry in range(entries)]
     query, key = (
@@ -203,8 +228,6 @@ def heads_of(moment: Moment, rows: Sequence[int]) -> Heads:
 
 def _stacked(memories: list[Memory]) -> Memory:
     """What rows remember, one after the other; the same things each."""
-    import torch
-
     names = memories[0] if memories else ()
     return {name: torch.cat([memory[name] for memory in memories]) for name in names}
 

@@ -25,7 +25,7 @@ class SpargeAttn(Sparse):
     """Keep the blocks of keys whose means hold most of the attention of a block's mean query.
 
     Blocks whose tokens are not like each other are kept whole. Found anew at every step, for each
-    sample, branch and head, from means alone.
+    sample, branch and head, from means alone. Reads the device at each attention.
     """
 
     name: ClassVar[str] = "attention.SpargeAttn"

@@ -2,8 +2,8 @@
 
 Source: Yang et al., "Sparse VideoGen2: Accelerate Video Generation with Sparse Attention via
 Semantic-Aware Permutation", arXiv 2505.18875, section 4. The authors measure about twice the speed
-on HunyuanVideo and Wan. Clusters differ in size from head to head, which a kernel for groups of any
-size serves best (xformers); gathered, each head is served apart.
+on HunyuanVideo and Wan, by a kernel for groups of any size. Clusters differ from head to head, so
+that here each head is served apart, and gathered, each cluster of a size of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SVG2(Sparse):
     """Clusters of queries keep the clusters of keys whose centroids they pay most to.
 
     k-means of each head's queries and keys begins with evenly spaced tokens and goes on from step
-    to step, for each sample and branch alone.
+    to step, for each sample and branch alone. Reads the device at each attention.
     """
 
     name: ClassVar[str] = "attention.SVG2"

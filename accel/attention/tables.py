@@ -101,8 +101,11 @@ def by_padding(q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, serve:
     if text_mask is None or not text_mask.shape[1]:
         whole = serve(numbers.flatten(), _as_one(q), _as_one(k), _as_one(v), None)
         return whole.view(q.shape)
-    out = torch.empty_like(q)
     kinds, kind = torch.unique(text_mask.bool(), dim=0, return_inverse=True)
+    if len(kinds) == 1:
+        whole = serve(numbers.flatten(), _as_one(q), _as_one(k), _as_one(v), kinds)
+        return whole.view(q.shape)
+    out = torch.empty_like(q)
     for number, mask in enumerate(kinds):
         some = (kind == number).to(q.device)
         heads = numbers[some].flatten()

@@ -2,7 +2,18 @@
 
 from tiny import PIPELINES
 
-from accel.attention import GRAT, Backend, Neighbourhood, Pattern, Radial
+from accel.attention import (
+    GRAT,
+    SVG,
+    SVG2,
+    AdaSpa,
+    Backend,
+    Neighbourhood,
+    Pattern,
+    Radial,
+    Searched,
+    SpargeAttn,
+)
 from roster.row import Row
 
 UNORDERED = frozenset({"lumina2", "hunyuanimage", "zimage", "mochi"})
@@ -13,6 +24,9 @@ DENSE = frozenset({"chroma", "sana", "flux_kontext"})
 
 CLIPS = frozenset({"wan21", "wan22", "ltx", "cogvideox", "hunyuanvideo"})
 """Networks whose attention looks over frames."""
+
+WORDY = frozenset({"sd3", "sd35_skip_layer", "sd3_controlnet"})
+"""Text alone takes more pairs than Sparse VideoGen's share leaves."""
 
 ROWS = {
     "attention.Backend": Row(
@@ -54,5 +68,40 @@ ROWS = {
         variants=(Radial(decay=0.1, block=16, exact=True, sink=True, warm_up=0.0),),
         refused=UNORDERED,
         idle=frozenset(PIPELINES) - CLIPS,
+    ),
+    "attention.Searched": Row(
+        engine="searched attention",
+        active=Searched(block=8, cell=4, share=0.6, likeness=-1.0, warm_up=0.2),
+        variants=(
+            Searched(indicator="exact", selection="top-k", block=4, cell=8, when=(0.2, 0.5)),
+            Searched(indicator="low-bit", block=8, cell=8, share=0.5, when=(0.0, 0.6)),
+            Searched(indicator="centroids", selection="top-k", groups=4, cells=7, first=3),
+        ),
+        refused=UNORDERED,
+        idle=DENSE,
+    ),
+    "attention.AdaSpa": Row(
+        engine="searched attention",
+        active=AdaSpa(block=8, keep=0.3, moved=0.5),
+        refused=UNORDERED,
+        idle=DENSE,
+    ),
+    "attention.SpargeAttn": Row(
+        engine="searched attention",
+        active=SpargeAttn(block=8, cell=4, share=0.6, likeness=-1.0),
+        refused=UNORDERED,
+        idle=DENSE,
+    ),
+    "attention.SVG2": Row(
+        engine="searched attention",
+        active=SVG2(groups=6, cells=8, share=0.6, first=5),
+        refused=UNORDERED,
+        idle=DENSE,
+    ),
+    "attention.SVG": Row(
+        engine="searched attention",
+        active=SVG(keep=0.9, block=4, dense_layers=0, samples=16),
+        refused=UNORDERED,
+        idle=DENSE | WORDY,
     ),
 }
