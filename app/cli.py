@@ -16,6 +16,7 @@ from app.request import (
     Choice,
     Like,
     Listing,
+    Measuring,
     Printing,
     Repeats,
     Request,
@@ -95,7 +96,7 @@ def methods(given: Given) -> None:
 
 
 @app.command()
-@takes(Source, Printing)
+@takes(Source, Measuring, Printing)
 def explain(given: Given) -> None:
     """Say what a model's pipeline is, which methods fit it, and why not the others."""
     from app.listing import explain as run

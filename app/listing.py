@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import tomli_w
 import typer
@@ -20,9 +21,13 @@ from accel.attach import LAYERS, Accelerator
 from accel.plan import method_class
 from accel.plan import methods as all_methods
 from app.flags import Given
-from app.request import Listing, Printing, Source, make
+from app.request import Listing, Measuring, Printing, Source, make
+
+if TYPE_CHECKING:
+    from accel.attention.sizes import Paying
 
 Kind = type[Accelerator]
+PROMPT = {"prompt": "a photograph"}
 SIGNS = {Ge: "≥ {0.ge:g}", Gt: "> {0.gt:g}", Le: "≤ {0.le:g}", Lt: "< {0.lt:g}"}
 
 
@@ -131,11 +136,13 @@ def _show(kind: Kind) -> None:
 
 
 def explain(given: Given) -> None:
-    """Load a model and say which methods fit it."""
+    """Load a model and say which methods fit it, and from where on sparse attention pays."""
     import accel
     from app import models
 
-    explanation = accel.explain(models.load(make(Source, given)).pipe)
+    model = models.load(make(Source, given))
+    measured = make(Measuring, given).sparse
+    explanation = accel.explain(model.pipe, PROMPT | model.call if measured else None)
     if make(Printing, given).format == "json":
         typer.echo(json.dumps(asdict(explanation), indent=2))
         return
@@ -149,6 +156,27 @@ def explain(given: Given) -> None:
         fits = Text("yes", "green") if fit.fits else Text("no", "red")
         table.add_row(fit.method, fits, Text(fit.reason))
     console.print(table)
+    if explanation.sparse:
+        console.print(_paying(explanation.sparse))
+
+
+def _paying(found: Sequence[Paying]) -> Table:
+    """Dense and sparse attention beside each other, by method and tokens."""
+    columns = [Column(name, justify="right") for name in ("density", "dense ms", "sparse ms", "×")]
+    table = Table("method", "tokens", *columns)
+    for paying in found:
+        for place, one in enumerate(paying.timed):
+            table.add_row(
+                paying.method if place == 0 else "",
+                f"{one.tokens:,} ({one.layout})",
+                f"{one.density:.2f}",
+                f"{1000 * one.dense:.1f}",
+                f"{1000 * one.sparse:.1f}",
+                Text(f"{one.dense / one.sparse:.2f}", "green" if one.pays else "red"),
+            )
+        table.add_row("" if paying.timed else paying.method, Text(str(paying), "dim"))
+    table.caption = "attention alone, random input, each method with its default fields"
+    return table
 
 
 def environment(given: Given) -> None:

@@ -210,6 +210,20 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """What is measured on the spot."""
+
+    sparse: Annotated[
+        bool,
+        Option(
+            "--sparse",
+            help="measure from how many tokens on sparse attention pays (about ten seconds)",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
 class Calibration(Source):
     """What a method's numbers are measured from."""
 

@@ -128,6 +128,13 @@ def test_explain_says_which_methods_fit_and_why_not_the_others(models: Folders) 
     assert fits["cache.EasyCache"] and not fits["cache.FirstBlock"]
 
 
+def test_explain_says_from_which_size_on_sparse_attention_pays(
+    models: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accel.attention.sizes.BUDGET", 0.0)  # the model's own size alone
+    assert "dense ms" in done("explain", "--model", models("sd15"), "--sparse").stdout
+
+
 # accel generate
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,7 +21,7 @@ from accel.attention.patterns.radial import Radial
 from accel.attention.patterns.sparse_videogen import Spatial, Temporal
 from accel.errors import BadInput
 
-NAMES: dict[str, Callable[..., Pattern]] = {
+NAMES: dict[str, Any] = {
     "CrissCross": CrissCross,
     "Full": Full,
     "Neighbourhood": Neighbourhood,
