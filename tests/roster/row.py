@@ -31,6 +31,8 @@ class Row:
             refuses.
         unready: Tiny pipelines on which its default form is refused, unlike ``active``; ``*``: all,
             because it rests on numbers that have to be measured.
+        follows: Branches whose tokens, steps or modules are chosen by what other branches answered:
+            their answers change with the other's prompt, though nothing of it is in them.
         fixed: Whether it refuses runs of another number of steps than ``STEPS``.
     """
 
@@ -46,6 +48,7 @@ class Row:
     lossless: bool = False
     idle: frozenset[str] = field(default_factory=frozenset)
     unready: frozenset[str] = field(default_factory=frozenset)
+    follows: frozenset[str] = field(default_factory=frozenset)
     fixed: bool = False
 
     def serves(self, tiny: Tiny) -> bool:
