@@ -75,7 +75,12 @@ def test_names():
         "Searched",
         "SpargeAttn",
     ]
-    assert accel.memory.__all__ == ["GroupOffload", "LayerwiseCasting"]
+    assert accel.memory.__all__ == [
+        "FeatureSlicing",
+        "GroupOffload",
+        "LayerwiseCasting",
+        "OperatorGrouping",
+    ]
     assert samplers.__all__ == [
         "DEIS",
         "OLSS",

@@ -48,6 +48,7 @@ LAYOUTS: dict[str, Layout] = {
     "StableVideoDiffusion": BATCHED,
     "LatentConsistencyModel": EMBEDDED,
     "AnimateDiff": BATCHED,
+    "TextToVideoSD": BATCHED,
     "PixArt": BATCHED,
     "Sana": BATCHED,
     "HiDream": BATCHED,

@@ -1,7 +1,11 @@
-"""Methods that move weights or change how they are stored."""
+"""Methods that move weights, change how they are stored, or let less live at once."""
+
+from tiny import PIPELINES
 
 from accel import memory
 from roster.row import Row
+
+NO_UNETS = frozenset(tiny.blocks for tiny in PIPELINES.values()) - {"unet"}
 
 HERE = {"onload_device": "cpu", "offload_device": "cpu"}
 
@@ -22,5 +26,19 @@ ROWS = {
             memory.LayerwiseCasting(storage="bfloat16"),
             memory.LayerwiseCasting(storage="float8_e5m2"),
         ),
+    ),
+    "memory.OperatorGrouping": Row(
+        engine="slices",
+        active=memory.OperatorGrouping(),
+        variants=(memory.OperatorGrouping(spatial=2, temporal=3),),
+        unserved=NO_UNETS,
+        lossless=None,
+    ),
+    "memory.FeatureSlicing": Row(
+        engine="slices",
+        active=memory.FeatureSlicing(),
+        variants=(memory.FeatureSlicing(temporal=1),),
+        unserved=NO_UNETS,
+        lossless=None,
     ),
 }

@@ -26,7 +26,8 @@ class Row:
             the conditional one, ``predicted`` by an estimate, or both; where ``branches`` is set.
         leads: The branch whose events show what a sample decides.
         dial: The method at a threshold, where it decides from the samples themselves.
-        lossless: Whether its output is that of the stock pipeline to the bit while it acts.
+        lossless: Whether its output is that of the stock pipeline to the bit while it acts;
+            ``None``: up to the rounding of kernels, so on some machines.
         idle: Tiny pipelines that it attaches to but finds nothing to do in, or whose runs it
             refuses.
         unready: Tiny pipelines on which its default form is refused, unlike ``active``; ``*``: all,
@@ -45,7 +46,7 @@ class Row:
     answers: frozenset[str] = frozenset({"reused"})
     leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
-    lossless: bool = False
+    lossless: bool | None = False
     idle: frozenset[str] = field(default_factory=frozenset)
     unready: frozenset[str] = field(default_factory=frozenset)
     follows: frozenset[str] = field(default_factory=frozenset)
