@@ -4,8 +4,9 @@ Every caption is drawn by the stock pipeline and by every setting, with the same
 order; the stock picture is drawn again after every few others, and each time is compared with the
 stock time just before. Attaching and detaching is not timed. Fidelity is measured against the
 stock picture of the same caption and seed; what was computed is counted below all hooks
-(`counting`). A run that was cut off goes on where it stopped, and sums up the captions that all
-settings have drawn.
+(`counting`). A model that draws clips is given captions of clips, and its clips are measured frame
+by frame and by what moves. A run that was cut off goes on where it stopped, and sums up the
+captions that all settings have drawn.
 """
 
 from __future__ import annotations
@@ -29,12 +30,19 @@ from PIL import Image
 
 import accel
 from accel import quality
-from accel.scenes import HELD_OUT, Scene, oracle, scene
+from accel.scenes import HELD_OUT, MOTIONS, Scene, clip_scene, motion, oracle, scene
 
 STOCK = "stock"
 OURS = "diffusers-accel"
 EVERY = 8
 """Pictures between two of the stock pipeline."""
+
+OF_CLIPS = {
+    "ssim_worst_frame": "ssim_worst_frame",
+    "flicker": "flicker",
+    "motion_accuracy": "motion_right",
+}
+"""What is summed up of clips besides, and its name in the lines."""
 
 WARM = 4
 """Steps of the pictures that are drawn before anything is timed."""
@@ -93,9 +101,9 @@ class Benches:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture, and what it took."""
+    """A picture, or the frames of a clip, and what it took."""
 
-    picture: Image.Image
+    picture: Image.Image | list[Image.Image]
     seconds: float
     blocks: float
 
@@ -105,10 +113,11 @@ def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = 
     call = benches.call if steps is None else benches.call | {"num_inference_steps": steps}
     pipe, counter = benches.get(who.package)
     generator = torch.Generator().manual_seed(subject.seed)
+    call = call | {"output_type": "pil"}
     with who.on(pipe, call):
         counter.reset()
         start = time.perf_counter()
-        picture = pipe(subject.caption, generator=generator, **call).images[0]
+        picture = pipe(subject.caption, generator=generator, **call)[0][0]
         seconds = time.perf_counter() - start
     return Drawn(picture, seconds, counter.rows)
 
@@ -122,7 +131,7 @@ def warm_up(benches: Benches, field: list[Contestant], subject: Scene) -> None:
 
 def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict[str, Any]:
     """The numbers of one picture."""
-    pair = stock.picture, drawn.picture
+    figures = of_clips if isinstance(drawn.picture, list) else of_pictures
     return {
         "seed": subject.seed,
         "package": who.package,
@@ -131,12 +140,48 @@ def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict
         "seconds": drawn.seconds,
         "stock_seconds": stock.seconds,
         "block_rows": drawn.blocks,
-        "psnr": min(quality.psnr(*pair), 100.0),
-        "ssim": quality.ssim(*pair),
-        "perceptual": quality.perceptual(*pair),
-        "attributes_right": oracle.caption_accuracy([drawn.picture], [subject]).mean,
-        "attributes_right_stock": oracle.caption_accuracy([stock.picture], [subject]).mean,
+        **figures(stock.picture, drawn.picture, subject),
     }
+
+
+def of_pictures(stock: Any, drawn: Any, subject: Scene) -> dict[str, float]:
+    """What is measured of a picture."""
+    return {
+        "psnr": min(quality.psnr(stock, drawn), 100.0),
+        "ssim": quality.ssim(stock, drawn),
+        "perceptual": quality.perceptual(stock, drawn),
+        "attributes_right": oracle.caption_accuracy([drawn], [subject]).mean,
+        "attributes_right_stock": oracle.caption_accuracy([stock], [subject]).mean,
+    }
+
+
+def of_clips(stock: Any, drawn: Any, subject: Scene) -> dict[str, float]:
+    """What is measured of a clip: means over frames, the worst frame, flicker, and the motion.
+
+    The perceptual distance is that of the clip oracle, which sees motion too.
+    """
+    frames = list(zip(stock, drawn, strict=True))
+    similar = [quality.ssim(*pair) for pair in frames]
+    judge = motion.load()
+    told, told_stock = (
+        motion.caption_accuracy([clip], [subject], judge) for clip in (drawn, stock)
+    )
+    return {
+        "psnr": float(np.mean([min(quality.psnr(*pair), 100.0) for pair in frames])),
+        "ssim": float(np.mean(similar)),
+        "ssim_worst_frame": min(similar),
+        "perceptual": quality.perceptual([stock], [drawn], judge),
+        "flicker": quality.flicker(stock, drawn),
+        "attributes_right": told.mean,
+        "attributes_right_stock": told_stock.mean,
+        "motion_right": _moving(told),
+        "motion_right_stock": _moving(told_stock),
+    }
+
+
+def _moving(told: oracle.Accuracy) -> float:
+    """The share of what moves, where to and how fast that is as the caption says."""
+    return float(np.mean([told.by_attribute[name] for name in MOTIONS]))
 
 
 def measure(
@@ -177,6 +222,7 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
         "ssim": mean("ssim"),
         "perceptual": mean("perceptual"),
         "caption_accuracy": mean("attributes_right"),
+        **{name: mean(key) for name, key in OF_CLIPS.items() if key in points[0]},
     }
 
 
@@ -203,8 +249,13 @@ def stock_of(lines: Lines, seeds: list[int]) -> dict[str, Any]:
     """What the stock pipeline took."""
     found = [line for line in lines.found if line.get("seed") in set(seeds)]
     times = sorted({line["stock_seconds"] for line in found})
-    right = {line["seed"]: line["attributes_right_stock"] for line in found}
-    return {"seconds": spread(times), "caption_accuracy": float(np.mean(list(right.values())))}
+    shares = {"caption_accuracy": "attributes_right_stock", "motion_accuracy": "motion_right_stock"}
+    right = {
+        name: {line["seed"]: line[key] for line in found if key in line}
+        for name, key in shares.items()
+    }
+    means = {name: float(np.mean([*one.values()])) for name, one in right.items() if one}
+    return {"seconds": spread(times), **means}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -250,9 +301,9 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         axes[0].plot(seconds, [max(1 - row["ssim"], 1e-4) for row in points], **look)
         axes[1].plot(seconds, [max(row["perceptual"], 1e-4) for row in points], **look)
     for side, name in zip(axes, ("1 − SSIM", "perceptual distance"), strict=True):
-        side.set(yscale="log", xlabel="seconds for a picture", ylabel=f"{name} (lower is closer)")
+        side.set(yscale="log", xlabel="seconds for one", ylabel=f"{name} (lower is closer)")
         side.grid(alpha=0.3, which="both")
-    figure.suptitle(f"{title}. Faster is left, closer to the stock picture is down")
+    figure.suptitle(f"{title}. Faster is left, closer to stock is down")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=6)
     figure.savefig(path, dpi=130)
@@ -305,7 +356,8 @@ def run(
         SystemExit: If no caption is drawn by all yet.
     """
     field[:] = [who for who in field if not options.only or who.method in options.only]
-    scenes = [scene(seed) for seed in HELD_OUT[: options.captions]]
+    told = clip_scene if "num_frames" in benches.call else scene
+    scenes = [told(seed) for seed in HELD_OUT[: options.captions]]
     path = options.out / f"{name}-{options.model}.jsonl"
     if options.fresh:
         path.unlink(missing_ok=True)

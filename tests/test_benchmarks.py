@@ -295,3 +295,53 @@ def test_a_sampler_is_solved_and_judged(tmp_path):
     assert found[2] == 4  # two branches
     assert float(sampling.distance(found[0], exact[0])[0]) > 0
     assert float(sampling.distance(exact[0], exact[0])[0]) == 0
+
+
+def test_the_benchmark_of_clips_has_every_method_or_says_why_not():
+    import video
+
+    import accel
+
+    pipe, _ = accel.load("scenes-wan")
+    field, left = video.field_of(pipe)
+    names = [who.method for who in field]
+    of = {name for name in accel.methods() if name.split(".")[0] in video.FAMILIES}
+    assert set(names) | set(left) >= of - set(video.DENSE)
+    assert len(names) == len(set(names)) and not set(names) & set(left)
+    assert all(left.values())
+    assert video.EASY in names
+    sparse = [name for name in names if name.startswith("attention.") and "+" not in name]
+    assert all(f"{name} + {video.EASY}" in names for name in sparse)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_clip_is_drawn_and_judged(tmp_path, capsys):
+    """A few frames, two steps, one caption; then once more from the file."""
+    import argparse
+
+    import video
+
+    class Small(contest.Benches):
+        def __init__(self):
+            super().__init__("scenes-wan", 6)
+            self.call |= {"num_frames": 9, "height": 32, "width": 32}
+
+    pytest.importorskip("matplotlib")
+    options = argparse.Namespace(
+        model="scenes-wan", captions=1, only=["cache.FORA", "cache.TextKV"], budget=1e9,
+        fresh=False, out=tmp_path,
+    )  # fmt: skip
+    benches = Small()
+    first, second = video.measured(options, benches), video.measured(options, benches)
+    assert first["rows"] == second["rows"]
+    cached, lossless = first["rows"]
+    assert cached["psnr"] < 100 and cached["flicker"] > 0
+    assert (lossless["psnr"], lossless["flicker"]) == (100, 0)
+    assert cached["block_rows"] < lossless["block_rows"]
+    assert cached["ssim_worst_frame"] <= cached["ssim"] < 1
+    assert lossless["motion_accuracy"] == first["stock"]["motion_accuracy"]
+    assert lossless["caption_accuracy"] == first["stock"]["caption_accuracy"]
+    table = (tmp_path / "video-scenes-wan.md").read_text()
+    assert "| cache.TextKV | " in table and "| stock | " in table and "torch" in table
+    assert all(f"* {name} is left out: " in table for name in first["left_out"])
+    assert (tmp_path / "video-scenes-wan.png").stat().st_size > 10_000
