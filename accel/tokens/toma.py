@@ -134,11 +134,16 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     """
     import torch
 
+    side = similarity.shape[-1]
+    order = torch.arange(side, device=similarity.device)
+    rounding = 4 * side * torch.finfo(similarity.dtype).eps
     best = similarity.new_full(similarity.shape[:-1], -1.0)
     taken = torch.zeros_like(best, dtype=torch.bool)
     chosen = []
     for _ in range(count):
-        gain = (similarity - best[..., None]).clamp_min(0.0).sum(-2)
+        # Two tokens that gain from each other alone gain the same: the first is taken, not the one
+        # that the rounding of a batch of this size favours.
+        gain = (similarity - best[..., None]).clamp_min(0.0).sum(-2) - rounding * order
         pick = gain.masked_fill(taken, -1.0).argmax(-1, keepdim=True)
         taken = taken.scatter(-1, pick, True)
         reached = similarity.take_along_dim(pick[..., None, :], dim=-1)[..., 0]
