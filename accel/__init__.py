@@ -9,6 +9,7 @@ from accel import edit as edit
 from accel import errors as errors
 from accel import guidance as guidance
 from accel import memory as memory
+from accel import tokens as tokens
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
 from accel.attach import Site as Site
@@ -35,4 +36,5 @@ __all__ = [
     "load",
     "memory",
     "methods",
+    "tokens",
 ]

@@ -1,145 +1,125 @@
-"""Token reduction in one self-attention layer: seconds beside the whole layer, for each reducer.
+"""Every reduction of tokens swept over its knob, beside tomesd, in one interleaved run.
 
-    python benchmarks/tokens.py [--sides 32 64 128] [--ratio 0.5] [--channels 320] [--repeats 9]
+    python benchmarks/tokens.py [--model scenes-unet] [--size 256] [--captions 16]
 
-The layer is a UNet's at its highest resolution: four projections and softmax attention, a batch
-of two branches. Whole and reduced layers alternate, one repeat each is left out as warm-up. The
-content is a smooth random picture with a little noise. ``anew`` makes the reduction in every
-layer, ``kept`` uses one that was made before: what a policy of reuse can save lies between.
+Needs the extra `bench`, which brings tomesd (UNets alone). How it is measured: `contest`; the
+attention of one layer by itself, as tokens grow, measures `token_layers`. ``--size`` draws larger
+pictures than the model's own: attention costs the square of their area, and what a reduction saves
+grows with it. The numbers lie in ``results/tokens-SIZE-MODEL.jsonl`` as they come; beside it come
+``.json`` (the sums), ``.png`` and ``.md``.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
 
+import contest
 import torch
-from measure import ratio, save, spread
-from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from contest import OURS, Benches, Contestant
+from measure import save
+from peers import Enter, Peer
 
-from accel.seams.layout import Layout
-from accel.tokens.importance import partition
-from accel.tokens.reduction import Reduction
-from accel.tokens.todo import downsampled
-from accel.tokens.toma import reduction
-from accel.tokens.matching import cells
-from accel.tokens.transforming import transformed
+import accel
+from accel.errors import AccelError
 
-HEADS = 8
-BRANCHES = 2
+LEVELS = 2
+"""Levels of a UNet that are served: scenes-unet, as SDXL, has no attention at the first."""
 
+FINE = {"max_downsample": LEVELS}
 
-class Layer:
-    """Self-attention with projections of its own, in float32.
+SWEEPS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
+    "ToMe": ("ratio", FINE, (0.25, 0.5, 0.75)),
+    "ToMe, kept": ("ratio", FINE | {"steps": 4, "layers": 0}, (0.25, 0.5, 0.75)),
+    "ToMe, counted": ("ratio", FINE | {"proportional": True}, (0.5,)),
+    "Importance": ("ratio", FINE, (0.25, 0.5, 0.75)),
+    "ToMA": ("ratio", FINE, (0.25, 0.5, 0.75)),
+    "Transforming": ("ratio", FINE, (0.25, 0.5)),
+    "ToDo": ("factor", {}, (2, 3)),
+    "SADA": ("refresh", FINE | {"most": 64}, (2, 4)),
+}
+"""By curve: the field that is swept, the other fields, and the values."""
 
-    Args:
-        channels: C, a multiple of `HEADS`.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self._parts = [nn.Linear(channels, channels, bias=False) for _ in range(4)]
-
-    def __call__(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x[B, M, C]`` attends to ``context[B, K, C]``."""
-        query, key, value, out = self._parts
-        q = query(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        k = key(context).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        v = value(context).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-        found = scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return out(found.transpose(1, 2).flatten(2))
+RATIOS = (0.25, 0.5, 0.75)
 
 
-def picture(grid: Layout, channels: int) -> Tensor:
-    """Tokens of a smooth picture with noise, ``[B, N, C]``."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(BRANCHES, channels, 8, 8, generator=generator)
-    smooth = interpolate(coarse, (grid.height, grid.width), mode="bicubic").flatten(2).mT
-    return smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
-
-
-Reducer = Callable[[Tensor], Reduction]
-
-
-def reducers(grid: Layout, share: float) -> dict[str, Reducer]:
-    """By name: from content to a reduction."""
-    drawn = cells(grid, torch.Generator().manual_seed(0))
-    return {
-        "ToMe": lambda x: drawn.match(x, share),
-        "importance": lambda x: partition(x.norm(dim=-1), drawn).match(x, share),
-        "ToMA": lambda x: reduction(x, grid, share),
-        "Token Transforming": lambda x: transformed(x, grid, share),
-    }
-
-
-def forms(layer: Layer, grid: Layout, x: Tensor, share: float) -> dict[str, Callable[[], Tensor]]:
-    """By name: the whole layer and every reduced one, ready to run on ``x``."""
-    pooled = downsampled(grid)
-    found = {
-        "whole": lambda: layer(x, x),
-        "ToDo, kept": lambda: layer(x, pooled.merge(x)),
-        "ToDo, anew": lambda: layer(x, downsampled(grid).merge(x)),
-    }
-    for name, reduce in reducers(grid, share).items():
-        kept = reduce(x)
-        found[f"{name}, kept"] = lambda kept=kept: _around(layer, kept, x)
-        found[f"{name}, anew"] = lambda reduce=reduce: _around(layer, reduce(x), x)
+def ours(pipe: Any, settings: int | None) -> list[Contestant]:
+    """Every setting of every reduction of ours that serves the pipeline."""
+    known, found = accel.methods(), []
+    for curve, (knob, fields, values) in SWEEPS.items():
+        kind = known[f"tokens.{curve.split(',')[0]}"]
+        deep = knob == "factor" and hasattr(pipe, "unet")  # the first level that has attention
+        for value in values[:settings]:
+            plan = accel.Plan(kind(**fields, **{"next_factor" if deep else knob: value}))
+            try:
+                plan.attach(pipe).detach()
+            except AccelError as error:
+                print(f"left out {curve}: {error}")
+                break
+            found.append(Contestant(OURS, curve, value, plan=plan))
     return found
 
 
-def _around(layer: Layer, reduced: Reduction, x: Tensor) -> Tensor:
-    few = reduced.merge(x)
-    return reduced.unmerge(layer(few, few))
+def theirs(pipe: Any, settings: int | None) -> Iterator[Contestant]:
+    """Every ratio of tomesd, where it is installed and serves the pipeline."""
+    if not hasattr(pipe, "unet") or find_spec("tomesd") is None:
+        print("left out tomesd: it serves UNets, and is brought by the extra 'bench'")
+        return
+    for ratio in RATIOS[:settings]:
+        peer = Peer("tomesd", "ToMe", ratio, _tomesd(ratio))
+        yield Contestant(peer.package, peer.method, ratio, peer=peer)
 
 
-@torch.inference_mode()
-def timed(grid: Layout, channels: int, share: float, repeats: int) -> dict[str, dict[str, object]]:
-    """Seconds of every form, its speed-up over the whole layer and its distance from it."""
-    torch.manual_seed(0)
-    x = picture(grid, channels)
-    runs = forms(Layer(channels), grid, x, share)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    outputs: dict[str, Tensor] = {}
-    for turn in range(repeats + 1):
-        for name in list(runs)[:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
-            outputs[name] = runs[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    whole = outputs["whole"]
-    return {
-        name: {
-            "seconds": spread(taken),
-            "speed_up": ratio(seconds["whole"], taken),
-            "relative_error": float((outputs[name] - whole).norm() / whole.norm()),
-        }
-        for name, taken in seconds.items()
-    }
+def _tomesd(ratio: float) -> Enter:
+    @contextmanager
+    def enter(pipe: Any, call: dict[str, Any]) -> Iterator[None]:  # noqa: ARG001
+        import tomesd
+
+        tomesd.apply_patch(pipe, ratio=ratio, max_downsample=LEVELS)
+        try:
+            yield
+        finally:
+            tomesd.remove_patch(pipe)
+
+    return enter
+
+
+def markdown(rows: list[dict[str, Any]], title: str) -> str:
+    """Every setting as a line of a table, the fastest first."""
+    lines = [f"{title}. Times faster than stock, and how near to it.", ""]
+    lines += ["| reduction | setting | faster | SSIM | perceptual distance | right |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: -row["speedup"]["median"]):
+        who = row["method"] if row["package"] == OURS else f"{row['package']}: {row['method']}"
+        cells = [who, f"{row['knob']:g}", f"{row['speedup']['median']:.2f}×", f"{row['ssim']:.4f}"]
+        cells += [f"{row['perceptual']:.4f}", f"{row['caption_accuracy']:.1%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Measure and write ``results/tokens.json``."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--channels", type=int, default=320)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    """Measure, and write ``tokens-SIZE-MODEL`` with its endings."""
+    parser = contest.options_of(__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, help="pixels a side; the model's own without it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = {"ratio": options.ratio, "channels": options.channels, "branches": BRANCHES}
-    layers = {}
-    for side in options.sides:
-        grid = Layout(0, 1, side, side)
-        layers[grid.image] = timed(grid, options.channels, options.ratio, options.repeats)
-        print(f"{grid.image} tokens")
-        for name, figures in layers[grid.image].items():
-            print(
-                f"  {name:<26}{figures['seconds']['median']:8.4f} s"
-                f"{figures['speed_up']['median']:7.2f}×  error {figures['relative_error']:.3f}"
-            )
-    print(save("tokens", {**result, "layers": layers}))
+    benches = Benches(options.model, options.steps)
+    if options.size is not None:
+        benches.call |= {"height": options.size, "width": options.size}
+    pipe, _ = benches.get(OURS)
+    field = [*ours(pipe, options.settings), *theirs(pipe, options.settings)]
+    size = benches.call["height"]
+    found = contest.run(f"tokens-{size}", options, benches, field)
+    contest.show(found.rows)
+    name = f"tokens-{size}-{options.model}"
+    steps = benches.call["num_inference_steps"]
+    title = f"{options.model}, {size}², {steps} steps, {len(found.seeds)} captions"
+    contest.plot(found.rows, options.out / f"{name}.png", title)
+    (options.out / f"{name}.md").write_text(markdown(found.rows, title))
+    result = {"call": benches.call, "captions": found.seeds, "stock": found.stock}
+    print(save(name, {**result, "rows": found.rows}, options.out))
 
 
 if __name__ == "__main__":

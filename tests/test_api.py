@@ -32,6 +32,7 @@ def test_names():
         "load",
         "memory",
         "methods",
+        "tokens",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
     assert sorted(accel.cache.__all__) == [
@@ -81,6 +82,7 @@ def test_names():
         "LayerwiseCasting",
         "OperatorGrouping",
     ]
+    assert accel.tokens.__all__ == ["SADA", "Importance", "ToDo", "ToMA", "ToMe", "Transforming"]
     assert samplers.__all__ == [
         "DEIS",
         "OLSS",

@@ -22,6 +22,7 @@ from roster import (
     network,
     solver_coupled,
     solvers,
+    tokens,
     unet,
 )
 from roster.row import STEPS as STEPS
@@ -38,6 +39,7 @@ ROWS: dict[str, Row] = (
     | lossless.ROWS
     | memory.ROWS
     | attention.ROWS
+    | tokens.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on everything, its kin on ``CORE``."""
