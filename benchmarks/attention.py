@@ -1,6 +1,7 @@
-"""Sparse attention alone: seconds of a pattern beside dense attention, by tokens and density.
+"""Sparse attention, alone and in a denoiser: seconds beside dense attention, by tokens and density.
 
     python benchmarks/attention.py [--tokens 1024 … 32768] [--heads 4] [--threads 1] [--repeats 5]
+    python benchmarks/attention.py --denoiser [--tokens 1024 … 16384] [--threads 2] [--repeats 2]
 
 For every number of tokens (a picture of twice as many, or as many, columns as rows) and for
 every share of pairs to keep, neighbourhood attention in strides of 8×16 tokens is compiled and run
@@ -9,7 +10,13 @@ PyTorch's own, without a mask. Repeats are interleaved: each takes dense and all
 and ratios are of the same repeat. Reported are medians and quartiles, the density, and what
 building a table took, once.
 
-Beside ``attention-DEVICE.json`` comes a ``.png``: seconds and speed-ups by tokens.
+With ``--denoiser`` it is the whole network: one block of a PixArt-Σ, of its published width and
+with random weights, under the plans that a user would attach to its pipeline. What is timed is one
+call of the network, everything but attention included; tables are compiled, and it is measured
+whether they pay, in a call before. More blocks take that many times as much.
+
+Beside ``attention-DEVICE.json`` and ``attention-denoiser-DEVICE.json`` comes a ``.png``: seconds
+and speed-ups by tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +24,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +35,13 @@ from measure import RESULTS, ratio, save, spread
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from accel import Plan, attention
 from accel.attention.blocks import compiled
-from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.lowerings.gather import Gather
+from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.patterns.neighbourhood import Neighbourhood
 from accel.attention.patterns.pattern import Pattern
+from accel.attention.sparse import Patterned
 from accel.seams.layout import Layout
 
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -38,7 +49,16 @@ DENSITIES = (0.05, 0.1, 0.25, 0.5)
 STRIDE = (1, 8, 16)
 DENSE = "dense"
 
+DENOISER_TOKENS = (1024, 4096, 16384)
+DENOISER_DENSITIES = (0.1, 0.25)
+PIXELS = 16
+"""Pixels a side of a token: 8 of the autoencoder, 2 of the patch."""
+
+TEXT, TEXT_WIDTH = 120, 4096
+
 Run = Callable[[], Tensor]
+Visit = Callable[[], float]
+"""Does something once, and says how many seconds of it count."""
 
 
 def picture(tokens: int, text: int) -> Layout:
@@ -60,18 +80,27 @@ def patterns(layout: Layout) -> dict[str, Pattern]:
     return found | {"GRAT surrounding": Surrounding(), "GRAT criss-cross": CrissCross()}
 
 
-def timed(runs: dict[str, Run], repeats: int, sync: Callable[[], None]) -> dict[str, list[float]]:
-    """Seconds of each run, one after the other, that many times; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            sync()
-            begin = time.perf_counter()
-            run()
-            sync()
-            if repeat:
-                seconds[name].append(time.perf_counter() - begin)
+def rounds(visits: dict[str, Visit], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, that many times."""
+    seconds: dict[str, list[float]] = {name: [] for name in visits}
+    for _ in range(repeats):
+        for name, visit in visits.items():
+            seconds[name].append(visit())
     return seconds
+
+
+def clocked(run: Callable[[], Any], sync: Callable[[], None]) -> float:
+    """Seconds that something takes."""
+    sync()
+    begin = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - begin
+
+
+def waiting(device: str) -> Callable[[], None]:
+    """What waits for a device."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 @torch.no_grad()
@@ -93,13 +122,102 @@ def measured(
             row | {"computed": table.computed, "build_seconds": time.perf_counter() - begin}
         )
         runs[name] = lambda lowering=lowering: lowering(*qkv)
-    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
-    seconds = timed(runs, repeats, sync)
+    sync = waiting(device)
+    visits = {name: partial(clocked, run, sync) for name, run in runs.items()}
+    rounds(visits, 1)  # warms up
+    return summed(rows, rounds(visits, repeats), layout.tokens)
+
+
+def summed(
+    rows: list[dict[str, Any]], seconds: dict[str, list[float]], tokens: int
+) -> list[dict[str, Any]]:
+    """The rows with their times."""
     for row in rows:
-        row["tokens"] = layout.tokens
+        row["tokens"] = tokens
         row["seconds"] = spread(seconds[row["pattern"]])
         row["speedup"] = ratio(seconds[DENSE], seconds[row["pattern"]])
     return rows
+
+
+def pixart(device: str) -> Any:
+    """A pipeline around one block of a PixArt-Σ; the same random weights each time."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_layers=1,
+        sample_size=128,
+        out_channels=8,
+        caption_channels=TEXT_WIDTH,
+        use_additional_conditions=False,
+    )
+    pipe = PixArtSigmaPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        transformer=transformer.to(device),
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe if device == "cpu" else pipe.to(torch.bfloat16)
+
+
+def denoised(pipe: Any, layout: Layout, sync: Callable[[], None]) -> float:
+    """Seconds of the network in one step of a picture."""
+    network = pipe.transformer
+    source = torch.Generator().manual_seed(0)
+    text = torch.randn(1, TEXT, TEXT_WIDTH, generator=source).to(network.device, network.dtype)
+    moments: list[float] = []
+
+    def note(*_: Any) -> None:
+        sync()
+        moments.append(time.perf_counter())
+
+    undos = [network.register_forward_pre_hook(note), network.register_forward_hook(note)]
+    pipe(
+        prompt_embeds=text,
+        prompt_attention_mask=torch.ones(1, TEXT, device=network.device),
+        negative_prompt=None,
+        guidance_scale=1.0,
+        height=PIXELS * layout.height,
+        width=PIXELS * layout.width,
+        num_inference_steps=1,
+        generator=source,
+        use_resolution_binning=False,
+        output_type="latent",
+    )
+    for undo in undos:
+        undo.remove()
+    begin, end = moments
+    return end - begin
+
+
+def methods(layout: Layout) -> dict[str, Patterned]:
+    """What a denoiser is run under, by its name in the plot."""
+    found: dict[str, Patterned] = {}
+    for density in DENOISER_DENSITIES:
+        shape = window(layout, density)
+        fields = {"window": shape.window, "stride": shape.stride, "warm_up": 0.0}
+        found[f"window {density:.0%}"] = attention.Neighbourhood(**fields)
+    return found | {"GRAT criss-cross": attention.GRAT(warm_up=0.0)}
+
+
+@torch.no_grad()
+def denoiser(layout: Layout, repeats: int, device: str) -> list[dict[str, Any]]:
+    """Rows of one layout: the dense network, then under each plan."""
+    rows: list[dict[str, Any]] = [{"pattern": DENSE, "density": 1.0}]
+    sync = waiting(device)
+    visits: dict[str, Visit] = {DENSE: partial(denoised, pixart(device), layout, sync)}
+    visits[DENSE]()
+    for name, method in methods(layout).items():
+        pipe, plan = pixart(device), Plan(method)
+        run = plan.attach(pipe)
+        visits[name] = partial(denoised, pipe, layout, sync)
+        visits[name]()
+        said = run.report.verdicts[method.name].detail
+        density = method.pattern(layout).density(layout)
+        rows.append({"pattern": name, "density": density, "plan": plan.to_dict(), "said": said})
+    return summed(rows, rounds(visits, repeats), layout.tokens)
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -130,23 +248,33 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Measure and write ``results/attention-DEVICE.json`` with its plot."""
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--denoiser", action="store_true", help="the whole network")
+    parser.add_argument("--tokens", type=int, nargs="+", help="powers of two")
     parser.add_argument("--text", type=int, default=0, help="text tokens, always kept")
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, help="5; 2 of a denoiser")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write ``results/attention-DEVICE.json`` with its plot, or that of a denoiser."""
+    given = options()
+    torch.set_num_threads(given.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    repeats = given.repeats or (2 if given.denoiser else 5)
     rows: list[dict[str, Any]] = []
-    for tokens in options.tokens:
-        layout = picture(tokens, options.text)
-        found = measured(layout, options.heads, options.dim, options.repeats, device)
+    for tokens in given.tokens or (DENOISER_TOKENS if given.denoiser else TOKENS):
+        if given.denoiser:
+            found = denoiser(picture(tokens, 0), repeats, device)
+        else:
+            layout = picture(tokens, given.text)
+            found = measured(layout, given.heads, given.dim, repeats, device)
         for row in found:
             print(
                 f"{row['tokens']:>6} tokens, {row['pattern']:<18} {row['density']:6.1%} "
@@ -154,12 +282,19 @@ def main() -> None:
                 flush=True,
             )
         rows += found
-    setting = {key: getattr(options, key) for key in ("text", "heads", "dim", "repeats")}
-    path = save(f"attention-{device}", {"setting": setting, "rows": rows}, options.out)
-    title = f"Attention alone on {device}, {options.heads} heads of {options.dim}"
+    name, setting = f"attention-{device}", {"repeats": repeats}
+    title = f"Attention alone on {device}, {given.heads} heads of {given.dim}"
+    if given.denoiser:
+        name = f"attention-denoiser-{device}"
+        title = f"One block of PixArt-Σ, random weights, on {device}"
+    else:
+        setting |= {key: getattr(given, key) for key in ("text", "heads", "dim")}
+    path = save(name, {"setting": setting, "rows": rows}, given.out)
     plot(rows, path.with_suffix(".png"), title)
     print(path)
 
 
 if __name__ == "__main__":
+    # that a pattern does not pay is what is measured here
+    warnings.simplefilter("ignore", UserWarning)
     main()
