@@ -263,6 +263,18 @@ def test_tables_and_layouts_are_asked_for_once_and_masks_once_a_call(bench, monk
     assert len(asked["valid_text"]) == 2 * run.report.calls
 
 
+def test_tables_are_kept_for_the_latest_layouts_alone(bench, monkeypatch, same):
+    """However few there are: a UNet's levels take turns."""
+    plan = Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0))
+    expected, _ = bench.under("sd15", plan, steps=2)
+    made = []
+    monkeypatch.setattr(static, "compiled", noted(static.compiled, made))
+    monkeypatch.setattr(static, "KEPT", 1)
+    with plan.attach(bench.pipe("sd15")):
+        assert same(bench.call("sd15", steps=2), expected)
+    assert len(made) > 3
+
+
 @st.composite
 def padded(draw):
     layout = draw(layouts().filter(lambda layout: layout.text))

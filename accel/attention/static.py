@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LONG = 1024
 """Tokens from which it is measured whether a pattern pays."""
 
+KEPT = 32
+"""Layouts whose tables are kept: levels of a UNet, lengths of texts."""
+
 
 class Prepared:
     """A pattern on one layout and device.
@@ -87,14 +90,14 @@ class Static:
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
         asked, layout = moment.asked, moment.layout
-        key = (layout, asked.query.device)
-        if key not in self._prepared:
-            self._prepared[key] = Prepared(self._pattern(layout), *key)
-        prepared = self._prepared[key]
+        prepared = self._ready(layout, asked.query.device)
         if prepared.density == 1.0:
             return f"where the pattern keeps all ({said(layout)})"
+        key = (layout, asked.query.device)
         name = self._choice.of(key, prepared.table, prepared.lowering, asked, moment.text_mask)
         lowering = prepared.lowering(name)
+        for failed, why in self._choice.failed.items():
+            self._account.note(failed, f"{failed} failed where it was tried: {why}")
 
         def sparse() -> Tensor:
             return lowering(asked.query, asked.key, asked.value, asked.scale, moment.text_mask)
@@ -107,6 +110,14 @@ class Static:
             if advice := self._advice[key]:
                 self._account.advise(advice)
         return answer
+
+    def _ready(self, layout: Layout, device: torch.device) -> Prepared:
+        key = (layout, device)
+        if key not in self._prepared:
+            if len(self._prepared) == KEPT:
+                del self._prepared[next(iter(self._prepared))]
+            self._prepared[key] = Prepared(self._pattern(layout), layout, device)
+        return self._prepared[key]
 
     def _judged(self, moment: Moment, density: float, sparse: Callable[[], Tensor]) -> str | None:
         """What to say if dense attention is faster here."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -79,7 +80,7 @@ def _called(name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -
     named = {keyword.arg or "**": _value(name, keyword.value) for keyword in keywords}
     try:
         inspect.signature(NAMES[name]).bind(*given, **named)
-        made: Pattern = TypeAdapter(NAMES[name]).validate_python(ArgsKwargs(tuple(given), named))
+        made: Pattern = _adapter(name).validate_python(ArgsKwargs(tuple(given), named))
     except TypeError as error:  # fields that it does not have, or lacks
         raise BadInput(f"{name}: {error}.") from error
     except ValidationError as error:
@@ -87,6 +88,11 @@ def _called(name: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -
         where = ".".join([name, *map(str, first["loc"])])
         raise BadInput(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
     return made
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Pattern]:
+    return TypeAdapter(NAMES[name])
 
 
 def _value(name: str, node: ast.expr) -> Any:
