@@ -438,13 +438,13 @@ def test_sizes_grow_until_the_next_would_take_more_than_is_left(frames):
     methods = [attention.GRAT(form="surrounding", box=(1, 2, 2)), attention.Radial()]
     grat, radial = sizes.paying(shape(Layout(0, frames, 8, 8)), methods, 20.0, seconds, now)
     tokens = [one.tokens for one in grat.timed]
-    assert tokens == ([64, 256, 1024] if frames == 1 else [128, 256, 1024, 2048])
+    assert tokens == [64 * 2**power for power in range(frames - 1, 6)]
     assert now() <= 20.0
     assert [one.pays for one in grat.timed] == [count > 1000 for count in tokens]
     assert str(grat).startswith("pays from 1,024 tokens on")
     assert not any(one.density == 1.0 for one in grat.timed)
     if frames == 1:
-        assert str(radial) == "is dense up to here: it keeps all of 32 × 32 tokens"
+        assert str(radial) == "is dense up to here: it keeps all of 32 × 64 tokens"
 
 
 def test_what_does_not_pay_and_what_does_not_fit_is_said():

@@ -1,8 +1,8 @@
 """From how many tokens on a sparse attention pays, measured where it would run.
 
 Queries, keys and values are random, of the shape that the network's own have: how long attention
-takes does not depend on what is in them. From the layout of a call on, pictures are doubled on both
-sides, and clips in turn by their sides and their frames, until the next would take too long.
+takes does not depend on what is in them. From the layout of a call on, one axis after the other is
+doubled (frames of clips, columns, rows), until the next would take too long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -177,15 +178,12 @@ class Paying:
 
 
 def ladder(layout: Layout) -> Iterator[Layout]:
-    """A layout, and ever larger ones with the same text."""
-    turn = 0
-    while True:
+    """A layout, and ever larger ones: twice as many image tokens each, and the same text."""
+    axes = ("frames", "width", "height") if layout.frames > 1 else ("width", "height")
+    yield layout
+    for axis in cycle(axes):
+        layout = replace(layout, **{axis: 2 * getattr(layout, axis)})
         yield layout
-        if layout.frames > 1 and turn % 2 == 0:
-            layout = replace(layout, frames=2 * layout.frames)
-        else:
-            layout = replace(layout, height=2 * layout.height, width=2 * layout.width)
-        turn += 1
 
 
 @torch.no_grad()
