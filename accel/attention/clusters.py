@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accel.attention.masses import SCORES, Estimate, Heads, Memory
+from accel.attention.masses import Estimate, Heads, Memory, at_once
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def clustered(
 def nearest(x: Tensor, centroids: Tensor) -> Tensor:
     """The nearest centroid of each token, the first of several: ``[P, N]``."""
     half = centroids.square().sum(-1)[:, None] / 2
-    step = max(1, SCORES // (len(x) * centroids.shape[1]))
+    step = max(1, at_once(x.device) // (len(x) * centroids.shape[1]))
     parts = torch.split(x, step, dim=1)
     return torch.cat([(part @ centroids.mT - half).argmax(-1) for part in parts], dim=1)
 

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-SCORES = 1 << 24
-"""Scores that are looked at at once, where one block of queries of one head has no more."""
+SCORES = 1 << 20
+"""Scores that are looked at at once, where one block of queries of one head has no more: what fits
+a processor's cache."""
+
+SCORES_ON_DEVICE = 1 << 26
+"""The same where it is kernels that should be few."""
 
 TINY = 1e-12
 
@@ -80,7 +84,7 @@ class Indicator(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """The attention itself, summed up by blocks; never more than `SCORES` scores at once.
+    """The attention itself, summed up by blocks; never more than `at_once` scores together.
 
     A search costs what the scores of dense attention do. AdaSpa (arXiv 2502.21079, section 4).
 
@@ -182,8 +186,9 @@ def exact_mass(heads: Heads, block: int, cell: int, lse: Tensor | None) -> tuple
     mass = heads.query.new_empty((size, -(-count // block), -(-count // cell)), dtype=torch.float32)
     known = lse is not None
     lse = heads.query.new_empty((size, count), dtype=torch.float32) if lse is None else lse
-    some = max(1, SCORES // (block * count))
-    step = max(1, SCORES // (min(some, size) * block * count))
+    limit = at_once(mass.device)
+    some = max(1, limit // (block * count))
+    step = max(1, limit // (min(some, size) * block * count))
     for part in range(0, size, some):
         for first in range(0, mass.shape[1], step):
             here, rows = slice(part, part + some), slice(first * block, (first + step) * block)
@@ -213,6 +218,11 @@ def _summed(x: Tensor, size: int) -> Tensor:
     """Sums over runs of the last dimension."""
     whole = pad(x, (0, -x.shape[-1] % size))
     return whole.reshape(*x.shape[:-1], -1, size).sum(-1)
+
+
+def at_once(device: torch.device) -> int:
+    """How many scores are looked at at once."""
+    return SCORES if device.type == "cpu" else SCORES_ON_DEVICE
 
 
 def runs(count: int, size: int, device: torch.device) -> Tensor:
