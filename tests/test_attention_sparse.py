@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from accel import Plan, attention, explain
 from accel.attach import Accelerator
-from accel.attention import choice, serving, sizes, static, timing
+from accel.attention import choice, paying, serving, sizes, static, timing
 from accel.attention.account import Account
 from accel.attention.patterns import Full, Surrounding
 from accel.attention.patterns.expression import normal, parsed
@@ -366,7 +366,7 @@ def test_seconds_are_the_median_of_three_after_one_that_warms_up(monkeypatch):
 @pytest.mark.parametrize("pays", [True, False])
 def test_where_dense_attention_is_faster_the_plan_warns(bench, monkeypatch, same, pays):
     """Once a run, in the verdict and as a warning; whatever is said, the picture is the same."""
-    monkeypatch.setattr(static, "LONG", 64)
+    monkeypatch.setattr(paying, "LONG", 64)
     times = iter([0.002, 0.003] if pays else [0.003, 0.002])
     monkeypatch.setattr(timing, "seconds", lambda run, device: next(times))
     plan = Plan(attention.GRAT(box=(1, 4, 4), warm_up=0.0))

@@ -1,4 +1,4 @@
-"""Whether a pattern that is found while the model runs pays, with what it takes to find it."""
+"""Whether sparse attention pays where it is computed, with what it takes to find its pattern."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from accel.attention import timing
-from accel.attention.static import LONG
 
 if TYPE_CHECKING:
     import torch
@@ -15,11 +14,15 @@ if TYPE_CHECKING:
     from accel.attention.serving import Moment
     from accel.seams.layout import Layout
 
+LONG = 1024
+"""Tokens from which it is measured whether a pattern pays."""
+
 
 class Paying:
     """Times each layout once, from `LONG` tokens on, and advises where dense attention is faster.
 
-    What is found differs by what is looked at; the first attention stands for all of its layout.
+    What is found while the model runs differs by what is looked at; the first attention stands for
+    all of its layout.
 
     Args:
         account: Where the advice goes.
@@ -33,36 +36,44 @@ class Paying:
         self,
         moment: Moment,
         density: float,
-        *,
-        search: Callable[[], Any],
-        share: float,
         attend: Callable[[], Any],
+        search: Callable[[], Any] | None = None,
+        share: float = 1.0,
     ) -> None:
         """Measure once, and advise in every run.
 
         Args:
             moment: The attention.
             density: Share of all pairs of tokens that is kept.
-            search: Finds the pattern.
+            attend: Attends by the pattern.
+            search: Finds the pattern, if it has to be found.
             share: Of the steps at which there is a search.
-            attend: Attends by what was found.
         """
         if moment.layout.tokens < LONG:
             return
-        device = moment.asked.query.device
-        key = (moment.layout, device)
+        key = (moment.layout, moment.asked.query.device)
         if key not in self._advice:
-            searching, attending, dense = (
-                timing.seconds(run, device) for run in (search, attend, moment.asked.dense)
-            )
-            ours = share * searching + attending
-            self._advice[key] = (
-                None
-                if ours < dense
-                else (
-                    f"does not pay here: {moment.layout.tokens:,} tokens at density {density:.2f} "
-                    f"take {1000 * ours:.1f} ms with the search, dense {1000 * dense:.1f} ms"
-                )
-            )
+            self._advice[key] = self._judged(moment, density, attend, search, share)
         if advice := self._advice[key]:
             self._account.advise(advice)
+
+    def _judged(
+        self,
+        moment: Moment,
+        density: float,
+        attend: Callable[[], Any],
+        search: Callable[[], Any] | None,
+        share: float,
+    ) -> str | None:
+        """What to say if dense attention is faster here."""
+        device = moment.asked.query.device
+        ours, dense = (timing.seconds(run, device) for run in (attend, moment.asked.dense))
+        if search is not None:
+            ours += share * timing.seconds(search, device)
+        if ours < dense:
+            return None
+        searched = "" if search is None else " with the search"
+        return (
+            f"does not pay here: {moment.layout.tokens:,} tokens at density {density:.2f} take "
+            f"{1000 * ours:.1f} ms{searched}, dense {1000 * dense:.1f} ms"
+        )

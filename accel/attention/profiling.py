@@ -79,9 +79,8 @@ class Profiling:
         self._pays(
             moment,
             density,
-            search=lambda: self._chosen(moment, patterns),
-            share=1.0,
-            attend=lambda: self._attend(moment, patterns, chosen)[0],
+            lambda: self._attend(moment, patterns, chosen)[0],
+            lambda: self._chosen(moment, patterns),
         )
         return answer
 

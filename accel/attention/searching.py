@@ -146,11 +146,9 @@ class Searching:
         self._pays(
             moment,
             density,
-            search=lambda: self._search(
-                moment, range(len(rows)), [known.memory for known in rows], None
-            ),
-            share=self._schedule.frequency(moment.step),
-            attend=lambda: self._attend(moment, found)[0],
+            lambda: self._attend(moment, found)[0],
+            lambda: self._search(moment, range(len(rows)), [known.memory for known in rows], None),
+            self._schedule.frequency(moment.step),
         )
         return answer
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from accel.attention import timing
 from accel.attention.blocks import compiled
 from accel.attention.lowerings import lowered
 from accel.attention.patterns.pattern import Pattern
+from accel.attention.paying import Paying
 from accel.errors import BadInput
 from accel.seams.layout import Layout
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from accel.attention.choice import Choice
     from accel.attention.lowerings.lowering import Lowering
     from accel.attention.serving import Moment
-
-LONG = 1024
-"""Tokens from which it is measured whether a pattern pays."""
 
 KEPT = 32
 """Layouts whose tables are kept: levels of a UNet, lengths of texts."""
@@ -67,22 +64,16 @@ class Static:
         pattern: From a layout to the pattern on it.
         choice: By what it is computed.
         account: Where it is counted.
-        seconds: What measures.
     """
 
     def __init__(
-        self,
-        pattern: Callable[[Layout], Pattern],
-        choice: Choice,
-        account: Account,
-        seconds: timing.Clock | None = None,
+        self, pattern: Callable[[Layout], Pattern], choice: Choice, account: Account
     ) -> None:
         self._pattern = pattern
         self._choice = choice
         self._account = account
-        self._seconds = seconds or timing.seconds
+        self._pays = Paying(account)
         self._prepared: dict[tuple[Layout, torch.device], Prepared] = {}
-        self._advice: dict[tuple[Layout, torch.device], str | None] = {}
 
     def reset(self) -> None:
         """Nothing is learned of a run."""
@@ -104,11 +95,7 @@ class Static:
 
         answer = sparse()
         self._account.served(prepared.density, name)
-        if layout.tokens >= LONG:
-            if key not in self._advice:
-                self._advice[key] = self._judged(moment, prepared.density, sparse)
-            if advice := self._advice[key]:
-                self._account.advise(advice)
+        self._pays(moment, prepared.density, sparse)
         return answer
 
     def _ready(self, layout: Layout, device: torch.device) -> Prepared:
@@ -118,17 +105,6 @@ class Static:
                 del self._prepared[next(iter(self._prepared))]
             self._prepared[key] = Prepared(self._pattern(layout), layout, device)
         return self._prepared[key]
-
-    def _judged(self, moment: Moment, density: float, sparse: Callable[[], Tensor]) -> str | None:
-        """What to say if dense attention is faster here."""
-        device = moment.asked.query.device
-        ours, dense = (self._seconds(run, device) for run in (sparse, moment.asked.dense))
-        if ours < dense:
-            return None
-        return (
-            f"does not pay here: {moment.layout.tokens:,} tokens at density {density:.2f} take "
-            f"{1000 * ours:.1f} ms, dense {1000 * dense:.1f} ms"
-        )
 
 
 def said(layout: Layout) -> str:
