@@ -11,12 +11,12 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import BlockSparse, compiled, compiled_by_head
-from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.lowerings import NAMES, gather, lowered, refusals
 from accel.attention.lowerings.flex import Flex
 from accel.attention.lowerings.gather import Gather
 from accel.attention.lowerings.lowering import by_text
 from accel.attention.lowerings.xformers import packed, unpacked
+from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.patterns.neighbourhood import Neighbourhood
 from accel.attention.patterns.pattern import Full, Partition, Pattern, PerHead
 from accel.attention.patterns.radial import Radial
@@ -109,6 +109,16 @@ def test_a_pattern_that_leaves_a_token_without_keys_is_refused():
     compiled(Others() | Full(), Layout(0, 1, 1, 1))
     with pytest.raises(BadInput, match="without any image key"):
         compiled(Others(), Layout(0, 1, 4, 1))
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_a_table_is_read_by_label(count):
+    """Also where every token has a label of its own."""
+    labels = torch.tensor([2, 0, 1, 5, 3, 4]) % count
+    kept = (torch.rand(count, count, generator=torch.Generator().manual_seed(0)) < 0.5).bool()
+    kept |= torch.eye(count, dtype=torch.bool)
+    blocks = BlockSparse.of_table(Layout(0, 1, 2, 3), labels, labels, kept)
+    assert torch.equal(blocks.mask()[0], kept[labels][:, labels])
 
 
 def test_a_table_that_does_not_fit_is_refused():

@@ -167,9 +167,9 @@ def compiled(pattern: Pattern, layout: Layout, device: Device = "cpu") -> BlockS
         BadInput: If a query is left with no image key.
     """
     places = layout.places(all_tokens(layout))
-    queries, keys = (Partition.of(labels) for labels in pattern.cells(layout, places))
+    queries, keys = (Partition.alike(labels) for labels in pattern.cells(layout, places))
     tables = Tables(pattern, layout, queries, keys)
-    groups = _cheapest(tables, [Partition.of(x) for x in pattern.groups(layout, places)])
+    groups = _cheapest(tables, [Partition.alike(x) for x in pattern.groups(layout, places)])
     kept = torch.empty(1, len(groups), len(keys), dtype=torch.bool)
     mask_of = torch.full((1, len(groups)), UNMASKED)
     masks = Masks()

@@ -261,7 +261,7 @@ def all_tokens(layout: Layout) -> Tensor:
 def kept_pairs(pattern: Pattern, layout: Layout) -> int:
     """How many pairs of image tokens a pattern keeps; counted, cell by cell."""
     tokens = all_tokens(layout)
-    queries, keys = (Partition.of(x) for x in pattern.cells(layout, layout.places(tokens)))
+    queries, keys = (Partition.alike(x) for x in pattern.cells(layout, layout.places(tokens)))
     several = None if len(keys) == layout.image else tokens[keys.first]
     total = 0
     for part in range(0, len(queries), step := max(1, CHUNK // len(keys))):
@@ -291,16 +291,20 @@ class Partition:
 
     @classmethod
     def of(cls, labels: Tensor) -> Partition:
-        """From a label for each token; parts are in the order of the labels.
-
-        Where every token is a part of its own, the parts are in the order of the tokens.
-        """
+        """From a label for each token; parts are in the order of the labels."""
         import torch
 
         _, part, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-        if len(sizes) == len(labels):
-            part = part.new_tensor(range(len(labels)))
         return cls(part.argsort(stable=True), sizes, part)
+
+    @classmethod
+    def alike(cls, labels: Tensor) -> Partition:
+        """The same for labels without an order: parts of one token each come as the tokens do."""
+        found = cls.of(labels)
+        if len(found) < len(labels):
+            return found
+        token = found.part.new_tensor(range(len(labels)))
+        return cls(token, found.sizes, token)
 
     def __len__(self) -> int:
         return len(self.sizes)
