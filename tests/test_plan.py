@@ -58,7 +58,7 @@ def test_a_plan_holds_methods(thing):
 
 WRONG = {
     "unknown method": ("[cache.EasyCach]", "'cache.EasyCach'", "did you mean cache.EasyCache?"),
-    "unknown family": ("[wrong.Thing]", "'wrong.Thing'", "known are attention."),
+    "unknown family": ("[xyz.Quux]", "'xyz.Quux'", "known are attention."),
     "unknown field": ("[cache.EasyCache]\nlimit = 1", "'limit'", "it has threshold, warmup"),
     "below range": (
         "[cache.EasyCache]\nthreshold = -1",
