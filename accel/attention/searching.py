@@ -22,11 +22,12 @@ from accel.attention.lowerings import lowered
 from accel.attention.masses import Estimate, Heads, Indicator, Memory
 from accel.attention.paying import Paying
 from accel.attention.selection import Selection
-from accel.attention.tables import Found, by_padding, bytes_of, joined
+from accel.attention.tables import Found, by_padding, joined
 from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked
 from accel.seams.denoisers import Row
 from accel.seams.layout import Layout
+from accel.seams.memory import bytes_of
 
 if TYPE_CHECKING:
     from accel.attention.account import Account
@@ -96,7 +97,7 @@ class Known:
     @property
     def bytes(self) -> int:
         """Memory of it."""
-        return self.found.bytes + bytes_of(*self.memory.values())
+        return self.found.bytes + bytes_of(self.memory)
 
 
 class Searching:

@@ -15,6 +15,7 @@ from torch import Tensor
 from accel.attention.blocks import BlockSparse, ByHead
 from accel.attention.patterns.pattern import Partition
 from accel.seams.layout import Layout
+from accel.seams.memory import bytes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +58,6 @@ class Found:
         )
         inside = (queries @ self.kept.double() @ keys.mT).sum() / heads
         return 1.0 - (layout.image**2 - inside.item()) / layout.tokens**2
-
-
-def bytes_of(*tensors: Tensor) -> int:
-    """Memory of some tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def joined(found: Sequence[Found]) -> Found:

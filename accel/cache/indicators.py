@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from accel.seams.memory import bytes_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,12 +24,6 @@ def mean_abs(tensor: Tensor) -> Tensor:
 def relative_l1(new: Tensor, old: Tensor) -> Tensor:
     """mean|new − old| / mean|old|, a scalar tensor; no device read."""
     return mean_abs(new - old) / mean_abs(old).clamp_min(TINY)
-
-
-def kept_bytes(*tensors: Tensor | None) -> int:
-    """Memory of some tensors, those left out that are not there yet."""
-    kept = (tensor for tensor in tensors if tensor is not None)
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 class Unmeasured:
@@ -57,7 +53,7 @@ class InputChange:
     @property
     def bytes(self) -> int:
         """Memory of the input before, of the last computed input and output, and of k/‖v‖."""
-        return kept_bytes(self._before, *(self._computed or ()), self._scale)
+        return bytes_of(self._before, self._computed, self._scale)
 
     def measure(self, x: Tensor) -> Tensor | None:
         """The increment of this step, or ``None`` before two computes."""
@@ -84,7 +80,7 @@ class ProbeChange:
     @property
     def bytes(self) -> int:
         """Memory of the residual at the last compute."""
-        return kept_bytes(self._kept)
+        return bytes_of(self._kept)
 
     def measure(self, residual: Tensor) -> Tensor | None:
         """The relative change, or ``None`` before the first compute."""
@@ -113,7 +109,7 @@ class SignalChange:
     @property
     def bytes(self) -> int:
         """Memory of the signal of the step before."""
-        return kept_bytes(self._before)
+        return bytes_of(self._before)
 
     def measure(self, signal: Tensor) -> Tensor | None:
         """The estimated change of the output, or ``None`` at the first step."""
@@ -152,7 +148,7 @@ class Magnitudes:
     @property
     def bytes(self) -> int:
         """Memory of the tokens' norms at the last compute, and of γ."""
-        return kept_bytes(self._newest and self._newest[1], self._ratio)
+        return bytes_of(self._newest, self._ratio)
 
     def measure(self, signal: Tensor) -> Tensor | None:  # noqa: ARG002
         """γ, or ``None`` before two computes."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from accel.seams.memory import bytes_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -62,7 +64,7 @@ class History:
     @property
     def bytes(self) -> int:
         """Memory of the kept values."""
-        return sum(value.numel() * value.element_size() for _, value in self._nodes)
+        return bytes_of(self._nodes)
 
     @property
     def positions(self) -> list[float]:

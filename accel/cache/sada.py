@@ -17,6 +17,7 @@ from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
 from accel.cache.predictors import Keep
+from accel.seams.memory import bytes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,43 +128,26 @@ class Seen:
         return "too few steps between start and stop: it takes three computed ones to judge"
 
 
-@dataclass(frozen=True)
-class Slope:
-    """A computed slope.
-
-    Attributes:
-        clock: Of the step, for the change of the slope.
-        time: s of the step, for the extrapolation.
-        value: dx̄/ds.
-    """
-
-    clock: float
-    time: float
-    value: Tensor
-
-
 class Stability:
     """The track of one sample."""
 
     def __init__(self, method: SADA, solver: Solver, seen: Seen) -> None:
         from accel.cache.solver_coupled import CleanNodes
+        from accel.seams.trend import Trend
 
         self._method = method
         self._solver = solver
         self._seen = seen
         self._clean = CleanNodes(method.every, method.nodes)
-        self._slopes: list[Slope] = []
+        self._trend = Trend(solver)
         self._expected: Tensor | None = None
-        self._place: Tensor | None = None
         self._skipped = 0
         self._stable = False
 
     @property
     def bytes(self) -> int:
         """Memory of slopes, places and nodes."""
-        kept = [slope.value for slope in self._slopes]
-        kept += [value for value in (self._expected, self._place) if value is not None]
-        return self._clean.bytes + sum(value.numel() * value.element_size() for value in kept)
+        return self._clean.bytes + self._trend.bytes + bytes_of(self._expected)
 
     def skips(self, step: Step) -> bool:
         """Inside the bounds and the cap: between nodes, or where the last step was stable."""
@@ -186,45 +170,33 @@ class Stability:
     def learn(self, point: Point) -> None:
         """Keep the slope and, at a node, the clean sample."""
         slope = self._solver.slope(point.output, point.place, point.step)
-        step = point.step
-        newest = Slope(self._solver.clock(step), self._solver.time(step), slope)
-        self._slopes = [newest, *self._slopes[:2]]
+        self._trend.learn(point.step, slope, point.place)
         self._clean.learn(point.step, self._solver.clean(slope, point.place, point.step))
-        self._place, self._skipped = point.place, 0
+        self._skipped = 0
 
     def fill(self, point: Point) -> Tensor:
         """What the solver is given on a skipped step."""
-        self._place, self._skipped = point.place, self._skipped + 1
+        self._trend.place, self._skipped = point.place, self._skipped + 1
         if self._multistep(point.step, point.step.index):
             slope = self._solver.toward(self._clean.at(point.step), point.place, point.step)
         elif point.step.levels.prediction == "flow_prediction":
-            slope = self._line(self._solver.time(point.step))
+            slope = self._trend.line(self._solver.time(point.step))
         else:
             assert self._expected is not None
-            clean = self._solver.clean(self._slopes[0].value, self._expected, point.step)
+            clean = self._solver.clean(self._trend.slopes[0].value, self._expected, point.step)
             slope = self._solver.toward(clean, point.place, point.step)
         return self._solver.output(slope, point.place, point.step)
-
-    def _line(self, time: float) -> Tensor:
-        """The slope at a time, on the line through the two newest computed ones."""
-        new, old = self._slopes[:2]
-        return new.value + (new.value - old.value) * ((time - new.time) / (new.time - old.time))
 
     def judge(self, step: Step, after: Tensor) -> Tensor | None:
         """The mean of (x − x̂)·Δ²f, where the next step may be skipped for it."""
         self._stable, self._expected = False, None
         ahead = step.index + 1
-        if len(self._slopes) < 3 or not self._inside(step, ahead) or self._multistep(step, ahead):
+        if not self._trend.ready or not self._inside(step, ahead) or self._multistep(step, ahead):
             return None
         if self._skipped >= self._method.max_skips:
             return None
-        here, there = self._solver.time(step), self._solver.time(step, ahead=1)
-        assert self._place is not None
-        self._expected = self._place + self._line((here + there) / 2) * (there - here)
-        new, middle, old = self._slopes
-        change = (new.value - middle.value) / (new.clock - middle.clock)
-        change = change - (middle.value - old.value) / (middle.clock - old.clock)
-        return ((after - self._expected) * change).mean()
+        self._expected = self._trend.expected(step)
+        return ((after - self._expected) * self._trend.bend()).mean()
 
     def decide(self, value: float) -> None:
         """Stable where the mean is not above 0; NaN is not."""
@@ -233,5 +205,6 @@ class Stability:
 
     def forget(self) -> None:
         """Start anew."""
-        self._slopes, self._stable, self._expected = [], False, None
+        self._trend.clear()
+        self._stable, self._expected = False, None
         self._clean.clear()

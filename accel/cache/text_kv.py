@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
+from accel.seams.memory import bytes_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,7 +114,7 @@ class TextCache:
         outputs = {
             id(entry.output): entry.output for memory in self._memories for entry in memory.entries
         }
-        return sum(output.numel() * output.element_size() for output in outputs.values())
+        return bytes_of(outputs)
 
     def _why_idle(self) -> str:
         if not self._memories:

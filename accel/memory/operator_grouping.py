@@ -6,15 +6,12 @@ section 3, Operator Grouping (with its Feature Slicer).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field
-
-from accel.attach import Accelerator, Site, Undo
+from accel.memory.fields import Slicing
 
 
-class OperatorGrouping(Accelerator):
+class OperatorGrouping(Slicing):
     """Run each resnet, transformer and sampler of a UNet in slices, all of its operators at once.
 
     A resnet or a transformer within pictures is a run of spatial operators, cut along batch and
@@ -27,38 +24,9 @@ class OperatorGrouping(Accelerator):
     """
 
     name: ClassVar[str] = "memory.OperatorGrouping"
-    layer: ClassVar[str] = "memory"
-    seam: ClassVar[str] = "operators"
     supports: ClassVar[str] = (
         "UNets for video (AnimateDiff, SVD, UNet3D) and pictures, blocks compiled at most; "
         "operators with attention processors of a user's own stay whole"
     )
     source: ClassVar[str] = "arXiv 2411.01171 §3, Operator Grouping"
-
-    spatial: int = Field(
-        default=7, ge=1, description="slices of batch and frames, about; 1 leaves them whole"
-    )
-    temporal: int = Field(
-        default=7, ge=1, description="slices of positions, about; 1 leaves them whole"
-    )
-
-    @classmethod
-    def off(cls) -> Self:
-        """One slice of each."""
-        return cls(spatial=1, temporal=1)
-
-    def why_off(self) -> str | None:
-        """Off with one slice of each."""
-        return "one slice of each" if self.spatial == self.temporal == 1 else None
-
-    def attach(self, site: Site) -> Iterator[Undo]:
-        """Hook the runs of operators, and the operators that are in none.
-
-        Raises:
-            Conflict: Beside feature slicing, which cuts the same.
-            UnsupportedModel: If a network is no UNet, or compiled around its operators.
-        """
-        from accel.memory.slices import Slices
-
-        counts = {"spatial": self.spatial, "temporal": self.temporal}
-        yield from Slices(site.tally, counts, grouped=True).attach(site)
+    grouped: ClassVar[bool] = True

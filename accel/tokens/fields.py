@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field
 
@@ -19,6 +19,15 @@ SERVED = (
     "guidance layout"
 )
 
+MaxDownsample = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="levels of a UNet that are served: 1 those of the latents' own size (SDXL has "
+        "none with attention: 2), 2 the next as well, …; transformers have one level",
+    ),
+]
+
 
 class Merging(Accelerator):
     """Attention runs on fewer image tokens: they are merged before it and unmerged behind it."""
@@ -30,12 +39,7 @@ class Merging(Accelerator):
     ratio: float = Field(
         default=0.5, ge=0.0, lt=1.0, description="share of the image tokens to leave out; 0 is off"
     )
-    max_downsample: int = Field(
-        default=1,
-        ge=1,
-        description="levels of a UNet that are served: 1 those of the latents' own size (SDXL has "
-        "none with attention: 2), 2 the next as well, …; transformers have one level",
-    )
+    max_downsample: MaxDownsample = 1
     steps: int = Field(
         default=1, ge=1, description="steps that a pattern serves; 1: a new one at each step"
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from pydantic import Field
 
 from accel.errors import BadInput
+from accel.seams.memory import bytes_of
 from accel.tokens.fields import Merging
 from accel.tokens.matching import Partition, cells
 from accel.tokens.tiles import average
@@ -71,8 +72,7 @@ class Ranked:
     @property
     def bytes(self) -> int:
         """Memory of the answers."""
-        values = [value for _, value in self._latest.values()]
-        return sum(value.numel() * value.element_size() for value in values)
+        return bytes_of(self._latest)
 
     @property
     def note(self) -> str:

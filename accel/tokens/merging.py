@@ -8,7 +8,7 @@ kept for the second call of the same step, and for as many layers and steps as i
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, Interception
 from accel.seams.denoisers import Call, Result, Row
 from accel.seams.layout import Layout
+from accel.seams.memory import bytes_of
 from accel.seams.rows import index_rows, scatter
 from accel.seams.token_stream import with_bias
 from accel.tokens.joint import beside_text
@@ -142,7 +143,7 @@ class Patterns:
         """Memory of all patterns."""
         made = (pattern for kept in self._kept.values() for pattern in kept.values())
         found = {id(pattern.reduction): pattern.reduction for pattern in made}
-        return sum(map(bytes_of, found.values()))
+        return bytes_of(found)
 
     def reset(self) -> None:
         """Forget them."""
@@ -332,14 +333,3 @@ def _joined(parts: list[tuple[list[int], Any]], count: int) -> Any:
     return tuple(
         scatter([(rows, answer[place]) for rows, answer in parts], count) for place in range(width)
     )
-
-
-def bytes_of(value: Any) -> int:
-    """Memory of the tensors in a reduction."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, tuple):
-        return sum(map(bytes_of, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return sum(bytes_of(getattr(value, entry.name)) for entry in fields(value))
-    return 0

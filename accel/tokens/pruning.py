@@ -18,6 +18,7 @@ from accel.errors import UnsupportedModel
 from accel.seams.blocks import Block, Streams
 from accel.seams.denoisers import Call, Denoiser, Inner, Result, Row
 from accel.seams.layout import Layout
+from accel.seams.memory import bytes_of
 from accel.seams.modules import find_modules
 from accel.seams.rows import scatter
 from accel.seams.token_stream import (
@@ -33,7 +34,7 @@ from accel.seams.tokens import refuse_unknown
 from accel.tokens.joint import beside_text
 from accel.tokens.layers import SEAM, Left, Seen
 from accel.tokens.sada import SADA, instability, kept, refreshes, unstable
-from accel.tokens.trend import Trend
+from accel.tokens.stability import Stability
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo
@@ -76,7 +77,7 @@ class Pruning:
         self._seen = Seen()
         self._layouts = Layouts()
         self._call: Call | None = None
-        self._trends: dict[int, Trend] = {}
+        self._tracks: dict[int, Stability] = {}
         self._full: dict[Place, Full] = {}
         self._chosen: dict[tuple[int, Layout], Tensor | None] = {}
 
@@ -105,13 +106,12 @@ class Pruning:
         self._seen.reset()
         self._layouts = Layouts()
         self._call, self._tally.change = None, None
-        self._trends.clear()
+        self._tracks.clear()
         self._full.clear()
         self._chosen.clear()
 
     def _bytes(self) -> int:
-        full = sum(f.value.numel() * f.value.element_size() for f in self._full.values())
-        return full + sum(trend.bytes for trend in self._trends.values())
+        return bytes_of(self._full) + sum(track.bytes for track in self._tracks.values())
 
     def _why_idle(self) -> str:
         if self._seen.left:
@@ -122,12 +122,12 @@ class Pruning:
 
     def _edit(self, update: Update) -> Tensor:
         self._solver.check(update.options)
-        for number, trend in self._trends.items():
+        for number, track in self._tracks.items():
             rows = self._rows(number)
             if set(range(len(update.sample))[rows]) & set(update.filled):
-                trend.forget()
+                track.forget()
             else:
-                trend.learn(update.step, update.output[rows], update.sample[rows])
+                track.learn(update.step, update.output[rows], update.sample[rows])
         output: Tensor = update.output
         return output
 
@@ -135,19 +135,19 @@ class Pruning:
         self._chosen.clear()
         if step.total is not None and step.index == step.total - 1:
             return
-        for number, trend in self._trends.items():
-            trend.judge(step, result[0][self._rows(number)])
+        for number, track in self._tracks.items():
+            track.judge(step, result[0][self._rows(number)])
 
     def _rows(self, number: int) -> slice:
         """Rows of a sample's latents: DiT's pipeline steps its two branches side by side."""
-        return slice(number, None, len(self._trends))
+        return slice(number, None, len(self._tracks))
 
     # At the network.
 
     def __call__(self, call: Call, inner: Inner) -> Result:
         """Run the network."""
         for row in call.rows:
-            self._trends.setdefault(row.sample, Trend(self._solver))
+            self._tracks.setdefault(row.sample, Stability(self._solver))
         before, self._call = self._call, call
         try:
             result = inner(call)
@@ -217,7 +217,7 @@ class Pruning:
         return self._chosen[key]
 
     def _choose(self, call: Call, layout: Layout, sample: int) -> Tensor | None:
-        criterion = self._trends[sample].criterion
+        criterion = self._tracks[sample].criterion
         if criterion is None:
             return None
         picture = pictures_of(call, criterion)

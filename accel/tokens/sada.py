@@ -18,7 +18,7 @@ from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
 from accel.errors import BadInput
-from accel.tokens.fields import SERVED
+from accel.tokens.fields import SERVED, MaxDownsample
 from accel.tokens.reduction import Reduction, gathered
 from accel.tokens.tiles import average, one_of_each, tiles
 
@@ -59,12 +59,7 @@ class SADA(Accelerator):
     cell: int = Field(
         default=3, ge=1, description="tokens of a side of a cell, of which one is always computed"
     )
-    max_downsample: int = Field(
-        default=1,
-        ge=1,
-        description="levels of a UNet that are served: 1 those of the latents' own size (SDXL has "
-        "none with attention: 2), 2 the next as well, …; transformers have one level",
-    )
+    max_downsample: MaxDownsample = 1
     seed: int = Field(default=0, ge=0, description="draws the token of each cell")
 
     @classmethod

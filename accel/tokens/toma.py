@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from accel.errors import BadInput
+from accel.seams.memory import bytes_of
 from accel.tokens.fields import Merging
 from accel.tokens.matching import merged_of
 from accel.tokens.mixture import Part, directions, mixture, untouched
@@ -82,10 +83,8 @@ class Covering:
     @property
     def bytes(self) -> int:
         """Memory of the destinations."""
-        from accel.tokens.merging import bytes_of
-
         found = {id(choice.destinations): choice.destinations for choice in self._kept.values()}
-        return sum(map(bytes_of, found.values()))
+        return bytes_of(found)
 
     def reset(self) -> None:
         """Forget the run before."""
