@@ -11,7 +11,7 @@ from accel.errors import AccelError, UnsupportedModel
 from accel.plan import Plan, methods
 
 if TYPE_CHECKING:
-    from accel.attention.sizes import Paying
+    from accel.attention.sizes import Payoff
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Explanation:
     scheduler: str
     layout: str
     fits: tuple[Fit, ...]
-    sparse: tuple[Paying, ...] = ()
+    sparse: tuple[Payoff, ...] = ()
 
     def __str__(self) -> str:
         head = [
@@ -98,7 +98,7 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
     )
 
 
-def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Paying, ...]:
+def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
     from accel.attention import sizes
     from accel.attention.sparse import Patterned
 

@@ -24,7 +24,7 @@ from app.flags import Given
 from app.request import Listing, Measuring, Printing, Source, make
 
 if TYPE_CHECKING:
-    from accel.attention.sizes import Paying
+    from accel.attention.sizes import Payoff
 
 Kind = type[Accelerator]
 PROMPT = {"prompt": "a photograph"}
@@ -160,7 +160,7 @@ def explain(given: Given) -> None:
         console.print(_paying(explanation.sparse))
 
 
-def _paying(found: Sequence[Paying]) -> Table:
+def _paying(found: Sequence[Payoff]) -> Table:
     """Dense and sparse attention beside each other, by method and tokens."""
     columns = [Column(name, justify="right") for name in ("density", "dense ms", "sparse ms", "×")]
     table = Table("method", "tokens", *columns)

@@ -24,6 +24,7 @@ from accel.attention.patterns.expression import normal, parsed
 from accel.attention.sparse import Patterned
 from accel.errors import AccelWarning, BadInput, Conflict, PlanError, UnsupportedModel
 from accel.report import Tally
+from accel.seams import tokens as places
 from accel.seams.attention import Asked, answer_attention, valid_text
 from accel.seams.layout import Layout
 from accel.seams.modules import find_modules
@@ -253,7 +254,7 @@ def noted(inner, seen):
 
 def test_tables_and_layouts_are_asked_for_once_and_masks_once_a_call(bench, monkeypatch):
     asked = {"compiled": [], "layout_of": [], "valid_text": []}
-    for module, name in ((static, "compiled"), (serving, "layout_of"), (serving, "valid_text")):
+    for module, name in ((static, "compiled"), (places, "layout_of"), (serving, "valid_text")):
         monkeypatch.setattr(module, name, noted(getattr(module, name), asked[name]))
     with Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0)).attach(bench.pipe("hunyuanvideo")) as run:
         for _ in range(2):
@@ -462,7 +463,7 @@ def test_a_size_pays_if_all_larger_ones_do():
     times = [
         sizes.Timed(n, str(n), 0.5, "gather", 1.0, s) for n, s in ((1, 0.5), (2, 2.0), (3, 0.5))
     ]
-    assert sizes.Paying("test", tuple(times)).since == times[2]
+    assert sizes.Payoff("test", tuple(times)).since == times[2]
 
 
 @pytest.mark.parametrize("name", ["sd15", "hunyuanvideo"])

@@ -19,7 +19,7 @@ from accel.seams.attention import Asked, answer_attention, valid_text
 from accel.seams.denoisers import Call, Inner, Result, Row
 from accel.seams.layout import Layout
 from accel.seams.modules import Module, find_modules
-from accel.seams.tokens import layout_of, refuse_unknown
+from accel.seams.tokens import Layouts, refuse_unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +112,7 @@ class Serving:
         self._account = account
         self._warm_up = warm_up
         self._dense_layers = dense_layers
-        self._layouts: dict[tuple[str, tuple[int, ...], int], Layout] = {}
+        self._layouts = Layouts()
         self._passing: Passing | None = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
@@ -132,7 +132,7 @@ class Serving:
 
     def reset(self) -> None:
         """Forget the run before."""
-        self._layouts.clear()
+        self._layouts = Layouts()
         self._passing = None
         self._account.reset()
         self._answers.reset()
@@ -181,7 +181,7 @@ class Serving:
         return math.ceil(self._warm_up * step.total - 1e-9)
 
     def _sparse(self, passing: Passing, module: Module, asked: Asked) -> Tensor | str:
-        layout = self._layout(passing.call, asked.query.shape[2])
+        layout = self._layouts.of(passing.call, asked.query.shape[2])
         text = None
         if asked.attn_mask is not None:
             text = passing.valid_text(asked.attn_mask, layout)
@@ -190,9 +190,3 @@ class Serving:
             text = None if bool(text.all()) else text.expand(len(asked.query), -1)
         rows, step = module.denoiser.rows, passing.call.step
         return self._answers(Moment(asked, layout, text, module, rows, step))
-
-    def _layout(self, call: Call, tokens: int) -> Layout:
-        key = (call.denoiser.name, tuple(call.sample.shape[1:]), tokens)
-        if key not in self._layouts:
-            self._layouts[key] = layout_of(call, tokens)
-        return self._layouts[key]

@@ -146,7 +146,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Paying:
+class Payoff:
     """From where on one method pays.
 
     Attributes:
@@ -193,7 +193,7 @@ def paying(
     budget: float,
     seconds: timing.Clock | None = None,
     now: Callable[[], float] = time.monotonic,
-) -> tuple[Paying, ...]:
+) -> tuple[Payoff, ...]:
     """Measure the methods on larger and larger layouts.
 
     Args:
@@ -222,7 +222,7 @@ def paying(
             else:
                 found[method.name].append(timed)
         took, before = now() - start, layout
-    return tuple(Paying(name, tuple(timed), reasons.get(name, "")) for name, timed in found.items())
+    return tuple(Payoff(name, tuple(timed), reasons.get(name, "")) for name, timed in found.items())
 
 
 def _timed(

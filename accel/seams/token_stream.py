@@ -20,7 +20,7 @@ from accel.seams.denoisers import Call
 from accel.seams.layout import Layout
 from accel.seams.rotary import Fewer, kept_positions, shared_positions
 from accel.seams.rows import take_rows
-from accel.seams.tokens import FRAMES_SECOND, TEXT_FIRST, TEXT_LAST, layout_of
+from accel.seams.tokens import FRAMES_SECOND, TEXT_FIRST, TEXT_LAST, Layouts
 
 POSITIONS = ("rotary", "rope", "freqs", "pos_emb")
 """Parts of the names of arguments that carry positions."""
@@ -132,20 +132,6 @@ class Stream:
     def _passed(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = zip(self.names[self.positional :], values[self.positional :], strict=True)
         return tuple(values[: self.positional]), dict(named)
-
-
-class Layouts:
-    """The layouts of a run: each is read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Layout] = {}
-
-    def of(self, call: Call, tokens: int) -> Layout:
-        """The layout of ``tokens`` tokens in one attention of a call. May read the device."""
-        key = (call.denoiser.name, tokens, tuple(call.sample.shape[1:]))
-        if key not in self._known:
-            self._known[key] = layout_of(call, tokens)
-        return self._known[key]
 
 
 def stream_of(

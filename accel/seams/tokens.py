@@ -75,6 +75,20 @@ def layout_of(call: Call, tokens: int) -> Layout:
     return Layout(text, *grid, text_first=name in TEXT_FIRST)
 
 
+class Layouts:
+    """The layouts of a run: each is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Layout] = {}
+
+    def of(self, call: Call, tokens: int) -> Layout:
+        """The layout of ``tokens`` tokens in one attention of a call. May read the device."""
+        key = (call.denoiser.name, tokens, tuple(call.sample.shape[1:]))
+        if key not in self._known:
+            self._known[key] = layout_of(call, tokens)
+        return self._known[key]
+
+
 def _level(call: Call, tokens: int) -> Grid:
     """The level of a UNet's pyramid that has so many tokens in a frame."""
     height, width = call.sample.shape[-2:]

@@ -16,14 +16,13 @@ from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row
 from accel.seams.modules import Module, find_modules
 from accel.seams.token_stream import (
-    Layouts,
     Stream,
     downsampling,
     parameters_of,
     stream_of,
     wrap_inside,
 )
-from accel.seams.tokens import refuse_unknown
+from accel.seams.tokens import Layouts, refuse_unknown
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo

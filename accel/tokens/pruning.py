@@ -22,7 +22,6 @@ from accel.seams.memory import bytes_of
 from accel.seams.modules import find_modules
 from accel.seams.rows import scatter
 from accel.seams.token_stream import (
-    Layouts,
     Stream,
     downsampling,
     parameters_of,
@@ -30,7 +29,7 @@ from accel.seams.token_stream import (
     stream_of,
     wrap_inside,
 )
-from accel.seams.tokens import refuse_unknown
+from accel.seams.tokens import Layouts, refuse_unknown
 from accel.tokens.joint import beside_text
 from accel.tokens.layers import SEAM, Left, Seen
 from accel.tokens.sada import SADA, instability, kept, refreshes, unstable

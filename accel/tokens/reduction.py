@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def gathered(x: Tensor, index: Tensor) -> Tensor:
     """Tokens of each row: ``x[B, N, …]`` and ``index[B, M]`` give ``[B, M, …]``; either B may be 1.
 
-    A copy of whole tokens: several times faster than ``Tensor.gather``.
+    Whole tokens are copied, which `Tensor.gather` does number by number.
     """
     import torch
 
