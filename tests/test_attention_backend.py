@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from roster import pipelines
 from tiny import PIPELINES
@@ -114,6 +115,28 @@ def test_what_a_backend_would_drop_in_silence_it_is_not_asked(options, native, f
     asked = Asked(*torch.randn(3, 1, 2, 4, 8), **options)
     assert Dispatched("native", "test").serves(asked) == native
     assert Dispatched("_native_flash", "test").serves(asked) == flash
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 1, 4).bool(), torch.zeros(4, 4)])
+def test_xformers_is_asked_for_no_mask(monkeypatch, mask):
+    """It adds booleans to the scores, and reads two dimensions as batch and keys."""
+    monkeypatch.setattr(
+        attention_dispatch, "_check_attention_backend_requirements", lambda name: None
+    )
+    q = torch.randn(1, 2, 4, 8)
+    assert Dispatched("xformers", "test").serves(Asked(q, q, q))
+    assert not Dispatched("xformers", "test").serves(Asked(q, q, q, mask))
+
+
+def test_a_compiled_attention_is_refused_by_name(bench):
+    pipe = bench.pipe("dit")
+    module = pipe.transformer.transformer_blocks[0].attn1
+    module.compile(backend="eager")
+    try:
+        with pytest.raises(UnsupportedModel, match=r"transformer_blocks\.0\.attn1 is compiled"):
+            Plan(Backend()).attach(pipe)
+    finally:
+        del module._compiled_call_impl
 
 
 def test_inside_an_answer_torch_is_itself():

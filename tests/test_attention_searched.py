@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_attention_lowerings import attended, close, inputs, padding
 from test_attention_patterns import EXAMPLES, layouts
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from accel.attention import masses
 from accel.attention.blocks import BlockSparse
@@ -23,6 +25,15 @@ from accel.seams.layout import Layout
 
 HEADS, TOKENS, DIM = 3, 37, 8
 SIZES = st.integers(1, 50)
+
+
+class Without64(TorchFunctionMode):
+    """A device without double precision, as Apple's."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        assert not isinstance(found, Tensor) or found.dtype != torch.float64
+        return found
 
 
 def heads(seed=0, tokens=TOKENS, text=0, padded=False, spread=1.0):
@@ -89,6 +100,16 @@ def test_the_sums_of_an_earlier_search_give_the_same_mass_for_the_same_tokens(
     assert torch.equal(again.memory["lse"], first.memory["lse"])
     assert torch.allclose(again.mass, first.mass, atol=1e-6)
     assert not Exact(block, cell, cached=False)(given, {}).memory
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_large_queries_and_keys_do_not_overflow_the_search(dtype):
+    """Products above float16's range, whose scaled scores attention itself would take."""
+    given = heads()
+    far = replace(given, query=given.query + 100, key=given.key + 100, scale=1e-3)
+    half = replace(far, query=far.query.to(dtype), key=far.key.to(dtype), text=far.text.to(dtype))
+    assert (far.query @ far.key.mT).min() > torch.finfo(torch.float16).max
+    assert torch.allclose(Exact(8, 5)(half, {}).mass, Exact(8, 5)(far, {}).mass, atol=2.0)
 
 
 def test_the_sums_are_not_computed_again():
@@ -363,7 +384,8 @@ def test_each_sample_and_head_has_its_own_table(data):
             close(out[here], attended(q[here], k[here], v[here], own, layout, valid))
     pairs = mask.double().mean(0).sum()
     density = 1 - (layout.image**2 - float(pairs)) / layout.tokens**2
-    assert found.density(layout) == pytest.approx(density)
+    with Without64():
+        assert found.density(layout) == pytest.approx(density)
     halves = [found.of(slice(0, HEADS)), found.of(slice(HEADS, None))]
     assert torch.equal(masks(joined(halves), layout), mask)
 

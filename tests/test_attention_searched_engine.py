@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from accel import Plan, cache, errors
 from accel.attention import SVG, SVG2, AdaSpa, Searched, SpargeAttn, timing
+from accel.attention import choice as choices
 from accel.attention.account import Account
 from accel.attention.choice import Choice
 from accel.attention.masses import Exact
@@ -310,6 +311,33 @@ def test_what_takes_longer_than_it_saves_is_advised_against(
         advised = pays is False or (pays is None and method.name == "attention.SVG")
         assert len(tally.advice) == advised
     assert all("does not pay here: 1,152 tokens" in text for text in tally.advice)
+
+
+def choosing(monkeypatch):
+    """As on a device that has several lowerings; what was measured."""
+    measured = []
+
+    def timed(choice, names, make, asked, text_mask):
+        measured.append(asked.query.shape[1])
+        choice.failed["flex"] = "no kernel"
+        return "gather"
+
+    monkeypatch.setattr(Choice, "_fastest", timed)
+    monkeypatch.setattr(choices, "refusals", lambda table, device: {})
+    return measured
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_lowerings_are_measured_once_whatever_the_heads_choose(monkeypatch, method):
+    """And which failed is said."""
+    measured = choosing(monkeypatch)
+    layout, tally = Layout(0, 3, 4, 4), Tally(method.name)
+    answers = method.answers(Choice("auto"), Account(tally))
+    for step in range(6):
+        torch.manual_seed(step)
+        answers(moment(layout, inputs(layout), step=step))
+    assert len(measured) == (len(method.patterns(layout)) if isinstance(method, SVG) else 1)
+    assert "flex failed where it was tried: no kernel" in tally.change
 
 
 # plans

@@ -306,8 +306,8 @@ def test_a_mask_of_padded_text_is_read_whatever_its_form(case, hidden):
 # what computes it, and whether it pays
 
 
-def asked_for(dtype=torch.float32):
-    return Asked(*torch.zeros(3, 1, 1, 4, 8, dtype=dtype))
+def asked_for(dtype=torch.float32, heads=1):
+    return Asked(*torch.zeros(3, 1, heads, 4, 8, dtype=dtype))
 
 
 def timed(table):
@@ -315,8 +315,10 @@ def timed(table):
     seen = []
 
     def seconds(run, device):
-        seen.append(run.func.name)
-        return table[run.func.name]
+        make, name, *_ = run.args
+        make(name)
+        seen.append(name)
+        return table[name]
 
     return seconds, seen
 
@@ -339,8 +341,21 @@ def test_the_fastest_lowering_is_measured_once_for_what_takes_equally_long(monke
     assert sorted(seen) == ["flex", "gather"]
     assert chooser.failed == {"xformers": "no kernel for this width"}
     chooser.of("b", None, Named, asked_for(), None)
+    chooser.of("a", None, Named, asked_for(heads=3), None)  # of shapes, the key tells
     chooser.of("a", None, Named, asked_for(torch.float64), None)
     assert len(seen) == 6
+
+
+def test_what_it_takes_to_make_a_lowering_counts(monkeypatch):
+    monkeypatch.setattr(choice, "refusals", lambda table, device: {"xformers": "not here"})
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def make(name):
+        clock[0] += {"gather": 0.01, "flex": 0.1}[name]
+        return lambda *_: clock.__setitem__(0, clock[0] + {"gather": 0.05, "flex": 0.01}[name])
+
+    assert choice.Choice("auto").of("a", None, make, asked_for(), None) == "gather"
 
 
 def test_nothing_is_measured_where_there_is_no_choice(monkeypatch):
@@ -382,6 +397,35 @@ def test_where_dense_attention_is_faster_the_plan_warns(bench, monkeypatch, same
             run.__exit__(None, None, None)
     monkeypatch.undo()
     assert all(same(output, bench.under("dit", plan, steps=2)[0]) for output in outputs)
+
+
+def test_another_batch_is_timed_anew(bench, monkeypatch):
+    monkeypatch.setattr(paying, "LONG", 64)
+    times = iter([3.0, 2.0, 1.0, 2.0, 3.0, 2.0])
+    monkeypatch.setattr(timing, "seconds", lambda run, device: next(times))
+    run = Plan(attention.GRAT(box=(1, 4, 4), warm_up=0.0)).attach(bench.pipe("dit"))
+    for batch, advised in ((1, True), (2, False), (1, True)):
+        bench.call("dit", steps=2, batch=batch)
+        assert ("does not pay" in verdict(run).detail) == advised
+    run.detach()
+
+
+def test_attention_that_is_sliced_is_said_to_be_out_of_reach():
+    pipe = PIPELINES["sd15"].build()
+    pipe.enable_attention_slicing()
+    run = Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0)).attach(pipe)
+    PIPELINES["sd15"].call(pipe, steps=2)
+    run.detach()
+    assert "attention slicing" in verdict(run).detail
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_any_accelerator_is_waited_for(monkeypatch, device):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    timing.seconds(lambda: None, torch.device(device))
+    timing.seconds(lambda: None, torch.device("cpu"))
+    assert waited == [torch.device(device)] * 8
 
 
 def test_short_sequences_are_not_timed(bench, monkeypatch):
@@ -519,6 +563,9 @@ def test_equal_expressions_make_equal_plans():
         ("((", "cannot be read as a pattern"),
         ("Radial(dcay=1)", "unexpected keyword argument 'dcay'"),
         ("Radial(decay=-1)", "has no bands"),
+        ("Radial(decay=1e-308)", "has no bands"),
+        ("Radial(decay=1e999)", "has no bands"),
+        ("Radial(decay={[]})", "takes numbers"),
         ("Radial(decay=open('x'))", "takes numbers"),
         ("Surrounding(group=(1, 2))", r"Surrounding\.group\.2"),
         ("Surrounding(reach=1.5)", r"Surrounding\.reach: Input should be a valid integer"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
+
+from accel.seams.attention import UNREACHED
 
 if TYPE_CHECKING:
     from accel.report import Tally
-
-NOTHING = (
-    "no attention of the image goes through torch's: it is linear, or another backend was set on "
-    "the network (set_attention_backend)"
-)
 
 
 class Account:
@@ -62,6 +59,11 @@ class Account:
         if self._served:
             self._tally.change = self._said()
 
+    def failed(self, reasons: Mapping[str, str]) -> None:
+        """Say which lowerings could not be measured, and why."""
+        for name, why in reasons.items():
+            self.note(name, f"{name} failed where it was tried: {why}")
+
     def advise(self, text: str) -> None:
         """Say something that the user should change: a warning at the end of the run too."""
         self.note(text, text)
@@ -81,5 +83,5 @@ class Account:
 
     def _why_idle(self) -> str:
         if not self._left:
-            return NOTHING
+            return f"no attention of the image {UNREACHED}"
         return f"all attentions stayed dense: {self._reasons()}"

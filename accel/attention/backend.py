@@ -105,7 +105,6 @@ class Computed:
             return (
                 f"{self._name} takes none of the {self._left} attentions (masks, causality, groups)"
             )
-        return (
-            "no attention of the network goes through torch's: it is linear, or another backend "
-            "was set on the network (set_attention_backend)"
-        )
+        from accel.seams.attention import UNREACHED
+
+        return f"no attention of the network {UNREACHED}"

@@ -54,9 +54,10 @@ class Choice:
         """The name of the lowering.
 
         Args:
-            key: What tables that take equally long have in common.
+            key: What attentions that take equally long have in common: tables and shapes.
             table: One of them.
-            make: Makes the lowering of a name for the table.
+            make: Makes the lowering of a name for the table, or finds it made. What it takes
+                counts.
             asked: What is to be computed.
             text_mask: Which text is valid.
 
@@ -66,7 +67,7 @@ class Choice:
         device = asked.query.device
         if self._wanted != AUTO:
             return self._wanted
-        key = (key, asked.query.shape, asked.query.dtype, device)
+        key = (key, asked.query.dtype, device)
         if key not in self._chosen:
             refused = refusals(table, device)
             names = [name for name in NAMES if name != REFERENCE and name not in refused]
@@ -85,9 +86,7 @@ class Choice:
         found: dict[str, float] = {}
         for name in names:
             try:
-                run = partial(
-                    make(name), asked.query, asked.key, asked.value, asked.scale, text_mask
-                )
+                run = partial(_run, make, name, asked, text_mask)
                 found[name] = self._seconds(run, asked.query.device)
             except RuntimeError as error:  # a kernel that this device or width does not have
                 self.failed[name] = str(error).partition("\n")[0]
@@ -95,3 +94,9 @@ class Choice:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.failed.items())
             raise BadInput(f"No lowering serves this attention ({reasons}): force another one.")
         return min(found, key=lambda name: found[name])
+
+
+def _run(
+    make: Callable[[str], Lowering], name: str, asked: Asked, text_mask: Tensor | None
+) -> Tensor:
+    return make(name)(asked.query, asked.key, asked.value, asked.scale, text_mask)

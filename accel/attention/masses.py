@@ -201,7 +201,8 @@ def exact_mass(heads: Heads, block: int, cell: int, lse: Tensor | None) -> tuple
 
 
 def _scores(heads: Heads, here: slice, rows: slice, key: Tensor) -> Tensor:
-    return (heads.query[here, rows] @ key[here].mT).float() * heads.scale
+    # scaled first: float16 overflows where the attention itself does not
+    return ((heads.query[here, rows] * heads.scale) @ key[here].mT).float()
 
 
 def _log_sum_exp(heads: Heads, here: slice, rows: slice, scores: Tensor) -> Tensor:

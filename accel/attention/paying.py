@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Any
 from accel.attention import timing
 
 if TYPE_CHECKING:
-    import torch
-
     from accel.attention.account import Account
     from accel.attention.serving import Moment
-    from accel.seams.layout import Layout
 
 LONG = 1024
 """Tokens from which it is measured whether a pattern pays."""
 
 
 class Paying:
-    """Times each layout once, from `LONG` tokens on, and advises where dense attention is faster.
+    """Times each layout, shape and dtype once, and advises where dense attention is faster.
 
-    What is found while the model runs differs by what is looked at; the first attention stands for
-    all of its layout.
+    From `LONG` tokens on. What is found while the model runs differs by what is looked at; the
+    first attention stands for all of its layout.
 
     Args:
         account: Where the advice goes.
@@ -30,7 +27,7 @@ class Paying:
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        self._advice: dict[tuple[Layout, torch.device], str | None] = {}
+        self._advice: dict[Any, str | None] = {}
 
     def __call__(
         self,
@@ -51,7 +48,8 @@ class Paying:
         """
         if moment.layout.tokens < LONG:
             return
-        key = (moment.layout, moment.asked.query.device)
+        query = moment.asked.query
+        key = (moment.layout, query.shape, query.dtype, query.device)
         if key not in self._advice:
             self._advice[key] = self._judged(moment, density, attend, search, share)
         if advice := self._advice[key]:

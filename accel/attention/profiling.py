@@ -32,7 +32,9 @@ MODULES = 1 << 20
 
 
 class Profiling:
-    """Answers head by head by the pattern that loses least. Reads the device once an attention.
+    """Answers head by head by the pattern that loses least.
+
+    Reads the device once an attention; where all heads have one pattern, not at all.
 
     Args:
         patterns: From a layout to the patterns, by name.
@@ -75,6 +77,7 @@ class Profiling:
         answer, name = self._attend(moment, patterns, chosen)
         self._count([names[number] for number in chosen])
         density = sum(prepared[patterns[number]].density for number in chosen) / len(chosen)
+        self._account.failed(self._choice.failed)
         self._account.served(density, name)
         self._pays(
             moment,
@@ -106,7 +109,7 @@ class Profiling:
                 some = [place for place, other in enumerate(mine) if other == number]
                 given = Asked(q[:, some], k[:, some], v[:, some], scale=asked.scale)
                 part = prepared[patterns[number]]
-                key = (layout, patterns[number])
+                key = (layout, asked.query.shape, patterns[number])
                 name = self._choice.of(key, part.table, part.lowering, given, mask)
                 lowering = part.lowering(name)
                 out[:, some] = lowering(given.query, given.key, given.value, asked.scale, mask)
@@ -136,7 +139,7 @@ def chosen_of(moment: Moment, patterns: list[Pattern], samples: int) -> Tensor:
     kept = [relation(pattern, layout, queries.int()) for pattern in patterns]
     rows = queries.to(device) + layout.image_span.start
     scale = asked.scale if asked.scale is not None else asked.query.shape[-1] ** -0.5
-    scores = (asked.query[:, :, rows] @ asked.key.mT).float() * scale
+    scores = ((asked.query[:, :, rows] * scale) @ asked.key.mT).float()
     if moment.text_mask is not None:
         hidden = ~moment.text_mask.to(device)[:, None, None]
         scores[..., layout.text_span].masked_fill_(hidden, -math.inf)

@@ -29,7 +29,7 @@ class Radial(Patterned):
     source: ClassVar[str] = "arXiv 2506.19852, section 4"
 
     decay: float = Field(
-        default=1.0, gt=0.0, le=64.0, description="factor of all bands' width; 1 in the paper"
+        default=1.0, ge=1e-3, le=64.0, description="factor of all bands' width; 1 in the paper"
     )
     block: int = Field(
         default=128,

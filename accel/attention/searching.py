@@ -103,6 +103,9 @@ class Known:
 class Searching:
     """Answers by tables that it searches for.
 
+    Tables are kept until the next search. Lowerings of them are made at each attention: what they
+    list, key by key for each group, would fill the memory of a device.
+
     Args:
         indicator: Tells how much attention there is.
         selection: Says what of it is kept.
@@ -142,6 +145,7 @@ class Searching:
         if density == 1.0:
             return "where everything was kept"
         answer, name = self._attend(moment, found)
+        self._account.failed(self._choice.failed)
         self._account.served(density, name)
         self._account.note("searches", f"{self._searched} searches, {self._reused} tables reused")
         self._pays(
@@ -160,9 +164,10 @@ class Searching:
         def serve(heads: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             table = found.of(heads).table(layout)
             given = Asked(q, k, v, scale=asked.scale)
-            name = self._choice.of(layout, table, partial(_lowered, table), given, mask)
+            key, make = (layout, asked.query.shape), partial(_lowered, table)
+            name = self._choice.of(key, table, make, given, mask)
             used.add(name)
-            return lowered(name, table)(q, k, v, asked.scale, mask)
+            return make(name)(q, k, v, asked.scale, mask)
 
         answer = by_padding(asked.query, asked.key, asked.value, moment.text_mask, serve)
         return answer, " and ".join(sorted(used))

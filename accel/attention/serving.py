@@ -2,7 +2,8 @@
 
 What is common to all of them: the first steps and layers stay dense, and so does what is no
 attention of the image's tokens to themselves, and text. Where tokens lie is asked once a run, which
-text is padded once a call of the network. State that a method keeps is of one module and one
+text is padded once for each mask of a call of the network: one, but for networks that make a mask
+in each of their layers (Qwen-Image). State that a method keeps is of one module and one
 `Row` (branch and sample): `Moment.rows` says which there are.
 """
 

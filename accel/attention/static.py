@@ -84,11 +84,10 @@ class Static:
         prepared = self._ready(layout, asked.query.device)
         if prepared.density == 1.0:
             return f"where the pattern keeps all ({said(layout)})"
-        key = (layout, asked.query.device)
+        key = (layout, asked.query.shape)
         name = self._choice.of(key, prepared.table, prepared.lowering, asked, moment.text_mask)
         lowering = prepared.lowering(name)
-        for failed, why in self._choice.failed.items():
-            self._account.note(failed, f"{failed} failed where it was tried: {why}")
+        self._account.failed(self._choice.failed)
 
         def sparse() -> Tensor:
             return lowering(asked.query, asked.key, asked.value, asked.scale, moment.text_mask)

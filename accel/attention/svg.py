@@ -25,8 +25,8 @@ class SVG(Sparse):
     """At each layer and step, a head takes the one of two bands that comes nearer to dense.
 
     Which one it is, is measured on a few queries of each sample and branch; they are drawn by
-    layer and step alone. In a picture, which has one frame, both are the same, and nothing is
-    measured. Reads the device once a layer.
+    layer and step alone: the device is read once an attention. In a picture, which has one frame,
+    both are the same, and nothing is measured or read.
     """
 
     name: ClassVar[str] = "attention.SVG"

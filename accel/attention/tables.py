@@ -53,11 +53,10 @@ class Found:
     def density(self, layout: Layout) -> float:
         """Share of all pairs of tokens that is kept, text included. Reads the device."""
         heads, groups, cells = self.kept.shape
-        queries, keys = (
-            _counts(x, count) for x, count in ((self.groups, groups), (self.cells, cells))
-        )
-        inside = (queries @ self.kept.double() @ keys.mT).sum() / heads
-        return 1.0 - (layout.image**2 - inside.item()) / layout.tokens**2
+        queries, keys = _counts(self.groups, groups), _counts(self.cells, cells)
+        seen = torch.where(self.kept, keys[:, None], 0).sum(-1)
+        inside = (queries * seen).sum().item() / heads
+        return 1.0 - (layout.image**2 - inside) / layout.tokens**2
 
 
 def joined(found: Sequence[Found]) -> Found:
@@ -79,8 +78,8 @@ def _of_head(layout: Layout, groups: Tensor, cells: Tensor, kept: Tensor) -> Blo
 
 
 Serve = Callable[[Tensor, Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
-"""From the numbers of P heads among all B·H, their queries, keys and values ``[1, P, S, D]`` and a
-mask of the text ``[1, text]`` or ``None`` to their answer."""
+"""From the numbers of P heads among all B·H, on the CPU, their queries, keys and values
+``[1, P, S, D]`` and a mask of the text ``[1, text]`` or ``None`` to their answer."""
 
 
 def by_padding(q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, serve: Serve) -> Tensor:
@@ -93,7 +92,7 @@ def by_padding(q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, serve:
         text_mask: Which text is valid, ``[B, text]``; ``None``: all.
         serve: Computes those of equal text.
     """
-    numbers = torch.arange(q.shape[0] * q.shape[1], device=q.device).view(q.shape[:2])
+    numbers = torch.arange(q.shape[0] * q.shape[1]).view(q.shape[:2])
     if text_mask is None or not text_mask.shape[1]:
         whole = serve(numbers.flatten(), _as_one(q), _as_one(k), _as_one(v), None)
         return whole.view(q.shape)
@@ -103,7 +102,7 @@ def by_padding(q: Tensor, k: Tensor, v: Tensor, text_mask: Tensor | None, serve:
         return whole.view(q.shape)
     out = torch.empty_like(q)
     for number, mask in enumerate(kinds):
-        some = (kind == number).to(q.device)
+        some = kind == number
         heads = numbers[some].flatten()
         part = serve(heads, _as_one(q[some]), _as_one(k[some]), _as_one(v[some]), mask[None])
         out[some] = part.view(-1, *q.shape[1:])
@@ -116,7 +115,7 @@ def _as_one(x: Tensor) -> Tensor:
 
 
 def _counts(labels: Tensor, count: int) -> Tensor:
-    """Tokens of each part, ``[1 or P, 1, K]``."""
+    """Tokens of each part, ``[1 or P, K]``."""
     rows = labels if labels.ndim == 2 else labels[None]
     found = rows.new_zeros((len(rows), count))
-    return found.scatter_add_(1, rows, torch.ones_like(rows))[:, None].double()
+    return found.scatter_add_(1, rows, torch.ones_like(rows))

@@ -42,4 +42,4 @@ def _wait(device: torch.device) -> None:
     import torch
 
     if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+        torch.accelerator.synchronize(device)

@@ -24,10 +24,17 @@ from accel.errors import BadInput, UnsupportedModel
 from accel.seams.layout import Layout
 from accel.seams.modules import Module
 
-MASKED = ("native", "_native_cudnn", "_native_efficient", "_native_math", "xformers")
-"""Backends that take masks in the shapes that torch takes; others read them otherwise, or not."""
+MASKED = ("native", "_native_cudnn", "_native_efficient", "_native_math")
+"""Backends that read masks as torch does; others read them otherwise (xformers adds booleans to the
+scores), or not."""
 
 SWITCHES = ("dropout_p", "is_causal", "enable_gqa")
+
+UNREACHED = (
+    "goes through torch's: it is linear, or computed otherwise (attention slicing, processors of "
+    "xformers or your own, a backend set by set_attention_backend)"
+)
+"""Why none was taken; follows "no attention of …"."""
 
 HIDDEN = -1e4
 """What is added to a score so that a key is not seen: this, or less; minus infinity as a rule."""
@@ -93,7 +100,16 @@ class Interception(TorchFunctionMode):
 
 
 def answer_attention(module: Module, answer: Answer) -> Callable[[], None]:
-    """Compute an attention module's attention by ``answer``; returns the undo."""
+    """Compute an attention module's attention by ``answer``; returns the undo.
+
+    Raises:
+        UnsupportedModel: If the module is compiled: its attention is computed inside the graph.
+    """
+    if getattr(module.module, "_compiled_call_impl", None) is not None:
+        raise UnsupportedModel(
+            f"{module.denoiser.name}.{module.path} is compiled: its attention runs inside the "
+            "graph, so methods of attention do not fit. Do not compile it."
+        )
 
     def around(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with Interception(answer):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from accel.attention.blocks import UNMASKED, BlockSparse
-from accel.attention.lowerings.lowering import checked
+from accel.attention.lowerings.lowering import ByMask, checked
 from accel.errors import BadInput
 
 
@@ -92,7 +92,7 @@ class XFormers:
         if reason:
             raise BadInput(f"{reason}.")
         self.blocks = blocks
-        self._known: dict[tuple[bytes, ...], Packed] = {}
+        self._known: ByMask[Packed] = ByMask()
 
     def __call__(
         self,
@@ -123,13 +123,13 @@ class XFormers:
         layout = self.blocks.layout
         if text_mask is None:
             text_mask = torch.ones(samples, layout.text, dtype=torch.bool)
-        rows = text_mask.bool().cpu()
-        key = tuple(row.numpy().tobytes() for row in rows)
-        if key not in self._known:
-            tokens = torch.arange(layout.text) + layout.text_span.start
-            texts = [tokens[row].to(self.blocks.kept.device) for row in rows]
-            self._known = {key: packed(self.blocks, texts)}
-        return self._known[key]
+        return self._known.get(text_mask, self._made)
+
+    def _made(self, text_mask: Tensor) -> Packed:
+        span = self.blocks.layout.text_span
+        tokens = torch.arange(span.start, span.stop)
+        texts = [tokens[row].to(self.blocks.kept.device) for row in text_mask.bool().cpu()]
+        return packed(self.blocks, texts)
 
 
 def _flat(x: Tensor, heads: int) -> Tensor:

@@ -98,7 +98,7 @@ def _adapter(name: str) -> TypeAdapter[Pattern]:
 def _value(name: str, node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise BadInput(
             f"{name} takes numbers, booleans, None and tuples of them, not {ast.unparse(node)!r}."
         ) from error

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 NOT_KEPT = -1
 
+DECAYS = (1e-3, 64.0)
+"""The least decay and the largest."""
+
 
 @dataclass(frozen=True)
 class Radial(Pattern):
     """Bands between frames that narrow with their distance.
 
     Attributes:
-        decay: Factor of all bands' width, above 0; 1 in the paper.
+        decay: Factor of all bands' width, in `DECAYS`; 1 in the paper.
         block: Tokens below which a band does not narrow; 128 in the paper, the block of its kernel.
         exact: Whether bands end at any token. Otherwise blocks of a frame's tokens are kept whole
             where the band fills them – the authors' rule, 60 % of the columns to a third, in closed
@@ -37,7 +40,7 @@ class Radial(Pattern):
         sink: Whether all queries attend to the first frame too (Wan).
 
     Raises:
-        BadInput: For a decay or block that is not positive.
+        BadInput: For a decay outside of `DECAYS`, or a block that is not positive.
     """
 
     decay: float = 1.0
@@ -46,10 +49,11 @@ class Radial(Pattern):
     sink: bool = False
 
     def __post_init__(self) -> None:
-        if self.decay <= 0 or self.block < 1:
+        least, most = DECAYS
+        if not least <= self.decay <= most or self.block < 1:
             raise BadInput(
-                f"{self} has no bands: decay is above 0, and block is a number of tokens, at "
-                "least 1."
+                f"{self} has no bands: decay is in [{least:g}, {most:g}], and block is a number of "
+                "tokens, at least 1."
             )
 
     def reach(self, layout: Layout) -> list[int]:
