@@ -70,6 +70,7 @@ def _allocated(place: Any) -> Callable[[], Peak | None]:
     counters = torch.get_device_module(place)
     if not hasattr(counters, "reset_peak_memory_stats"):
         return lambda: None
+    counters.init()  # setting back does not do so of itself
     counters.reset_peak_memory_stats(place)
     before = counters.memory_allocated(place)
     return lambda: Peak(counters.max_memory_allocated(place), before, f"allocator of {place}")

@@ -85,9 +85,13 @@ def test_an_allocator_is_asked_for_its_own_peak(monkeypatch):
         """As `torch.cuda` counts."""
 
         def __init__(self):
-            self.peak, self.now = 900, 100
+            self.peak, self.now, self.ready = 900, 100, False
+
+        def init(self):
+            self.ready = True
 
         def reset_peak_memory_stats(self, place):
+            assert self.ready, "it does not initialise of itself"
             self.peak = self.now
 
         def memory_allocated(self, place):
