@@ -28,7 +28,9 @@ BY_SHAPES = ("QwenImageTransformer2DModel",)
 """2×2 pixels a token; ``img_shapes`` say (frames, rows, columns) of each picture."""
 
 BY_SIZES = ("LTXVideoTransformer3DModel",)
-"""One place of a clip a token; ``num_frames``, ``height`` and ``width`` say how many."""
+"""One place of a clip a token; `SIZES` say how many, unless coordinates stand in for them."""
+
+SIZES = ("num_frames", "height", "width")
 
 CHANNELS_LAST = ("Kandinsky5Transformer3DModel",)
 
@@ -102,8 +104,8 @@ def grid_of(call: Call) -> Grid:
         shapes = arguments["img_shapes"][0]
         _, height, width = shapes[0] if isinstance(shapes, list) else shapes
         return Grid(0, int(height), int(width), 2)
-    if network in BY_SIZES:
-        frames, height, width = (int(arguments[n]) for n in ("num_frames", "height", "width"))
+    if network in BY_SIZES and all(arguments.get(name) for name in SIZES):
+        frames, height, width = (int(arguments[name]) for name in SIZES)
         return Grid(frames, height, width)
     if call.sample[0].ndim < 3:
         raise UnsupportedModel(

@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = ("self", "cross", "temporal", "mlp")
 APART = ("refiner", "embed")
 """Parts of a path that lead to blocks which prepare the text, not to those of the network."""
 
-IN_TIME = ("temporal", "temp_", "motion")
+IN_TIME = ("temporal", "temp_", "motion", "transformer_in")
 """Parts of a path that lead to blocks whose attention goes along time."""
 
 
@@ -83,13 +83,13 @@ def find_modules(denoiser: Denoiser) -> tuple[Module, ...]:
     network = type(denoiser.core).__name__
     if not found:
         raise UnsupportedModel(
-            f"{network} has no blocks with attention modules: module caches do not fit it. Use "
-            "cache.EasyCache, which works around the whole network."
+            f"{network} has no blocks with attention modules, which this method works at. Use a "
+            "method that works around the whole network (cache.EasyCache), or leave it out."
         )
     if any(inside_graph(denoiser, module.path) for module in found):
         raise UnsupportedModel(
-            f"The blocks of {network} are compiled: their modules run inside the graph, so module "
-            "caches do not fit. Use a block or network cache, or do not compile."
+            f"The blocks of {network} are compiled: their modules run inside the graph, where this "
+            "method cannot reach them. Do not compile them, or use a block or network cache."
         )
     return tuple(found)
 
