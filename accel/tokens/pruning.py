@@ -6,7 +6,7 @@ the last answer that it gave for all tokens, for each branch of each sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 
 GRID = ("height", "width")
 """Parameters of blocks that convolve over the grid of the tokens."""
+
+FIRST = "num_tokens"
+"""Parameter of blocks that modulate so many tokens, those of the first frame, apart."""
+
+MASKS = "ip_adapter_masks"
+"""Keyword of UNets' blocks for what is laid out by tokens, but cut to size only inside."""
 
 
 class Place(NamedTuple):
@@ -113,9 +119,8 @@ class Pruning:
         return bytes_of(self._full) + sum(track.bytes for track in self._tracks.values())
 
     def _why_idle(self) -> str:
-        if self._seen.left:
-            return self._seen.why_idle()
-        return "no block had fewer tokens to compute: it takes three computed steps to judge"
+        judged = "no block had fewer tokens to compute: it takes three computed steps to judge"
+        return f"{judged}; {self._seen.why_idle()}" if self._seen.left else judged
 
     # At the solver.
 
@@ -174,6 +179,7 @@ class Pruning:
                 f"{denoiser.name}.{path} is given {len(stream.hidden)} entries for {len(rows)} "
                 f"rows: they cannot be told apart, so {self._method.name} does not fit."
             )
+        self._refuse_masks(stream)
         try:
             self._check(call, stream)
         except Left as why:
@@ -190,6 +196,15 @@ class Pruning:
         factor = downsampling(call, stream.own)
         if factor > self._method.max_downsample:
             raise Left(f"downsampled {factor}× (max_downsample is {self._method.max_downsample})")
+
+    def _refuse_masks(self, stream: Stream) -> None:
+        keywords = (value for value in stream.values if isinstance(value, Mapping))
+        if any(value.get(MASKS) is not None for value in keywords):
+            raise UnsupportedModel(
+                f"{self._method.name} does not fit {stream.network} with {MASKS}: they are laid "
+                "over the whole grid of tokens. Leave them out, or use tokens.ToMe, which works at "
+                "the self-attention."
+            )
 
     def _parts(
         self, call: Call, stream: Stream, denoiser: Denoiser, path: str, rows: Sequence[Row]
@@ -220,6 +235,13 @@ class Pruning:
         if criterion is None:
             return None
         picture = pictures_of(call, criterion)
+        if not _covers(picture, layout):
+            raise UnsupportedModel(
+                f"{self._method.name} does not fit: the scheduler steps latents of "
+                f"{tuple(criterion.shape[1:])} where {type(call.denoiser.core).__name__} computes "
+                f"{' × '.join(map(str, layout.grid))} tokens, so that they cannot be told apart. "
+                "Use tokens.ToMe, which works at the attention."
+            )
         flat = picture.mean(-1) if picture.ndim == 3 else instability(picture, layout)
         method, generator = self._method, torch.Generator()
         generator.manual_seed((method.seed * 1_000_003 + call.step.index) % 2**63)
@@ -248,7 +270,7 @@ class Pruning:
                 self._full[place] = Full(call.step.index, value[span].clone())
             return answer
         before = torch.stack([self._full[place].value for place in places])
-        image = kept(index, before)
+        image = kept(index.to(before.device), before)
         own, joint = beside_text(stream.own, image), beside_text(stream.joint, image)
         args, kwargs = part.reduced(own, image, joint)
         answer = block.outputs(inner(*args, **kwargs))
@@ -260,7 +282,8 @@ def _blocks(denoiser: Denoiser, method: str) -> Iterator[tuple[str, Block]]:
     """The blocks of a network around its self-attention.
 
     Raises:
-        UnsupportedModel: For blocks that need the whole grid, or fold frames into the rows.
+        UnsupportedModel: For blocks that need the whole grid, fold frames into the rows, or cut
+            the first frame's tokens off.
     """
     modules = find_modules(denoiser)
     network = type(denoiser.core).__name__
@@ -277,7 +300,25 @@ def _blocks(denoiser: Denoiser, method: str) -> Iterator[tuple[str, Block]]:
                 f"{method} does not fit {network}: its blocks convolve over the whole grid of "
                 "tokens. Use tokens.ToMe, which works at the attention."
             )
+        if FIRST in block.parameters:
+            raise UnsupportedModel(
+                f"{method} does not fit {network}: its blocks modulate the first frame's tokens "
+                "apart, by their number. Use tokens.ToMe, which works at the attention."
+            )
         yield path, block
+
+
+def _covers(picture: Tensor, layout: Layout) -> bool:
+    """Whether a picture, clip or tokens ``[B, …]`` lie under a layout, each token on its share.
+
+    Levels of a UNet are rounded up, so that the last shares of a side may be smaller.
+    """
+    if picture.ndim == 3:
+        return picture.shape[1] == layout.image
+    frames, *sides = (1, *picture.shape[2:])[-3:]
+    shares = [-(-length // count) for length, count in zip(sides, layout.grid[1:], strict=True)]
+    counts = [-(-length // share) for length, share in zip(sides, shares, strict=True)]
+    return frames % layout.frames == 0 and counts == list(layout.grid[1:])
 
 
 def _joined(parts: list[tuple[list[int], Streams]], count: int) -> Streams:

@@ -35,7 +35,7 @@ class SADA(Accelerator):
     The whole block – attention, cross-attention and feed-forward – runs on the tokens whose
     trajectory bends away from its extrapolation, and one more in each cell; the others keep the
     block's last full answer. Decides from the guided output, each sample for itself, and reads
-    the device once a step and level. Takes three computed steps to begin.
+    the device once a sample, step and level. Takes three computed steps to begin.
     """
 
     name: ClassVar[str] = "tokens.SADA"
