@@ -644,6 +644,28 @@ def test_copies_are_not_chosen_twice(tokens, seed):
     assert sorted(facility_location(same, tokens).tolist()) == list(range(tokens))
 
 
+def test_facility_location_is_the_plain_loop_in_large_windows():
+    """In float32 as close to all tokens as in float64, and the same tokens are not named twice."""
+    x = torch.randn(1024, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit, count = normalize(x, dim=-1), 192
+    similarity = unit @ unit.T
+    best, plain = torch.full((1024,), -1.0, dtype=torch.float64), []
+    for _ in range(count):
+        gain = (similarity - best[:, None]).clamp_min(0).sum(0)
+        plain.append(int(gain.argmax()))
+        best = torch.maximum(best, similarity[plain[-1]])
+    found = facility_location(similarity.float(), count).tolist()
+    assert len({*found}) == count
+    left, least = (float((1 - similarity[:, c].amax(1)).sum()) for c in (found, plain))
+    assert left <= 1.01 * least
+
+
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_facility_location_names_tokens_that_are_there(value):
+    chosen = facility_location(torch.full((2, 9, 9), value), 5)
+    assert chosen.shape == (2, 5) and 0 <= chosen.min() <= chosen.max() < 9
+
+
 @THEOREM
 @given(CASES)
 def test_toma_is_the_plain_formula_in_each_window(case):

@@ -2,14 +2,19 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import ClassVar
 
 import diffusers
 import pytest
 import torch
-from roster import pipelines
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from roster import ROSTER, pipelines
 from roster.tokens import REFERENCES, UNKNOWN
-from tiny import PIPELINES
+from test_slicing import ask, text_to_video
+from tiny import PIPELINES, PROMPTS
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from accel import Plan, cache, tokens
@@ -17,16 +22,19 @@ from accel.attach import Accelerator
 from accel.errors import Conflict, UnsupportedModel
 from accel.seams.attention import answer_attention
 from accel.seams.blocks import wrap_call
-from accel.seams.denoisers import find_denoisers
+from accel.seams.denoisers import Row, find_denoisers
 from accel.seams.layout import Layout
 from accel.seams.modules import find_modules
 from accel.seams.rotary import kept_positions, shared_positions
-from accel.seams.token_stream import with_bias
+from accel.seams.token_stream import Stream, with_bias
 from accel.tokens.exclusive import exclusive
 from accel.tokens.fields import Merging
+from accel.tokens.importance import Ranked
 from accel.tokens.joint import beside_text
+from accel.tokens.layers import Visit
 from accel.tokens.matching import cells
-from accel.tokens.merging import Stateless
+from accel.tokens.merging import Merger, Stateless
+from accel.tokens.toma import Covering
 
 ALL = 8
 MASKED = ("chroma", "hunyuanvideo", "qwenimage")
@@ -235,7 +243,6 @@ def draws(seed, step, layer):
 def test_a_unet_under_tome_is_the_plain_reference(bench):
     ratio, undos, step = 0.5, [], Counter()
     pipe = bench.pipe("sd15")
-    highest = {"down_blocks.0", "up_blocks.2", "up_blocks.3"}
 
     for rank, module in enumerate(layers(pipe)):
 
@@ -256,7 +263,6 @@ def test_a_unet_under_tome_is_the_plain_reference(bench):
         undo()
     with Plan(tokens.ToMe(ratio=ratio, seed=3)).attach(pipe) as run:
         found = bench.call("sd15", steps=3)
-    assert highest
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     assert "256 → 128 tokens in 3 layers; 4 layers left" in str(run.report)
 
@@ -415,18 +421,55 @@ def test_the_leader_is_cond(bench):
         with Plan(Recorded()).attach(pipe):
             bench.call("sd15", steps=1, **call)
         found.append([x for *_, x in MADE])
-    assert all(torch.equal(a, b) for a, b in zip(found[0][:1], found[1][:1], strict=True))
+    assert len(found[0]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert not torch.equal(found[0][2], found[2][2])
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
-def test_a_cache_may_leave_samples_out(bench, name):
+def test_a_cache_may_leave_samples_out(bench, name, gauged, monkeypatch):
     """A sub-batch is served by the patterns of its own samples."""
-    method = cache.Custom(rule="steps", steps=(0, 1, 3), predictor="reuse")
-    with Plan(method, Recorded(steps=2)).attach(bench.pipe(name)):
-        batch = bench.call(name, steps=5, batch=2)
-        alone = bench.call(name, steps=5, prompts=None, seeds=[0])
-    torch.testing.assert_close(batch[:1], alone, rtol=1e-3, atol=1e-3)
+    counts, dial, batch = set(), ROSTER["cache.EasyCache"].dial, 3
+
+    def serve(merger, visit, run, *, inner=Merger.serve):
+        counts.add(len(visit.rows))
+        return inner(merger, visit, run)
+
+    monkeypatch.setattr(Merger, "serve", serve)
+    run = Plan(dial(1e-12), Recorded(steps=2)).attach(bench.pipe(name))
+    bench.call(name, steps=6, batch=batch)
+    run.detach()
+    whole = max(counts)
+    assert counts == {whole}
+    values = sorted(gauged[:batch])  # at the first decision; the widest gap parts the samples
+    gap, low = max((high - low, low) for low, high in pairwise(values))
+    with Plan(dial(low + gap / 2), Recorded(steps=2)).attach(bench.pipe(name)):
+        together = bench.call(name, steps=6, batch=batch)
+        assert min(counts) < whole, "no sub-batch occurred"
+        for k in range(batch):
+            alone = bench.call(name, steps=6, prompts=[PROMPTS[k]], seeds=[k])
+            torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ToMA"])
+def test_a_pattern_is_of_one_device(kind):
+    """Where a network is spread over devices, layers that share a pattern may be on several."""
+    made, layout, tally = [], Layout(0, 1, 4, 4), SimpleNamespace()
+
+    def reduce(x, wanted):
+        made.append(x.device.type)
+        return cells(wanted.layout, device=x.device).match(x, 0.5)
+
+    reducer = Stateless(reduce) if kind == "plain" else Covering(tokens.ToMA(window=2))
+    merger = Merger(tally, reducer, steps=2, layers=0, proportional=False)
+    call = SimpleNamespace(step=SimpleNamespace(index=0), denoiser=SimpleNamespace(name="net"))
+    for rank, device in enumerate(("cpu", "meta", "cpu", "meta")):
+        x = torch.randn(1, 16, 8).to(device)
+        stream = Stream("Network", ("hidden",), (x,), 1, layout, layout)
+        visit = Visit(call, (Row("cond", 0),), 1, stream, rank, "attn")
+        (pattern,) = merger._made(visit).values()
+        assert pattern.reduction.anchor.device.type == device
+    assert made == (["cpu", "meta"] if kind == "plain" else [])
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
@@ -477,6 +520,17 @@ def test_importance_lags_one_step_and_says_where_it_was_drawn(bench):
     )
     _, report = bench.under("flux", Plan(tokens.Importance()), steps=3)
     assert "12 of 12 patterns drawn" in report.verdicts["tokens.Importance"].detail
+
+
+def test_answers_are_counted_once_and_while_they_are_held():
+    """Guidance that ends leaves the last pair and what ``cond`` answered since."""
+    ranked, held = Ranked(tokens.Importance()), []
+    for index, branches in enumerate((["cond", "uncond"], ["cond", "uncond"], ["cond"], ["cond"])):
+        rows = tuple(Row(branch, 0) for branch in branches)
+        call = SimpleNamespace(rows=rows, step=SimpleNamespace(index=index))
+        ranked.observe(call, SimpleNamespace(value=torch.zeros(len(rows), 6, 2)))
+        held.append(ranked.bytes / torch.zeros(6, 2).nbytes)
+    assert held == [2, 2, 3, 3]
 
 
 def test_what_is_important_is_what_both_branches_answered(bench, monkeypatch):
@@ -579,7 +633,54 @@ def test_too_few_tokens_to_merge_is_stock_and_said(bench, same):
     assert same(found, bench.stock("flux", steps=2))
     verdict = run.report.verdicts["tokens.ToMe"]
     assert verdict.state == "INACTIVE"
-    assert verdict.detail == "4 layers left: 4 too small (64 tokens)"
+    assert verdict.detail == "4 layers left: 4 with nothing to merge at this ratio"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        tokens.ToMe(cell=1),
+        tokens.ToMA(window=1),
+        tokens.ToMA(window=2, ratio=0.2),
+        tokens.Transforming(window=1),
+    ],
+    ids=repr,
+)
+def test_what_can_never_merge_is_off(method):
+    side = getattr(method, "window", None) or method.cell
+    assert method.why_off() in ("cell is 1", f"a ratio of {method.ratio:g} merges no token of a "
+                                f"window of {side} × {side}")  # fmt: skip
+    assert type(method)().why_off() is None
+    assert type(method).off().why_off() == "ratio is 0"
+
+
+def test_windows_that_are_too_small_here_are_said(bench):
+    """A picture of fewer tokens than a window."""
+    _, report = bench.under("flux", Plan(tokens.ToMA(window=16, ratio=0.01)), steps=2)
+    verdict = report.verdicts["tokens.ToMA"]
+    assert verdict.state == "INACTIVE"
+    assert verdict.detail == "4 layers left: 4 with nothing to merge at this ratio"
+
+
+def test_attention_that_is_not_torchs_is_said():
+    pipe = PIPELINES["sd15"].build()
+    pipe.enable_attention_slicing()
+    with (
+        pytest.warns(UserWarning, match="did nothing"),
+        Plan(tokens.ToDo()).attach(pipe) as run,
+    ):
+        PIPELINES["sd15"].call(pipe, steps=1)
+    verdict = run.report.verdicts["tokens.ToDo"]
+    assert verdict.state == "INACTIVE"
+    assert "3 whose attention does not go through torch's function" in verdict.detail
+
+
+def test_pruning_that_did_nothing_says_all_of_why(bench):
+    _, report = bench.under("sd15", Plan(tokens.SADA()), steps=3)
+    verdict = report.verdicts["tokens.SADA"]
+    assert verdict.state == "INACTIVE"
+    assert "three computed steps to judge; 4 layers left" in verdict.detail
+    assert "downsampled 2× (max_downsample is 1)" in verdict.detail
 
 
 def test_levels_that_are_left_are_said(bench):
@@ -601,6 +702,133 @@ def test_what_a_run_cannot_be_served_is_refused_by_name(bench):
             pytest.raises(UnsupportedModel, match=match),
         ):
             bench.call(name, steps=2)
+
+
+def test_blocks_that_cut_the_first_frame_off_are_refused_by_name():
+    """HunyuanVideo's for a picture in the place of the first frame; its others are not."""
+    pipe = PIPELINES["hunyuanvideo"].build()
+    config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_")}
+    pipe.transformer = type(pipe.transformer)(
+        **(config | {"image_condition_type": "token_replace"})
+    )
+    with pytest.raises(UnsupportedModel, match=r"SADA does not fit Hunyuan.*first frame's tokens"):
+        Plan(tokens.SADA()).attach(pipe)
+
+
+def ltx(kind):
+    """Another pipeline of the tiny LTX, and its call."""
+    pipe = kind(**PIPELINES["ltx"].build().components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {
+        "prompt": PROMPTS[0],
+        "height": 32,
+        "width": 32,
+        "num_frames": 9,
+        "max_sequence_length": 48,
+        "num_inference_steps": 6,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(0),
+    }
+
+
+def test_a_part_of_the_clip_that_is_stepped_is_refused_by_name():
+    pipe, call = ltx(diffusers.LTXImageToVideoPipeline)
+    with (
+        pytest.raises(UnsupportedModel, match=r"SADA does not fit: the scheduler steps latents"),
+        Plan(tokens.SADA(most=8)).attach(pipe),
+    ):
+        pipe(image=torch.rand(1, 3, 32, 32), **call)
+
+
+def test_a_clip_of_unknown_sizes_is_refused_by_name():
+    pipe, call = ltx(diffusers.LTXConditionPipeline)
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    with (
+        Plan(tokens.ToMe()).attach(pipe),
+        pytest.raises(UnsupportedModel, match="order in the picture is not known"),
+    ):
+        pipe(**call)
+
+
+def test_frames_in_pieces_are_refused_by_name():
+    """Of 6 entries, two rows of three frames, 4: 2 for each row would be the wrong ones."""
+    pipe = PIPELINES["animatediff"].build()
+    pipe.enable_free_noise_split_inference(temporal_split_size=4)
+    with (
+        Plan(tokens.ToMe()).attach(pipe),
+        pytest.raises(UnsupportedModel, match=r"4 entries where 2 rows of 3 are"),
+    ):
+        PIPELINES["animatediff"].call(pipe, steps=1)
+
+
+def test_compiled_blocks_are_refused_without_talk_of_caches_of_modules():
+    pipe = PIPELINES["flux"].build()
+    pipe.transformer.compile_repeated_blocks()
+    with pytest.raises(UnsupportedModel, match="this method cannot reach them") as refused:
+        Plan(tokens.ToMe()).attach(pipe)
+    assert "module caches" not in str(refused.value)
+
+
+def test_masks_over_the_grid_are_refused_by_name(bench):
+    masks = {"ip_adapter_masks": [torch.ones(1, 1, 32, 32)]}
+    with (
+        Plan(tokens.SADA()).attach(bench.pipe("sd15")),
+        pytest.raises(UnsupportedModel, match=r"SADA does not fit .* with ip_adapter_masks"),
+    ):
+        bench.call("sd15", steps=2, cross_attention_kwargs=masks)
+
+
+class InTime(Probe):
+    """Looks at the attention along time in front of a UNet's first block."""
+
+    name: ClassVar[str] = "test.InTime"
+
+    def attach(self, site):
+        site.tally.change = "looked"
+        SEEN.clear()
+        for module in find_modules(site.denoisers[0]):
+            if "transformer_in" in module.path and module.kind != "mlp":
+                yield answer_attention(module, look)
+
+
+@pytest.mark.parametrize("method", [tokens.ToMe(), tokens.ToDo()], ids=lambda m: m.name)
+def test_attention_along_time_keeps_all_frames(method):
+    pipe = text_to_video()
+    pipe.set_progress_bar_config(disable=True)
+    with Plan(InTime(), method).attach(pipe) as run:
+        ask(pipe)
+    assert run.report.verdicts[method.name].state == "ACTIVE"
+    assert {*SEEN} == {(3, 3)}
+
+
+@NOTHING
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_an_adapter_adds_to_the_picture_is_unmerged(batch):
+    """Flux's IP-Adapter answers a third stream, of as many tokens as the picture's."""
+    tiny = PIPELINES["flux"]
+    pipe = tiny.build()
+    torch.manual_seed(1)
+    core, kind = pipe.transformer, FluxIPAdapterAttnProcessor
+    core.encoder_hid_proj = MultiIPAdapterImageProjection(
+        [ImageProjection(image_embed_dim=8, cross_attention_dim=32, num_image_text_embeds=4)]
+    )
+    for block in core.transformer_blocks:
+        block.attn.set_processor(kind(hidden_size=32, cross_attention_dim=32))
+    embeds = torch.randn(batch, 1, 8)
+    call = {
+        "steps": 2,
+        "batch": batch,
+        "ip_adapter_image_embeds": [embeds],
+        "negative_ip_adapter_image_embeds": [embeds],
+    }
+    stock = tiny.call(pipe, **call)
+    assert not torch.equal(stock, tiny.call(tiny.build(), steps=2, batch=batch))
+    with Plan(Shuffled()).attach(pipe):
+        torch.testing.assert_close(tiny.call(pipe, **call), stock, rtol=1e-3, atol=1e-3)
+    for method in (tokens.ToMe(), tokens.ToMA(), tokens.Importance(), tokens.Transforming()):
+        with Plan(method).attach(pipe) as run:
+            assert torch.isfinite(tiny.call(pipe, **call)).all()
+        assert run.report.verdicts[method.name].state == "ACTIVE"
 
 
 def test_two_reducers_are_a_conflict(bench):

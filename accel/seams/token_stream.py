@@ -188,6 +188,14 @@ def downsampling(call: Call, layout: Layout) -> int:
     return factor
 
 
+def entries_of(call: Call) -> int:
+    """Entries of a row in attention within pictures: the frames that a UNet for video folds."""
+    core, shape = call.denoiser.core, call.sample.shape
+    if len(shape) < 5 or not hasattr(core, "down_blocks"):
+        return 1
+    return shape[1 if type(core).__name__ in FOLDED else 2]
+
+
 def pictures_of(call: Call, value: Tensor) -> Tensor:
     """An answer ``[rows, …]`` with its channels first: ``[rows, C, (F,) H, W]``, or tokens.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
+from accel.tokens.matching import merged_of
 
 if TYPE_CHECKING:
     from accel.tokens.merging import Reducer
@@ -27,6 +28,13 @@ MaxDownsample = Annotated[
         "none with attention: 2), 2 the next as well, …; transformers have one level",
     ),
 ]
+
+
+def why_whole(window: int, ratio: float) -> str | None:
+    """Why windows of so many tokens a side are left whole; ``None`` if they are not."""
+    if merged_of(window**2, ratio):
+        return None
+    return f"a ratio of {ratio:g} merges no token of a window of {window} × {window}"
 
 
 class Merging(Accelerator):

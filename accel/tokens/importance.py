@@ -71,8 +71,10 @@ class Ranked:
 
     @property
     def bytes(self) -> int:
-        """Memory of the answers."""
-        return bytes_of(self._latest)
+        """Memory of the answers; most are both known and the latest, and count once."""
+        latest = [answer for _, answer in self._latest.values()]
+        known = [answer for answers in self._known.values() for answer in answers]
+        return bytes_of({id(answer): answer for answer in (*latest, *known)})
 
     @property
     def note(self) -> str:
@@ -108,7 +110,7 @@ class Ranked:
         method, known = self._method, self.state(wanted)
         self._made, self._drawn = self._made + 1, self._drawn + (not known)
         drawn = cells(wanted.layout, wanted.generator(method.seed), device=x.device)
-        seen = self._seen(wanted) if known else None
+        seen = self._seen(wanted).to(x.device) if known else None
         return partition(seen, drawn, method.share).match(x, method.ratio)
 
     def _seen(self, wanted: Wanted) -> Tensor:

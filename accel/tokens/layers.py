@@ -18,6 +18,7 @@ from accel.seams.modules import Module, find_modules
 from accel.seams.token_stream import (
     Stream,
     downsampling,
+    entries_of,
     parameters_of,
     stream_of,
     wrap_inside,
@@ -57,7 +58,13 @@ Run = Callable[..., Any]
 
 
 class Serve(Protocol):
-    """What is done with a layer."""
+    """What is done with a layer.
+
+    Attributes:
+        nothing: Why, where all image tokens are left.
+    """
+
+    nothing: str
 
     def serve(self, visit: Visit, inner: Run) -> tuple[Any, int]:
         """Run the layer; its answer, and how many image tokens were left of a row's.
@@ -187,11 +194,13 @@ class Layers:
         if call is None or call.denoiser is not module.denoiser:
             return inner(*args, **kwargs)
         stream = stream_of(call, self._layouts, names, args, kwargs)
-        entries, rest = divmod(len(stream.hidden), len(rows))
-        if rest:
+        entries = entries_of(call)
+        if len(stream.hidden) != len(rows) * entries:
             raise UnsupportedModel(
-                f"{module.denoiser.name}.{module.path} is given {len(stream.hidden)} entries for "
-                f"{len(rows)} rows: they cannot be told apart, so methods of tokens do not fit."
+                f"{module.denoiser.name}.{module.path} is given {len(stream.hidden)} entries where "
+                f"{len(rows)} rows of {entries} are: they cannot be told apart, so methods of "
+                "tokens do not fit. Leave them out of the plan, or do not split the inference "
+                "(enable_free_noise_split_inference)."
             )
         key = (module.denoiser.name, module.path)
         try:
@@ -203,7 +212,7 @@ class Layers:
                 self._seen.left[key] = str(why)
             return inner(*args, **kwargs)
         if after == stream.own.image:
-            self._seen.left[key] = "without softmax attention"
+            self._seen.left[key] = self._served.nothing
             return answer
         self._seen.left.pop(key, None)
         self._seen.served[key] = (stream.own.image, after)

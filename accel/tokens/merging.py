@@ -43,6 +43,7 @@ class Wanted:
         layer: Number of the group of layers that share it.
         samples: Whose patterns are made, each with ``entries`` rows.
         entries: Rows of a sample: 1, or the frames of a UNet for video.
+        device: Where the layers are.
     """
 
     step: Step
@@ -51,6 +52,7 @@ class Wanted:
     layer: int
     samples: tuple[int, ...]
     entries: int
+    device: torch.device
 
     def generator(self, seed: int) -> torch.Generator:
         """Draws for this step and layer; alike for all samples, branches and runs."""
@@ -182,6 +184,8 @@ class Merger:
         proportional: Whether merged keys count as often as what they stand for.
     """
 
+    nothing = "with nothing to merge at this ratio"
+
     def __init__(
         self, tally: Tally, reducer: Reducer, steps: int, layers: int, proportional: bool
     ) -> None:
@@ -201,7 +205,7 @@ class Merger:
         made = self._made(visit)
         first = next(iter(made.values())).reduction
         if isinstance(first, Identity):
-            raise Left(f"too small ({first.tokens} tokens)")
+            raise Left(self.nothing)
         parts = list(_parts(visit, made))
         answers = [
             (_entries(visit, rows), self._run(visit, rows, reduction, inner))
@@ -213,10 +217,11 @@ class Merger:
         leaders = _leaders(visit.rows)
         layout, step, network = visit.stream.own, visit.call.step, visit.call.denoiser.name
         group = visit.rank // self._layers if self._layers else 0
+        device = visit.stream.hidden.device
         image = replace(layout, text=0, text_first=True)
 
         def wanted(*samples: int) -> Wanted:
-            return Wanted(step, network, image, group, samples, visit.entries)
+            return Wanted(step, network, image, group, samples, visit.entries, device)
 
         def make(samples: list[int]) -> Iterator[tuple[list[int], Reduction]]:
             alike: dict[Hashable, list[int]] = {}
@@ -228,7 +233,7 @@ class Merger:
                 yield some, self._reducer.reduce(x, wanted(*some))
 
         branches = {sample: visit.rows[row].branch for sample, row in leaders.items()}
-        key = (network, group, image, visit.entries)
+        key = (network, group, image, visit.entries, device)
         return self._patterns.of(key, step.index, branches, make)
 
     def _run(self, visit: Visit, rows: list[int], image: Reduction, inner: Run) -> Any:
@@ -241,9 +246,7 @@ class Merger:
             answer = Counted(joint, visit).run(inner, *args, **kwargs)
         else:
             answer = inner(*args, **kwargs)
-        if isinstance(answer, tuple):
-            return (own.unmerge(answer[0]), *answer[1:])
-        return own.unmerge(answer)
+        return _unmerged(own, answer)
 
 
 class Counted:
@@ -322,6 +325,16 @@ def _taken(visit: Visit, rows: Sequence[Row], made: dict[int, Made]) -> Reductio
     if visit.entries == 1 and len(set(samples)) == 1:
         samples = samples[:1]  # one pattern for all rows, however many
     return reduction.take(_entries(visit, [made[sample].place for sample in samples]))
+
+
+def _unmerged(own: Reduction, answer: Any) -> Any:
+    """An answer at all tokens; of several, the second is the text's.
+
+    What an IP-Adapter adds to the image (Flux) is the third.
+    """
+    if not isinstance(answer, tuple):
+        return own.unmerge(answer)
+    return tuple(part if place == 1 else own.unmerge(part) for place, part in enumerate(answer))
 
 
 def _joined(parts: list[tuple[list[int], Any]], count: int) -> Any:

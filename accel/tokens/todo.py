@@ -88,6 +88,8 @@ class ToDo(Accelerator):
 class Downsampling:
     """Runs layers on fewer keys and values."""
 
+    nothing = "whose attention does not go through torch's function"
+
     def __init__(self, method: ToDo) -> None:
         self._method = method
         self._known: dict[Any, Reduction] = {}

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from accel.errors import BadInput
 from accel.seams.memory import bytes_of
-from accel.tokens.fields import Merging
+from accel.tokens.fields import Merging, why_whole
 from accel.tokens.matching import merged_of
 from accel.tokens.mixture import Part, directions, mixture, untouched
 from accel.tokens.reduction import Reduction, identity, picked
@@ -57,6 +57,10 @@ class ToMA(Merging):
         gt=0.0,
         description="of the softmax by which tokens give themselves to destinations",
     )
+
+    def why_off(self) -> str | None:
+        """A ratio or windows at which nothing is merged."""
+        return super().why_off() or why_whole(self.window, self.ratio)
 
     def reducer(self) -> Reducer:
         """Destinations that are kept, weighed anew."""
@@ -114,7 +118,8 @@ class Covering:
         return self._kept[keys[0]].destinations.take(rows).weighed(x, method.temperature)
 
     def _key(self, wanted: Wanted, sample: int) -> Any:
-        return wanted.denoiser, wanted.layer, wanted.layout, wanted.entries, sample
+        where = (wanted.denoiser, wanted.layer, wanted.device)
+        return *where, wanted.layout, wanted.entries, sample
 
 
 def facility_location(similarity: Tensor, count: int) -> Tensor:
@@ -142,8 +147,10 @@ def facility_location(similarity: Tensor, count: int) -> Tensor:
     for _ in range(count):
         # Two tokens that gain from each other alone gain the same: the first is taken, not the one
         # that the rounding of a batch of this size favours.
-        gain = (similarity - best[..., None]).clamp_min(0.0).sum(-2) - rounding * order
-        pick = gain.masked_fill(taken, -1.0).argmax(-1, keepdim=True)
+        gain = (similarity - best[..., None]).clamp_min(0.0).sum(-2)
+        gain = gain.masked_fill(taken, -torch.inf)
+        equal = ~(gain < gain.amax(-1, keepdim=True) - rounding)  # all, of what is not a number
+        pick = order.where(equal, side).amin(-1, keepdim=True)
         taken = taken.scatter(-1, pick, True)
         reached = similarity.take_along_dim(pick[..., None, :], dim=-1)[..., 0]
         best = torch.maximum(best, reached)

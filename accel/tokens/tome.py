@@ -39,9 +39,13 @@ class ToMe(Merging):
     cell: int = Field(
         default=2,
         ge=1,
-        description="tokens of a side of a cell; up to 1 − 1/cell² of all can be merged",
+        description="tokens of a side of a cell; up to 1 − 1/cell² of all can be merged; 1 is off",
     )
     seed: int = Field(default=0, ge=0, description="draws the destinations, in each run alike")
+
+    def why_off(self) -> str | None:
+        """A ratio of 0, or cells of one token, which is a destination."""
+        return super().why_off() or ("cell is 1" if self.cell == 1 else None)
 
     def reducer(self) -> Reducer:
         """Cells, then a matching."""

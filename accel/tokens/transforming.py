@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from accel.errors import BadInput
-from accel.tokens.fields import Merging
+from accel.tokens.fields import Merging, why_whole
 from accel.tokens.matching import merged_of
 from accel.tokens.mixture import Part, directions, mixture, untouched
 from accel.tokens.reduction import Reduction, identity
@@ -43,6 +43,10 @@ class Transforming(Merging):
     temperature: float = Field(
         default=0.02, gt=0.0, description="of both softmaxes; towards 0 the centres stand alone"
     )
+
+    def why_off(self) -> str | None:
+        """A ratio or windows at which nothing is merged."""
+        return super().why_off() or why_whole(self.window, self.ratio)
 
     def reducer(self) -> Reducer:
         """Centres, then mixtures around them."""
