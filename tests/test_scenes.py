@@ -381,13 +381,16 @@ def test_a_loss_counts_coarse_errors_more_and_flux_tokens_are_unpacked(monkeypat
     from diffusers import FluxPipeline
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
-    from scenes_models import COARSE, _loss, _unpacked
+    from scenes_models import COARSE, STEADY, _loss, _unpacked
 
     even = torch.full((2, 3, 8, 12), 2.0)
     odd = even * (1 - 2 * (torch.arange(12) % 2))
     assert _loss(even).item() == pytest.approx(4 * (1 + COARSE))
     assert _loss(odd).item() == pytest.approx(4)
-    assert _loss(even[:, :, None].expand(-1, -1, 5, -1, -1)).item() == pytest.approx(_loss(even))
+    still = even[:, :, None].expand(-1, -1, 5, -1, -1)
+    assert _loss(still).item() == pytest.approx(_loss(even))
+    swinging = odd[:, :, None] * torch.tensor([1, -1, 1, -1, 1]).view(-1, 1, 1)
+    assert _loss(swinging).item() == pytest.approx(4 + 16 * STEADY)
     latents = torch.randn(2, 3, 8, 12)
     packed = FluxPipeline._pack_latents(latents, *latents.shape)
     assert torch.equal(_unpacked(packed, 8, 12), latents)

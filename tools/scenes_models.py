@@ -272,17 +272,24 @@ def _levels(count: int, mu: float, device: torch.device, layout: float = 0.2) ->
 COARSE = 8.0
 """Weight of an error's means over 4×4 latents."""
 
+STEADY = 4.0
+"""Weight of an error's changes from frame to frame."""
+
 
 def _loss(error: Tensor) -> Tensor:
-    """Mean square of an error [B, C, (F,) H, W] in which what is coarse counts more.
+    """Mean square of an error [B, C, (F,) H, W] in which what is coarse, or flickers, counts more.
 
     Near pure noise most of the error is texture that nobody can foretell, and its gradient drowns
-    that of where things stand. The minimum stays where it is: a conditional mean is the minimum of
-    every quadratic form.
+    that of where things stand, and of what stands still: unforeseen texture is the same in all
+    frames, so that an error's changes from frame to frame are faults alone. The minimum stays where
+    it is: a conditional mean is the minimum of every quadratic form.
     """
     clip = error if error.ndim == 5 else error.unsqueeze(2)
     coarse = functional.avg_pool3d(clip, (1, 4, 4))
-    return error.square().mean() + COARSE * coarse.square().mean()
+    loss = error.square().mean() + COARSE * coarse.square().mean()
+    if clip.shape[2] == 1:
+        return loss
+    return loss + STEADY * clip.diff(dim=2).square().mean()
 
 
 def _unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
