@@ -123,10 +123,10 @@ def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = 
 
 
 def warm_up(benches: Benches, field: list[Contestant], subject: Scene) -> None:
-    """Draw a few steps with the first setting of each curve: imports and first allocations."""
+    """Draw once with the first setting of each curve: imports and first allocations."""
     firsts = {(who.package, who.method): who for who in reversed(field)}
     for who in firsts.values():
-        draw(benches, who, subject, min(WARM, benches.call["num_inference_steps"]))
+        draw(benches, who, subject)  # whole: what is calibrated is for a number of steps
 
 
 def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict[str, Any]:
