@@ -44,9 +44,6 @@ OF_CLIPS = {
 }
 """What is summed up of clips besides, and its name in the lines."""
 
-WARM = 4
-"""Steps of the pictures that are drawn before anything is timed."""
-
 
 @dataclass(frozen=True)
 class Contestant:
