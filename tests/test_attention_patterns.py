@@ -366,7 +366,7 @@ def test_the_band_keeps_the_share_that_was_asked_for(kind, keep, text):
             "does not fit 5",
         ),
         (lambda: sliding_tile((1, 2, 2), (1, 2, 3)), "odd"),
-        (lambda: Radial(decay=0), "above 0"),
+        (lambda: Radial(decay=0), "decay is in"),
         (lambda: Spatial(keep=1.5), "at most 1"),
         (lambda: Temporal(keep=0.2).width(Layout(20, 2, 4, 4)), "raise keep"),
         (lambda: PerHead(()), "one pattern a head"),
