@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/accel compare "a red house left of two pine trees under a starry sky" --seed 1 --out demo --overwrite
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not laws_full"
+	$(BIN)/python -m pytest -n 2 -m "not laws_full" --durations 20
 
 lint: $(READY)
 	$(BIN)/ruff check .
