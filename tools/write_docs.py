@@ -82,6 +82,27 @@ def methods_page() -> str:
     return head + "\n".join(section(kind) for kind in ordered())
 
 
+def caches_table() -> str:
+    """For each level of SSIM, our fastest cache beside the fastest peer, where there is one."""
+    head = "| Model (captions) | SSIM at least | Ours | Best peer | Ours over peer |"
+    rows = [head, "|---|---|---|---|---|"]
+    for path in sorted(RESULT.parent.glob("caches-*.json")):
+        result, name = json.loads(path.read_text()), path.stem.removeprefix("caches-")
+        model = f"[{name}](benchmarks/results/{path.stem}.md) ({len(result['captions'])})"
+        for level in result["levels"]:
+            if level["measure"] == "ssim":
+                ours, peer = (_point(level[side]) for side in ("ours", "peer"))
+                ratio = f"{level['ratio']:.2f}×" if level["ratio"] else "–"
+                rows.append(f"| {model} | {level['level']:g} | {ours} | {peer} | {ratio} |")
+    return "\n".join(rows)
+
+
+def _point(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "none"
+    return f"{row['package']}: {row['method']} {row['knob']:g} ({row['speedup']:.2f}×)"
+
+
 def results_table() -> str:
     """The README's table of measured presets."""
     result = json.loads(RESULT.read_text())
@@ -121,6 +142,7 @@ def fill(text: str, name: str, content: str) -> str:
 def pages() -> dict[Path, str]:
     """Every generated page."""
     readme = fill(README.read_text(), "methods", methods_table())
+    readme = fill(readme, "caches", caches_table())
     return {METHODS: methods_page(), README: fill(readme, "results", results_table())}
 
 
