@@ -24,7 +24,7 @@ import typer
 from diffusers import DiffusionPipeline
 from PIL import Image
 from rich.progress import track
-from scenes_models import FAMILIES, Family, Form
+from scenes_models import FAMILIES, Family, Form, wan_velocity
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -46,7 +46,12 @@ class Setting:
     family: Family
     run: Path
     device: str
+    bf16: bool
     seed: int
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
 
 
 @app.callback()
@@ -56,6 +61,10 @@ def setting(
     run: Annotated[Path | None, typer.Option(help="folder of checkpoints and latents")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     threads: Annotated[int, typer.Option(help="torch threads on a CPU")] = 1,
+    bf16: Annotated[
+        bool,
+        typer.Option(help="slower than float32 on a CPU without avx512_bf16 or amx"),
+    ] = True,
     seed: int = 0,
 ) -> None:
     """Train the bundled models on procedural scenes."""
@@ -64,16 +73,16 @@ def setting(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     context.obj = Setting(
-        family=FAMILIES[family], run=run or Path("runs") / family, device=device, seed=seed
+        family=FAMILIES[family],
+        run=run or Path("runs") / family,
+        device=device,
+        bf16=bf16,
+        seed=seed,
     )
 
 
 BIG_SEEDS = 500_000
 """Training seeds from here on are rendered at 128 px, those below at 64 px."""
-
-
-def _autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device, torch.bfloat16)
 
 
 def _attention(device: str, form: Form) -> contextlib.AbstractContextManager[Any]:
@@ -249,12 +258,12 @@ def _vae_loss(vae: Any, pixels: Tensor, half: bool, kl: float) -> Tensor:
     return loss + kl * prior.float().mean()
 
 
-def _psnr(vae: Any, family: Family, device: str) -> float:
+def _psnr(vae: Any, at: Setting) -> float:
     """Mean PSNR of the round trip over a few held-out pictures."""
-    count = 4 if family.clips else 32
-    truth = np.stack([_render(HELD_OUT[i], family.forms[-1]) for i in range(count)])
-    with torch.no_grad(), _autocast(device):
-        pixels = _pixels(truth).to(device)
+    count = 4 if at.family.clips else 32
+    truth = np.stack([_render(HELD_OUT[i], at.family.forms[-1]) for i in range(count)])
+    with torch.no_grad(), at.autocast():
+        pixels = _pixels(truth).to(at.device)
         back = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.float()
     error = (back.clamp(-1, 1) - pixels).square().flatten(1).mean(1) / 4
     return float((-10 * error.log10()).mean())
@@ -300,7 +309,7 @@ def vae(
     for step in _track(range(first, steps), "vae"):
         pixels = _crops(kind, store, batch, rng, step >= large_after).to(at.device)
         half = not decoder_only and bool(rng.random() < 0.2)
-        with _autocast(at.device):
+        with at.autocast():
             loss = _vae_loss(model, pixels, half, kl)
         _step(loss, optimizer, plan.at(step))
         average.update({"vae": model}, step)
@@ -312,7 +321,7 @@ def vae(
         if done % 500 == 0 or done == steps:
             judge = _layout(kind.vae(), at.device)
             judge.load_state_dict(average.of("vae"))
-            _say(step=done, psnr=_psnr(judge, kind, at.device))
+            _say(step=done, psnr=_psnr(judge, at))
 
 
 def _load_vae(family: Family, run: Path, device: str) -> Any:
@@ -346,7 +355,7 @@ def cache(
     for low in _track(range(0, count, batch), f"encoding {form}"):
         chunk = seeds[low : low + batch]
         pixels = _pixels(np.stack([_render(s, shape) for s in chunk])).to(at.device)
-        with torch.no_grad(), _autocast(at.device):
+        with torch.no_grad(), at.autocast():
             parts.append(model.encode(pixels).latent_dist.mode().bfloat16().cpu())
         if low % (batch * 50) == 0:
             _say(size=form, encoded=low + len(chunk))
@@ -370,8 +379,8 @@ class Latents:
         seeds = [part["seeds"] + i for part in parts for i in range(len(part["latents"]))]
         return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """A batch of latents and captions; one caption in ten is empty, for guidance.
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str], list[int]]:
+        """A batch of latents, captions and seeds; one caption in ten is empty, for guidance.
 
         Half of the others are the longest of four wordings: what a caption leaves out (clouds,
         sides) it does not teach.
@@ -383,7 +392,8 @@ class Latents:
             wordings = rng.integers(16, size=4 if rng.random() < 0.5 else 1)
             told = [tell(self.seeds[row], int(wording)).caption for wording in wordings]
             captions.append("" if rng.random() < 0.1 else max(told, key=len))
-        return self.values[torch.from_numpy(rows)].float(), captions
+        drawn = [self.seeds[row] for row in rows]
+        return self.values[torch.from_numpy(rows)].float(), captions, drawn
 
 
 def _cached(family: Family, run: Path) -> list[Form]:
@@ -453,15 +463,16 @@ def _restore(family: Family, pipe: Any, weights: dict[str, Tensor]) -> None:
         module.load_state_dict(Average(0.0, weights).of(prefix))
 
 
-def _sheet(family: Family, pipe: Any, path: Path, device: str, form: Form) -> None:
+def _sheet(at: Setting, pipe: Any, path: Path, form: Form) -> None:
     """Draw sixteen held-out captions, or four clips, as one picture."""
+    family = at.family
     scenes = [(clip_scene if family.clips else scene)(seed) for seed in HELD_OUT[:16]]
     captions = [s.caption for s in scenes[: 4 if form.frames > 1 else 16]]
     options = family.call | {"height": form.size, "width": form.size, "output_type": "np"}
     options |= {"num_frames": form.frames} if form.frames else {}
     options["negative_prompt"] = [""] * len(captions)
-    with torch.no_grad(), _autocast(device):
-        made = pipe(captions, generator=torch.Generator(device).manual_seed(0), **options)
+    with torch.no_grad(), at.autocast():
+        made = pipe(captions, generator=torch.Generator(at.device).manual_seed(0), **options)
     shown = made.frames[:, ::4] if family.clips else made.images
     tiles = (np.asarray(shown, np.float32).clip(0, 1) * 255).astype(np.uint8)
     columns = tiles.shape[1] if form.frames > 1 else 8
@@ -538,7 +549,7 @@ class Training:
         """Loss of a batch of cached latents; in a lesson, of what `_tilted` makes of them."""
         latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
         latents = _tilted(latents, captions) if lesson else latents
-        with _autocast(self.at.device), _attention(self.at.device, form):
+        with self.at.autocast(), _attention(self.at.device, form):
             return self.at.family.loss(self.pipe, latents, captions)
 
     def draw(self, done: int, form: Form) -> None:
@@ -547,7 +558,7 @@ class Training:
             judge = _pipeline(self.at.family, self.at.run, self.at.seed)
             _restore(self.at.family, judge, self.average.weights)
             path = self.at.run / "sheets" / f"{done:06d}.png"
-            _sheet(self.at.family, judge.to(self.at.device), path, self.at.device, form)
+            _sheet(self.at, judge.to(self.at.device), path, form)
 
 
 @app.command()
@@ -587,7 +598,7 @@ def denoiser(
     for step in _track(range(first, steps), "denoiser"):
         big = step >= big_after and rng.random() < big_share
         form = known[-1 if big else 0]
-        latents, captions = stores[form].draw(batches[form], rng)
+        latents, captions, _ = stores[form].draw(batches[form], rng)
         loss = training.loss(latents, captions, form, lesson=step < lesson_until)
         _step(loss, training.optimizer, plan.at(step))
         training.average.update(training.modules, step)
@@ -600,6 +611,88 @@ def denoiser(
             training.save(done)
         if done % 500 == 0 or done == steps:
             training.draw(done, known[-1 if done > big_after else 0])
+
+
+def _unscaled(model: Any, latents: Tensor) -> Tensor:
+    """Undo `_scaled` for clips."""
+    mean, std = (
+        torch.tensor(v, device=latents.device).view(1, -1, 1, 1, 1)
+        for v in (model.config.latents_mean, model.config.latents_std)
+    )
+    return latents * std + mean
+
+
+@torch.no_grad()
+def _as_drawn(at: Setting, pipe: Any, latents: Tensor, captions: list[str], top: float) -> Tensor:
+    """Cached latents of clips as the denoiser tells them from noise of levels up to `top`."""
+    clean = _scaled(at.family, pipe.vae, latents.to(at.device))
+    sigma = top * torch.rand(len(clean), device=at.device)
+    with at.autocast():
+        found, truth = wan_velocity(pipe, clean, sigma, captions)
+    return _unscaled(pipe.vae, clean - sigma.view(-1, 1, 1, 1, 1) * (found - truth))
+
+
+def _decoder_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Pixels, their edges, and their changes from frame to frame. Clips [B, 3, F, H, W]."""
+    error = decoded.float() - pixels
+    loss = error.abs().mean() + 2 * error.square().mean()
+    for edges in _edges(error):
+        loss = loss + 0.5 * edges.abs().mean()
+    return loss + 2 * error.diff(dim=2).abs().mean()
+
+
+@app.command()
+def decoder(
+    context: typer.Context,
+    steps: Steps = 1000,
+    batch: Annotated[int, typer.Option(help="clips in a step, of each a crop of 32 px")] = 4,
+    rate: float = 3e-4,
+    top: Annotated[float, typer.Option(help="highest noise level that is estimated from")] = 0.4,
+) -> None:
+    """Teach a clip decoder to even out what the denoiser lets flicker, last of all.
+
+    Decoded are not the encoder's latents but the denoiser's estimates of them from noise: the
+    errors that a drawn clip has, in clips whose frames are known. Latents stay as they are.
+    """
+    at: Setting = context.obj
+    if not at.family.clips:
+        raise typer.BadParameter(f"{at.family.name} draws no clips: there is nothing that flickers")
+    pipe = _pipeline(at.family, at.run, at.seed).to(at.device)
+    _restore(at.family, pipe, torch.load(at.run / "denoiser.pt", weights_only=True)["average"])
+    store = Latents.read(at.family, at.run, at.family.forms[-1])
+    model = _layout(pipe.vae.train(), at.device)
+    model.decoder.requires_grad_(True)
+    path, average, first = at.run / "decoder.pt", Average(0.998), 0
+    optimizer = _optimizer({"vae": model})
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, average.weights = state["step"], state["average"]
+    rng, plan = np.random.default_rng([at.seed, first]), Schedule(rate, steps, warmup=50)
+    torch.manual_seed(at.seed + first)
+    start, smooth = time.time(), 0.0
+    for step in _track(range(first, steps), "decoder"):
+        latents, captions, seeds = store.draw(batch, rng)
+        drawn = _as_drawn(at, pipe, latents, captions, top)
+        pixels = _pixels(np.stack([_render(seed, at.family.forms[-1]) for seed in seeds]))
+        y, x = rng.integers(0, drawn.shape[-1] - CROP + 1, size=2)
+        crop = drawn[..., y : y + CROP, x : x + CROP]
+        truth = pixels[..., 4 * y : 4 * (y + CROP), 4 * x : 4 * (x + CROP)].to(at.device)
+        with at.autocast():
+            loss = _decoder_loss(model.decode(crop).sample, truth)
+        _step(loss, optimizer, plan.at(step))
+        average.update({"vae": model}, step)
+        smooth += 0.05 * (loss.item() - smooth) if smooth else loss.item()
+        done = step + 1
+        if done % 50 == 0 or done == steps:
+            state = {"step": done, "model": model.state_dict(), "average": average.weights}
+            _save(state | {"optimizer": optimizer.state_dict()}, path)
+            _say(step=done, loss=smooth, pace=(done - first) / (time.time() - start))
+
+
+CROP = 8
+"""Edge of a crop in latents, in the stage `decoder`: 32 px."""
 
 
 @app.command()
@@ -655,7 +748,7 @@ def export(
     if sheet:
         judge = type(pipe).from_pretrained(out)
         judge.set_progress_bar_config(disable=True)
-        _sheet(at.family, judge, at.run / "sheets" / "export.png", "cpu", at.family.forms[-1])
+        _sheet(at, judge.to(at.device), at.run / "sheets" / "export.png", at.family.forms[-1])
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     _say(step=step, mebibytes=size / 2**20)
 
@@ -725,7 +818,7 @@ def oracle(
     for step in _track(range(first, steps), "oracle"):
         size = 128 if step % 4 == 3 else 64
         rows = rng.integers(len(store[size]), size=batch)
-        with _autocast("cpu"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=at.bf16):
             loss = _oracle_loss(model.train(), [store[size][row] for row in rows])
         _step(loss, optimizer, plan.at(step))
         done = step + 1
@@ -823,7 +916,7 @@ def clip_oracle(
     clips, truths = _moving(range(pictures))
     for step in _track(range(first, steps), "clip-oracle"):
         rows = torch.from_numpy(rng.integers(len(clips), size=batch))
-        with _autocast("cpu"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=at.bf16):
             chosen = {name: truth[rows] for name, truth in truths.items()}
             loss = _motion_loss(model.train(), clips[rows], chosen)
         _step(loss, optimizer, plan.at(step))
