@@ -11,14 +11,20 @@ on measured numbers are calibrated first, on captions of the training seeds.
 Points are written as they are made; a later run of the same command goes on where it stopped.
 The file is not called `samplers.py`: beside the other benchmarks it would hide that package.
 Beside the points come ``.json``, ``.png`` and ``.md``: distances by the number of evaluations, and
-where ours are nearer than every stock scheduler. Nothing is timed: what counts is the number of
-evaluations, which every point states.
+where ours are nearer than every stock scheduler; what was to be shown, with yes or no (`verdicts`);
+the other figures. Nothing is timed: what counts is the number of evaluations, which every point
+states. Samplers of an SDE end elsewhere than the ODE: of theirs, only the other figures count.
+
+Calibrated plans lie in ``benchmarks/plans/MODEL``, which git ignores, and are kept in the ``.json``
+as well: a run in a fresh checkout takes them from there, so that it goes on with the numbers that
+the points were made with. ``--fresh`` calibrates anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,6 +39,7 @@ import torch
 from contest import looks
 from measure import RESULTS, Lines, digest, machine, save
 from torch import Tensor
+from verdicts import SEARCHED, Rows, fidelity, figures, verdicts
 
 import accel
 import samplers
@@ -157,19 +164,23 @@ PLANS = {
     "UniPC 2": Plan(samplers.UniPC()),
     "UniPC 3": Plan(samplers.UniPC(order=3)),
     "SA-Solver, ODE": Plan(samplers.SASolver(tau=0.0)),
+    "SA-Solver, SDE": Plan(samplers.SASolver(tau=1.0)),
     "DEIS t-AB2": Plan(samplers.DEIS()),
     "DEIS t-AB3": Plan(samplers.DEIS(order=3)),
+    "DEIS rho-AB2": Plan(samplers.DEIS(form="rhoAB")),
     "iPNDM 3": Plan(samplers.DEIS(form="iPNDM", order=3)),
     "rho-RK Kutta": Plan(samplers.RhoRK()),
     "pseudo-corrector": Plan(samplers.PseudoCorrector()),
     "DPM++ 2M, uniform λ": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="uniform_lambda")),
     "DPM++ 2M, arctan": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="arctan")),
+    "DPM++ 2M, logSNR": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="logsnr")),
+    "DPM++ 2M, polynomial": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="polynomial")),
+    "DPM++ 2M, AYS of SD": Plan(samplers.DPMSolverPP(), samplers.Schedule(kind="ays")),
     "DPM++ 1": Plan(samplers.DPMSolverPP(order=1)),
     "DPM++ 1 + DualFast": Plan(samplers.DPMSolverPP(order=1), samplers.DualFast()),
 }
 """Ours that need no measured numbers, for any number of steps."""
 
-SEARCHED = (6, 8)
 FITTED = (4, 5, 6, 8, 10)
 TRAINING = 32
 """Captions of training seeds that calibrations draw."""
@@ -190,11 +201,30 @@ class Calibration:
         ]
 
 
+def searched(method: str, count: int, **options: int) -> tuple[str, ...]:
+    """What `accel calibrate` is told of a search of schedules on so many prompts."""
+    given = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
+    return ("schedule", "--method", method, "--count", str(count), *given)
+
+
 CALIBRATIONS = (
     Calibration("DPM-Solver-v3", ("ems", "--steps", "100", "--count", "8")),
     Calibration("OLSS", ("olss", "--count", "16"), FITTED),
-    Calibration("DPM++ 2M, GITS", ("schedule", "--method", "gits", "--count", "16"), SEARCHED),
+    Calibration("DPM++ 2M, GITS", searched("gits", 16), SEARCHED),
+    Calibration("DPM++ 2M, AYS", searched("ays", 12, teacher=40), SEARCHED),
+    Calibration("DPM++ 2M, OSS", searched("oss", 3, teacher=40), SEARCHED),
+    Calibration(
+        "DPM++ 2M, AutoDiffusion",
+        searched("autodiffusion", 3, teacher=40, population=10, epochs=4),
+        SEARCHED,
+    ),
+    Calibration(
+        "OLSS, refined",
+        ("olss", "--count", "4", "--set", "teacher_steps=50", "--set", "refine=10"),
+        SEARCHED,
+    ),
 )
+"""The later ones at about 1000 evaluations for a number of steps, some minutes on one core."""
 
 
 def plans_of(model: str) -> Path:
@@ -223,6 +253,25 @@ def calibrate(one: Calibration, model: str, folder: Path) -> None:
         done = CliRunner().invoke(app, [*given, "--out", str(out)])
         if done.exit_code:
             raise RuntimeError(f"accel {' '.join(given)}: {done.output}")
+
+
+def embedded(folder: Path) -> dict[str, str]:
+    """The content of every file of the calibrations, by its name."""
+    stems = [Path(name).stem for one in CALIBRATIONS for _, name in one.files()]
+    paths = sorted(path for stem in stems for path in folder.glob(f"{stem}*"))
+    return {path.name: path.read_text() for path in paths}
+
+
+def unpack(result: Path, folder: Path, weights: str) -> None:
+    """Write the plans that a result of the same weights holds, where they are not there."""
+    if not result.exists():
+        return
+    document = json.loads(result.read_text())
+    if document["header"]["weights"] != weights:
+        return
+    for name, text in document.get("plans", {}).items():
+        if not (folder / name).exists():
+            (folder / name).write_text(text)
 
 
 def fitted(folder: Path, one: Calibration) -> Entry:
@@ -288,13 +337,9 @@ def solve_exactly(
         return solve(pipe, call, scenes, EXACT)
 
 
-def distances(points: list[dict[str, Any]]) -> dict[tuple[str, bool], dict[int, float]]:
+def distances(points: list[dict[str, Any]]) -> Rows:
     """By sampler and whether it is ours: the distance by the number of steps."""
-    rows: dict[tuple[str, bool], dict[int, float]] = {}
-    for one in points:
-        if "distance" in one and one["steps"] in EVALUATIONS:
-            rows.setdefault((one["sampler"], one["ours"]), {})[one["steps"]] = one["distance"]
-    return rows
+    return figures(points, "distance", EVALUATIONS)
 
 
 def markdown(points: list[dict[str, Any]], title: str) -> str:
@@ -324,6 +369,12 @@ def markdown(points: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def report(points: list[dict[str, Any]], title: str) -> str:
+    """The table of distances, what was to be shown, and the tables of the other figures."""
+    parts = markdown(points, title), verdicts(points, EVALUATIONS), fidelity(points, EVALUATIONS)
+    return "\n".join(parts)
+
+
 def plot(points: list[dict[str, Any]], path: Path, title: str) -> None:
     """Distance by evaluations: stock schedulers dashed in greys, ours in colour."""
     import matplotlib.pyplot as plt
@@ -351,30 +402,36 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=600.0, help="minutes; the rest is left")
-    parser.add_argument("--fresh", action="store_true", help="drop the points of earlier runs")
+    parser.add_argument("--fresh", action="store_true", help="drop earlier points and plans")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
-    folder = plans_of(options.model)
-    for one in CALIBRATIONS:
-        calibrate(one, options.model, folder)
+    name = f"samplers-{options.model}"
     pipe, call = accel.load(options.model)
     pipe.set_progress_bar_config(disable=True)
     first = HELD_OUT.start
     scenes = [scene(seed) for seed in range(first, first + options.captions)]
-    path = RESULTS / f"samplers-{options.model}.jsonl"
+    path, weights = RESULTS / f"{name}.jsonl", digest(pipe)
+    folder = plans_of(options.model)
     if options.fresh:
         path.unlink(missing_ok=True)
+        for stale in embedded(folder):
+            (folder / stale).unlink()
+    else:
+        unpack(RESULTS / f"{name}.json", folder, weights)
+    for one in CALIBRATIONS:
+        calibrate(one, options.model, folder)
     here = {key: value for key, value in machine().items() if key != "date"}
-    header = {"call": call, "captions": len(scenes), "weights": digest(pipe), **here}
+    header = {"call": call, "captions": len(scenes), "weights": weights, **here}
     lines = Lines(path, header)
     measure(stock_entries(pipe) + our_entries(folder), pipe, call, scenes, lines, options.budget)
-    name, title = f"samplers-{options.model}", f"{options.model}, {len(scenes)} captions"
-    table = markdown(lines.found, title)
-    (RESULTS / f"{name}.md").write_text(table)
+    title = f"{options.model}, {len(scenes)} captions"
+    told = report(lines.found, title)
+    (RESULTS / f"{name}.md").write_text(told)
     plot(lines.found, RESULTS / f"{name}.png", title)
-    print(table)
-    print(save(name, {"header": header, "points": lines.found}))
+    print(told)
+    plans = embedded(folder)
+    print(save(name, {"header": header, "points": lines.found, "plans": plans}))
 
 
 def read(path: Path) -> Plan:

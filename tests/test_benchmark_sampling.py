@@ -1,0 +1,104 @@
+"""The benchmark of samplers: its verdicts on made-up points, and the plans that it keeps."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import sampling
+import verdicts
+
+
+def points_of(rows, figure="distance"):
+    """Points of samplers, with a figure by the number of steps; those of diffusers are stock."""
+    return [
+        {"sampler": name, "ours": "diffusers" not in name, "steps": steps, figure: value}
+        for name, row in rows.items()
+        for steps, value in row.items()
+    ]
+
+
+ROWS = {
+    "diffusers DPMSolverMultistep": {5: 0.40, 6: 0.20, 8: 0.2, 10: 0.1},
+    "diffusers DDIM": {6: 0.15},
+    "DPM++ 2M": {5: 0.50, 6: 0.30, 8: 0.1, 10: 0.1},
+    "OLSS": {5: 0.20, 6: 0.10, 8: 0.05, 10: 0.05},
+    "DPM-Solver-v3": {5: 0.44, 6: 0.16, 8: 0.1, 10: 0.2},
+    "DPM++ 2M, GITS": {6: 0.15, 8: 0.2},
+}
+
+
+def test_a_claim_is_held_against_the_nearest_of_the_others():
+    rows = verdicts.figures(points_of(ROWS), "distance", (5, 6, 8, 10))
+    ratios = verdicts.Claim("DPM-Solver-v3", verdicts.SECOND_ORDER, (5, 6, 8, 10)).ratios(rows)
+    assert ratios == pytest.approx({5: 1.1, 6: 0.8, 8: 1.0, 10: 2.0})
+
+
+def test_verdicts_say_yes_and_no_with_the_ratio():
+    told = verdicts.verdicts(points_of(ROWS), sampling.EVALUATIONS)
+    pair = "DPM++ 2M or diffusers DPMSolverMultistep"
+    assert f"| OLSS | {pair} | 5: 0.50 yes, 6: 0.50 yes, 8: 0.50 yes, 10: 0.50 yes | yes |" in told
+    assert "| 5: 1.10 no, 6: 0.80 yes, 8: 1.00 no, 10: 2.00 no | at 1 of 4 |" in told
+    assert "| DPM++ 2M, GITS | DPM++ 2M | 6: 0.50 yes, 8: 2.00 no | at 1 of 2 |" in told
+    assert "| DPM++ 2M, OSS | DPM++ 2M | 6: –, 8: – | not measured |" in told
+
+
+def test_a_claim_holds_only_where_all_of_it_is_measured():
+    points = points_of({"a": {5: 1.0}, "b": {5: 2.0, 6: 2.0}})
+    line = verdicts.Claim("a", ("b",), (5, 6)).line(verdicts.figures(points, "distance", (5, 6)))
+    assert line == "| a | b | 5: 0.50 yes, 6: – | at 1 of 2 |"
+
+
+def test_ours_that_win_nowhere_are_listed():
+    """Not DPM++ 2M, which is nearest at 8 alone, and not what has no stock one beside it."""
+    told = verdicts.verdicts(points_of(ROWS), sampling.EVALUATIONS)
+    assert "nowhere nearer than every stock scheduler: DPM++ 2M, GITS.\n" in told
+    everything = verdicts.verdicts(points_of({"diffusers A": {4: 2.0}, "B": {4: 1.0}}), (4,))
+    assert "stock scheduler: none." in everything
+
+
+def test_refusals_are_listed_once_for_each_reason():
+    points = [
+        {"sampler": "OLSS", "ours": True, "steps": n, "refused": "calibrated for 4"} for n in (5, 6)
+    ]
+    assert "* OLSS at 5, 6: calibrated for 4\n" in verdicts.verdicts(points, (4, 5, 6))
+
+
+def test_the_other_figures_have_a_table_each_with_the_exact_solution():
+    points = points_of({"diffusers A": {4: 8.0}, "B": {4: 7.5, 8: 7.25}}, "frechet")
+    points.append({"sampler": sampling.OWN, "steps": sampling.EXACT, "frechet": 7.0, "kernel": 0.5})
+    told = verdicts.fidelity(points, (4, 8))
+    assert "many steps: 7.000)" in told and "biased upwards" in told
+    assert "| diffusers A | 8.000 | – |" in told and "| B | 7.500 | 7.250 |" in told
+    assert "ernel" not in told  # of which no sampler has a point
+
+
+def test_every_claim_is_of_what_the_benchmark_runs(tmp_path):
+    ours = {entry.name for entry in sampling.our_entries(tmp_path)}
+    stock = {f"diffusers {name}" for names in sampling.STOCK.values() for name in names}
+    calibrated = {one.name: one.steps for one in sampling.CALIBRATIONS}
+    for claim in verdicts.CLAIMS:
+        assert claim.ours in ours and set(claim.against) <= ours | stock
+        assert set(claim.steps) <= set(calibrated[claim.ours] or sampling.EVALUATIONS)
+        assert set(claim.steps) <= set(sampling.EVALUATIONS)
+
+
+def test_plans_are_kept_with_the_result_and_come_back(tmp_path):
+    """Those of another network's weights do not, and what is there is not written over."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    for name in ("OLSS-4.toml", "DPM++ 2M, GITS-6-levels.json", "LinearAG.toml", "prompts.txt"):
+        (old / name).write_text(name)
+    kept = sampling.embedded(old)
+    assert set(kept) == {"OLSS-4.toml", "DPM++ 2M, GITS-6-levels.json"}
+    result = tmp_path / "result.json"
+    sampling.unpack(result, new, "abc")  # there is none
+    result.write_text(json.dumps({"header": {"weights": "abc"}, "plans": kept}))
+    sampling.unpack(result, new, "other")
+    assert not [*new.iterdir()]
+    (new / "OLSS-4.toml").write_text("mine")
+    sampling.unpack(result, new, "abc")
+    assert sampling.embedded(new) == {**kept, "OLSS-4.toml": "mine"}
