@@ -1,20 +1,52 @@
-"""Pictures and clips as files: PNG (animated for clips, lossless) and MP4."""
+"""Pictures and clips as files: MP4 for clips, PNG for pictures (animated for clips: lossless)."""
 
 from __future__ import annotations
 
+import inspect
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel.bundled import call_of, check_folder
 from accel.errors import BadInput
-from app import metadata
+from app import metadata, models
+from app.call import NAMES
 from app.metadata import Record
+from app.request import Request
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".mp4")
+SUFFIXES = (PICTURE, CLIP) = (".png", ".mp4")
+
+
+def suffix(request: Request) -> str:
+    """The type of file that holds what a request asks for: ``.mp4`` for a clip, else ``.png``.
+
+    Told by the model's folder before any weights are read: by its ``call.json``, or by whether the
+    call of its pipeline counts frames. A clip of one frame is a picture. Downloads a hub model.
+
+    Raises:
+        BadInput: If there is no such model.
+        BadModel: If its folder cannot be read.
+    """
+    if request.frames == 1:
+        return PICTURE
+    folder = models.find(request.source)
+    check_folder(folder)
+    return CLIP if any(name in _counted(folder) for name in NAMES["frames"]) else PICTURE
+
+
+def _counted(folder: Path) -> set[str]:
+    """Names of the arguments that a model's call takes, by its folder alone."""
+    import diffusers
+
+    index = json.loads((folder / "model_index.json").read_text())
+    kind = getattr(diffusers, str(index.get("_class_name")), None)
+    known = () if kind is None else inspect.signature(kind.__call__).parameters
+    return {*call_of(folder), *known}
 
 
 def check_suffix(path: Path) -> None:
@@ -25,20 +57,28 @@ def check_suffix(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise BadInput(f"--out {path}: the name has to end in {' or '.join(SUFFIXES)}.")
-    if path.suffix.lower() == ".mp4":
+    if _is_film(path):
         _av()
+
+
+def files(path: Path, pictures: Sequence[Image.Image], made: Record, fps: int) -> dict[Path, bytes]:
+    """The file at ``path`` and, of an MP4, the record beside it."""
+    found = {path: encode(path, pictures, made, fps)}
+    if record := beside(path):
+        found[record] = made.model_dump_json(indent=2).encode()
+    return found
 
 
 def encode(path: Path, pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
     """The bytes of the file at ``path``: pictures and record."""
-    if path.suffix.lower() == ".mp4":
+    if _is_film(path):
         return film(pictures, fps, made)
     return metadata.png(pictures, made, fps)
 
 
 def beside(path: Path) -> Path | None:
     """Where the record of a file lies beside it as well: of an MP4, which many programs rewrite."""
-    return path.with_name(f"{path.name}.json") if path.suffix.lower() == ".mp4" else None
+    return path.with_name(f"{path.name}.json") if _is_film(path) else None
 
 
 def read(path: Path) -> tuple[Record, list[Image.Image]]:
@@ -47,9 +87,13 @@ def read(path: Path) -> tuple[Record, list[Image.Image]]:
     Raises:
         BadInput: If it carries no record that can be read.
     """
-    if path.suffix.lower() == ".mp4":
+    if _is_film(path):
         return _read_mp4(path)
     return metadata.read(path)
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() == CLIP
 
 
 def _av() -> Any:

@@ -32,10 +32,11 @@ from app.tables import print_comparison, print_result
 if TYPE_CHECKING:
     from PIL import Image
 
-NAMES = ("baseline.png", "accelerated.png", "difference.png", "sheet.png", "timeline.png")
+SIDES = ("baseline", "accelerated")
+NAMES = (*(f"{side}.png" for side in SIDES), "difference.png", "sheet.png", "timeline.png")
 REPORT = "report.json"
-SIDE_BY_SIDE = "side-by-side.mp4"
-"""Of clips alone."""
+FILMS = ("side-by-side.mp4", *(f"{side}.mp4{more}" for side in SIDES for more in ("", ".json")))
+"""Of clips alone, in the place of the pictures of either side, where MP4 can be written."""
 GAIN = 8
 
 
@@ -87,7 +88,8 @@ class Comparison:
         title: What the accelerated side ran.
         quality: By name (``psnr``, ``ssim``, ``perceptual``, ``flicker`` of clips): a number, or
             why there is none.
-        frames: The same for each frame of a clip (``psnr``, ``ssim``); empty for a picture.
+        frames: The same for each frame of a clip, ``flicker`` for each two in a row; empty for a
+            picture.
         motion: For a clip of a scene: whether what moves, where to and how fast are as the prompt
             says, on either side; empty for everything else.
     """
@@ -129,7 +131,7 @@ def compare(given: Given) -> None:
     metadata.digests(request)
     target = make(Target, given)
     folder = target.out or Path(f"compare-{slug(request.prompt)}-{request.seed}")
-    check_folder(folder, [*NAMES, REPORT, SIDE_BY_SIDE], target.overwrite)
+    check_folder(folder, [*NAMES, REPORT, *FILMS], target.overwrite)
     session = Session.open(request.source)
     found = measure(session, request, plan, repeats, _title(choice))
     files = _files(session, request, plan, found)
@@ -183,12 +185,13 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
     stock, fast = found.baseline.outcome, found.accelerated.outcome
     amplified = difference(stock.pictures, fast.pictures, GAIN)
     made = metadata.record(request, plan, session.model, fast)
-    film = _film(found, amplified, request.fps) if stock.clip else {}
-    return film | {
-        "baseline.png": metadata.png(
-            stock.pictures, metadata.record(request, Plan(), session.model, stock), request.fps
-        ),
-        "accelerated.png": metadata.png(fast.pictures, made, request.fps),
+    plain = metadata.record(request, Plan(), session.model, stock)
+    written = _film(found, amplified, request.fps) if stock.clip else {}
+    suffix = clips.CLIP if written else clips.PICTURE
+    for who, side, record in zip(SIDES, (stock, fast), (plain, made), strict=True):
+        both = clips.files(Path(f"{who}{suffix}"), side.pictures, record, request.fps)
+        written |= {path.name: content for path, content in both.items()}
+    return written | {
         "difference.png": _png(amplified),
         "sheet.png": _png(draw(request.prompt, found, amplified, GAIN, _place(made))),
         "timeline.png": _png(found.accelerated.report.timeline()),
@@ -199,9 +202,9 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
 def _film(found: Comparison, amplified: Image.Image, fps: int) -> dict[str, bytes]:
     """Both clips and their difference as one, if MP4 can be written."""
     try:
-        return {SIDE_BY_SIDE: clips.film(side_by_side(found, amplified, GAIN), fps)}
+        return {FILMS[0]: clips.film(side_by_side(found, amplified, GAIN), fps)}
     except BadInput as error:
-        say(f"warning: no {SIDE_BY_SIDE}: {error}")
+        say(f"warning: animated PNGs, and no {FILMS[0]}: {error}")
         return {}
 
 
@@ -215,7 +218,7 @@ def _place(made: metadata.Record) -> str:
 
 
 def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
-    sides = {"baseline": found.baseline, "accelerated": found.accelerated}
+    sides = dict(zip(SIDES, (found.baseline, found.accelerated), strict=True))
     return {
         "ratio": found.ratio,
         "ratios": list(found.ratios),

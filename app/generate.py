@@ -42,14 +42,12 @@ def generate(given: Given) -> None:
     request = _request(given, example)
     plan = chosen(make(Choice, given), None if example is None else example.record.plan)
     metadata.digests(request)
-    out = _target(make(Target, given), request)
+    out = _target(make(Target, given), request, example)
     session = Session.open(request.source)
     with Bar() as bar:
         outcome = session.run(request, plan, bar.follow, memory=True)
     made = metadata.record(request, plan, session.model, outcome)
-    files = {out: clips.encode(out, outcome.pictures, made, request.fps)}
-    if beside := clips.beside(out):
-        files[beside] = made.model_dump_json(indent=2).encode()
+    files = clips.files(out, outcome.pictures, made, request.fps)
     write(files)
     assert outcome.report is not None
     print_report(outcome.report, outcome.seconds)
@@ -85,8 +83,12 @@ def _device(recorded: str) -> str | None:
         return None
 
 
-def _target(target: Target, request: Request) -> Path:
-    out = target.out or Path(f"{slug(request.prompt)}-{request.seed}.png")
+def _target(target: Target, request: Request, example: Example | None) -> Path:
+    """Where the result goes; by default of the type of the example, or of what the model draws."""
+    out = target.out
+    if out is None:
+        suffix = clips.suffix(request) if example is None else example.path.suffix.lower()
+        out = Path(f"{slug(request.prompt)}-{request.seed}{suffix}")
     clips.check_suffix(out)
     for path in filter(None, (out, clips.beside(out))):
         check_target(path, target.overwrite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,14 +28,26 @@ def measure(stock: Pictures, fast: Pictures) -> dict[str, float | str]:
 
 
 def by_frame(stock: Pictures, fast: Pictures) -> dict[str, list[float | str]]:
-    """PSNR in dB and SSIM of each frame; where there is none, the reason."""
-    from accel import quality
+    """PSNR in dB, SSIM and perceptual distance of each frame, flicker of each two in a row.
 
-    pairs = [([one], [other]) for one, other in zip(stock, fast, strict=True)]
-    figures = {"psnr": psnr, "ssim": quality.ssim}
+    Where there is none, the reason. The oracle of pictures judges, as it does the clip as a whole.
+    """
+    from accel import quality
+    from accel.scenes import oracle
+
+    frames, changes = (_windows(stock, fast, length) for length in (1, 2))
+    perceptual = partial(quality.perceptual, oracle=oracle.load())
+    figures = {"psnr": psnr, "ssim": quality.ssim, "perceptual": perceptual}
     return {
-        name: [_figure(distance, *pair) for pair in pairs] for name, distance in figures.items()
+        **{name: [_figure(figure, *pair) for pair in frames] for name, figure in figures.items()},
+        "flicker": [_figure(quality.flicker, *pair) for pair in changes],
     }
+
+
+def _windows(stock: Pictures, fast: Pictures, length: int) -> list[tuple[Pictures, Pictures]]:
+    """So many frames in a row of both clips, from every frame on from which there are as many."""
+    starts = range(len(stock) - length + 1)
+    return [(stock[at : at + length], fast[at : at + length]) for at in starts]
 
 
 def motion(prompt: str, clips: Sequence[Pictures]) -> list[dict[str, bool]]:

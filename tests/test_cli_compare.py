@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from saved import Folders, done, run, size
 
-from accel import asset, quality
+from accel import asset
 from accel.errors import BadInput
 from accel.scenes import HELD_OUT, MOTIONS, clip, clip_scene, motion_of, scene
-from app import metadata, nearness
-from app.compare import NAMES, REPORT, SIDE_BY_SIDE, Timing
+from app import clips, metadata, nearness
+from app.compare import FILMS, NAMES, REPORT, SIDES, Timing
 from app.request import Request
 from app.session import Session
 
@@ -72,18 +72,24 @@ def test_clips_are_compared_frame_by_frame_and_side_by_side(models: Folders) -> 
         "compare", "fox", "--model", models("animatediff"), "--seed", 7, "--out", "out",
         "--repeats", 1, "--steps", 6, "--frames", 5, "--set", "cache.EasyCache.threshold=1e6",
     )  # fmt: skip
-    names = [SIDE_BY_SIDE, *NAMES, REPORT]
+    pictures = [name for name in NAMES if Path(name).stem not in SIDES]
+    names = [*FILMS, *pictures, REPORT]
     assert result.stdout.splitlines() == [f"out/{name}" for name in names]
     report = json.loads(Path("out", REPORT).read_text())
-    both = [metadata.read(Path("out", f"{side}.png"))[1] for side in ("baseline", "accelerated")]
-    assert len(both[0]) == len(both[1]) == 5
-    frames = report["frames"]
-    assert len(frames["psnr"]) == len(frames["ssim"]) == 5
-    assert report["quality"]["ssim"] == pytest.approx(sum(frames["ssim"]) / 5, abs=1e-6)
-    assert report["quality"]["flicker"] == pytest.approx(quality.flicker(*both))
+    frames, figures = report["frames"], report["quality"]
+    assert {name: len(each) for name, each in frames.items()} == {
+        "psnr": 5, "ssim": 5, "perceptual": 5, "flicker": 4
+    }  # fmt: skip
+    for name in ("ssim", "perceptual", "flicker"):
+        assert figures[name] == pytest.approx(sum(frames[name]) / len(frames[name]), rel=1e-4)
+        assert len({*frames[name]}) > 1  # every frame is a figure of its own
     assert "flicker" in result.stderr and "worst frame" in result.stderr
     assert report["motion"] == {}  # no caption of a scene
-    with av.open(f"out/{SIDE_BY_SIDE}") as film:
+    for side, methods in (("baseline", 0), ("accelerated", 1)):
+        record, both = clips.read(Path("out", f"{side}.mp4"))
+        assert len(both) == 5 and len(record.result.verdicts) == methods
+        assert metadata.parse(Path("out", f"{side}.mp4.json").read_text(), side) == record
+    with av.open(f"out/{FILMS[0]}") as film:
         shown = [frame.to_image() for frame in film.decode(video=0)]
     assert len(shown) == 5
     assert shown[0].width > 3 * 320 and shown[0].height > 320
@@ -132,7 +138,8 @@ def test_without_the_extra_for_video_the_rest_is_written(
         "compare", "fox", "--model", models("animatediff"), "--out", "out", "--repeats", 1,
         "--steps", 2,
     )  # fmt: skip
-    assert f"warning: no {SIDE_BY_SIDE}: MP4 needs the extra 'video'" in result.stderr
+    warning = f"warning: animated PNGs, and no {FILMS[0]}: MP4 needs the extra 'video'"
+    assert warning in result.stderr
     assert sorted(path.name for path in Path("out").iterdir()) == sorted([*NAMES, REPORT])
 
 
