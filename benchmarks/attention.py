@@ -1,22 +1,28 @@
 """Sparse attention, alone and in a denoiser: seconds beside dense attention, by tokens and density.
 
-    python benchmarks/attention.py [--tokens 1024 … 32768] [--heads 4] [--threads 1] [--repeats 5]
-    python benchmarks/attention.py --denoiser [--tokens 1024 … 16384] [--threads 2] [--repeats 2]
+    python benchmarks/attention.py [--tokens 1024 … 32768] [--threads 2] [--budget SECONDS]
+    python benchmarks/attention.py --layout flux-4k | wan-720p | TEXT,FRAMES,HEIGHT,WIDTH
+    python benchmarks/attention.py --denoiser [scenes-flux | pixart] [--tokens 1024 4096 16384]
 
-For every number of tokens (a picture of twice as many, or as many, columns as rows) and for
-every share of pairs to keep, neighbourhood attention in strides of 8×16 tokens is compiled and run
-by the gather lowering; GRAT's two patterns with boxes of 16×16 come beside. Dense attention is
-PyTorch's own, without a mask. Repeats are interleaved: each takes dense and all patterns in turn,
-and ratios are of the same repeat. Reported are medians and quartiles, the density, and what
-building a table took, once.
+For every number of tokens (a picture of twice as many, or as many, columns as rows), or the layout
+that is given, and for every share of pairs to keep, neighbourhood attention in strides of at most
+4×8×16 tokens is compiled, and run by every lowering that the table and the device admit: on a CPU
+gather alone, on CUDA FlexAttention and xformers beside it, with how far their answers are apart.
+GRAT's two patterns come beside. Dense attention is PyTorch's own, without a mask. Repeats are
+interleaved: each takes dense and all patterns in turn, and ratios are of the same repeat. Reported
+are medians and quartiles, the density, and what building a table took, once. Methods that search
+for their tables while a model runs have a table of their own: what a search takes, and what
+attention takes then (`searches`). Queries, keys and values are random numbers.
 
-With ``--denoiser`` it is the whole network: one block of a PixArt-Σ, of its published width and
-with random weights, under the plans that a user would attach to its pipeline. What is timed is one
-call of the network, everything but attention included; tables are compiled, and it is measured
-whether they pay, in a call before. More blocks take that many times as much.
+With ``--denoiser`` it is a whole network (`denoisers`) under the plans that a user would attach to
+its pipeline. What is timed is one call of the network, everything but attention included; tables
+are compiled, and it is measured whether they pay, in a call before.
 
-Beside ``attention-DEVICE.json`` and ``attention-denoiser-DEVICE.json`` comes a ``.png``: seconds
-and speed-ups by tokens.
+There are as many repeats as fit ``--spent`` seconds for each layout, and two at least. The numbers
+of each layout are written at once to ``results/attention-….jsonl``: a run that was cut off, by
+``--budget`` or otherwise, goes on there. Beside it come ``.json``, with what is claimed (how much
+faster a tenth of the pairs is from 8192 tokens on, and how cost grows with tokens), ``.md`` and
+``.png``: seconds and speed-ups by tokens.
 """
 
 from __future__ import annotations
@@ -30,14 +36,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import denoisers
 import torch
-from measure import RESULTS, ratio, save, spread
+from measure import (
+    RESULTS,
+    Lines,
+    Visit,
+    clocked,
+    here,
+    ratio,
+    repeated,
+    save,
+    signature,
+    spread,
+    waiting,
+)
+from searches import searched
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel import Plan, attention
-from accel.attention.blocks import compiled
-from accel.attention.lowerings.gather import Gather
+from accel.attention.blocks import BlockSparse, compiled
+from accel.attention.lowerings import NAMES, lowered, refusals
 from accel.attention.patterns.grat import CrissCross, Surrounding
 from accel.attention.patterns.neighbourhood import Neighbourhood
 from accel.attention.patterns.pattern import Pattern
@@ -46,19 +66,26 @@ from accel.seams.layout import Layout
 
 TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
 DENSITIES = (0.05, 0.1, 0.25, 0.5)
-STRIDE = (1, 8, 16)
-DENSE = "dense"
+STRIDE = (4, 8, 16)
+DENSE, GATHER = "dense", "gather"
+
+LAYOUTS = {"flux-4k": Layout(512, 1, 256, 256), "wan-720p": Layout(0, 21, 45, 80)}
+"""By name: Flux at 4096² with its text, and Wan at 720p with 81 frames."""
+
+HEADS = {"flux-4k": (24, 128), "wan-720p": (40, 128)}
+"""Heads of a layout's model, and their width; Wan 1.3B has 12 heads."""
+
+FEW_HEADS = (4, 64)
+
+KEEPS_ALL = "it keeps all pairs there"
 
 DENOISER_TOKENS = (1024, 4096, 16384)
-DENOISER_DENSITIES = (0.1, 0.25)
-PIXELS = 16
-"""Pixels a side of a token: 8 of the autoencoder, 2 of the patch."""
+DENOISER_DENSITIES = (0.05, 0.1, 0.25)
 
-TEXT, TEXT_WIDTH = 120, 4096
+CLAIMED, CLAIMED_FROM, CLAIMED_DENSITY = 3.0, 8192, 0.1
+"""How much faster than dense attention a density is to be, from how many tokens on."""
 
 Run = Callable[[], Tensor]
-Visit = Callable[[], float]
-"""Does something once, and says how many seconds of it count."""
 
 
 def picture(tokens: int, text: int) -> Layout:
@@ -67,65 +94,117 @@ def picture(tokens: int, text: int) -> Layout:
     return Layout(text, 1, height, tokens // height)
 
 
+def layout_of(text: str) -> Layout:
+    """A layout by its name, or from ``TEXT,FRAMES,HEIGHT,WIDTH``.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is neither.
+    """
+    if text in LAYOUTS:
+        return LAYOUTS[text]
+    try:
+        return Layout(*map(int, text.split(",", 3)))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no layout: take {' or '.join(LAYOUTS)}, or TEXT,FRAMES,HEIGHT,WIDTH in "
+            "tokens."
+        ) from error
+
+
 def window(layout: Layout, density: float) -> Neighbourhood:
     """A window of that share of the image, of the image's shape."""
-    sides = [max(1, round(side * math.sqrt(density))) for side in layout.grid]
-    strides = [min(pair) for pair in zip(STRIDE, sides, strict=True)]
-    return Neighbourhood((1, sides[1], sides[2]), (1, strides[1], strides[2]))
+    axes = sum(side > 1 for side in layout.grid)
+    share = density ** (1 / max(1, axes))
+    sides = [max(1, round(side * share)) for side in layout.grid]
+    strides = [
+        min(divisor(side, most), inside)
+        for side, most, inside in zip(layout.grid, STRIDE, sides, strict=True)
+    ]
+    return Neighbourhood((sides[0], sides[1], sides[2]), (strides[0], strides[1], strides[2]))
+
+
+def divisor(number: int, most: int) -> int:
+    """The largest divisor up to a limit."""
+    return next(one for one in range(most, 0, -1) if number % one == 0)
+
+
+def share_name(density: float) -> str:
+    """What a window of a density is called."""
+    return f"window {density:.0%}"
 
 
 def patterns(layout: Layout) -> dict[str, Pattern]:
     """What is measured on a layout, by its name in the plot."""
-    found: dict[str, Pattern] = {f"window {d:.0%}": window(layout, d) for d in DENSITIES}
+    found: dict[str, Pattern] = {share_name(d): window(layout, d) for d in DENSITIES}
     return found | {"GRAT surrounding": Surrounding(), "GRAT criss-cross": CrissCross()}
 
 
-def rounds(visits: dict[str, Visit], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, that many times."""
-    seconds: dict[str, list[float]] = {name: [] for name in visits}
-    for _ in range(repeats):
-        for name, visit in visits.items():
-            seconds[name].append(visit())
-    return seconds
+def label(row: dict[str, Any]) -> str:
+    """A pattern with its lowering, where that is not the usual one."""
+    lowering = row.get("lowering", GATHER)
+    return row["pattern"] if lowering == GATHER else f"{row['pattern']} by {lowering}"
 
 
-def clocked(run: Callable[[], Any], sync: Callable[[], None]) -> float:
-    """Seconds that something takes."""
-    sync()
-    begin = time.perf_counter()
-    run()
-    sync()
-    return time.perf_counter() - begin
+def admitted(table: BlockSparse, qkv: Tensor) -> tuple[dict[str, Run], dict[str, str]]:
+    """What computes a table on a device, tried where there are several; and why others do not."""
+    refused = refusals(table, qkv.device)
+    names = [name for name in NAMES if name != DENSE and name not in refused]
+    runs: dict[str, Run] = {}
+    for name in names:
+        try:
+            runs[name] = partial(lowered(name, table), *qkv)
+            if len(names) > 1:
+                runs[name]()
+        except RuntimeError as error:  # a kernel that this device or width does not have
+            del runs[name]
+            refused[name] = str(error).partition("\n")[0]
+    return runs, refused
 
 
-def waiting(device: str) -> Callable[[], None]:
-    """What waits for a device."""
-    return torch.cuda.synchronize if device == "cuda" else lambda: None
+def compiled_rows(
+    layout: Layout, qkv: Tensor
+) -> tuple[list[dict[str, Any]], dict[str, Run], dict[str, str]]:
+    """A row and what it runs for each pattern and lowering, and which lowerings are left out."""
+    rows: list[dict[str, Any]] = []
+    runs: dict[str, Run] = {}
+    left: dict[str, str] = {}
+    for name, pattern in patterns(layout).items():
+        begin = time.perf_counter()
+        table = compiled(pattern, layout, qkv.device)
+        built = time.perf_counter() - begin
+        if table.density == 1.0:
+            left[f"{name}, {layout.image} tokens"] = KEEPS_ALL
+            continue
+        found, refused = admitted(table, qkv)
+        left |= {f"{name} by {lowering}": why for lowering, why in refused.items()}
+        first = next(iter(found.values()))() if len(found) > 1 else None
+        for lowering, run in found.items():
+            row = {"pattern": name, "parameters": repr(pattern), "lowering": lowering}
+            row |= {"density": table.density, "computed": table.computed, "build_seconds": built}
+            if first is not None:
+                row["apart"] = float((run() - first).norm() / first.norm())
+            rows.append(row)
+            runs[label(row)] = run
+    return rows, runs, left
 
 
 @torch.no_grad()
-def measured(
-    layout: Layout, heads: int, dim: int, repeats: int, device: str
-) -> list[dict[str, Any]]:
-    """Rows of one layout: dense attention, then each pattern."""
+def measured(layout: Layout, options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Rows of one layout: dense attention, then each pattern; and those of what searches."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    shape = (3, 1, heads, layout.tokens, dim)
+    shape = (3, 1, options.heads, layout.tokens, options.dim)
     qkv = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    rows: list[dict[str, Any]] = [{"pattern": DENSE, "density": 1.0, "computed": 1.0}]
-    runs: dict[str, Run] = {DENSE: lambda: scaled_dot_product_attention(*qkv)}
-    for name, pattern in patterns(layout).items():
-        begin = time.perf_counter()
-        table = compiled(pattern, layout, device)
-        lowering = Gather(table)
-        row = {"pattern": name, "parameters": repr(pattern), "density": table.density}
-        rows.append(
-            row | {"computed": table.computed, "build_seconds": time.perf_counter() - begin}
-        )
-        runs[name] = lambda lowering=lowering: lowering(*qkv)
+    rows, runs, left = compiled_rows(layout, qkv)
+    rows.insert(0, {"pattern": DENSE, "density": 1.0, "computed": 1.0})
+    runs[DENSE] = lambda: scaled_dot_product_attention(*qkv)
     sync = waiting(device)
-    visits = {name: partial(clocked, run, sync) for name, run in runs.items()}
-    rounds(visits, 1)  # warms up
-    return summed(rows, rounds(visits, repeats), layout.tokens)
+    visits = {label(row): partial(clocked, runs[label(row)], sync) for row in rows}
+    seconds = repeated(visits, options.spent, options.repeats)
+    found = {"rows": summed(rows, seconds, layout.tokens), "left_out": left}
+    if options.searched:
+        dense = found["rows"][0]["seconds"]["median"]
+        found["searched"] = searched(layout, qkv, dense, options.spent / 5, sync)
+    return found
 
 
 def summed(
@@ -134,62 +213,9 @@ def summed(
     """The rows with their times."""
     for row in rows:
         row["tokens"] = tokens
-        row["seconds"] = spread(seconds[row["pattern"]])
-        row["speedup"] = ratio(seconds[DENSE], seconds[row["pattern"]])
+        row["seconds"] = spread(seconds[label(row)])
+        row["speedup"] = ratio(seconds[DENSE], seconds[label(row)])
     return rows
-
-
-def pixart(device: str) -> Any:
-    """A pipeline around one block of a PixArt-Σ; the same random weights each time."""
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
-
-    torch.manual_seed(0)
-    transformer = PixArtTransformer2DModel(
-        num_layers=1,
-        sample_size=128,
-        out_channels=8,
-        caption_channels=TEXT_WIDTH,
-        use_additional_conditions=False,
-    )
-    pipe = PixArtSigmaPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=None,
-        transformer=transformer.to(device),
-        scheduler=DPMSolverMultistepScheduler(),
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe if device == "cpu" else pipe.to(torch.bfloat16)
-
-
-def denoised(pipe: Any, layout: Layout, sync: Callable[[], None]) -> float:
-    """Seconds of the network in one step of a picture."""
-    network = pipe.transformer
-    source = torch.Generator().manual_seed(0)
-    text = torch.randn(1, TEXT, TEXT_WIDTH, generator=source).to(network.device, network.dtype)
-    moments: list[float] = []
-
-    def note(*_: Any) -> None:
-        sync()
-        moments.append(time.perf_counter())
-
-    undos = [network.register_forward_pre_hook(note), network.register_forward_hook(note)]
-    pipe(
-        prompt_embeds=text,
-        prompt_attention_mask=torch.ones(1, TEXT, device=network.device),
-        negative_prompt=None,
-        guidance_scale=1.0,
-        height=PIXELS * layout.height,
-        width=PIXELS * layout.width,
-        num_inference_steps=1,
-        generator=source,
-        use_resolution_binning=False,
-        output_type="latent",
-    )
-    for undo in undos:
-        undo.remove()
-    begin, end = moments
-    return end - begin
 
 
 def methods(layout: Layout) -> dict[str, Patterned]:
@@ -198,26 +224,128 @@ def methods(layout: Layout) -> dict[str, Patterned]:
     for density in DENOISER_DENSITIES:
         shape = window(layout, density)
         fields = {"window": shape.window, "stride": shape.stride, "warm_up": 0.0}
-        found[f"window {density:.0%}"] = attention.Neighbourhood(**fields)
+        found[share_name(density)] = attention.Neighbourhood(**fields)
     return found | {"GRAT criss-cross": attention.GRAT(warm_up=0.0)}
 
 
 @torch.no_grad()
-def denoiser(layout: Layout, repeats: int, device: str) -> list[dict[str, Any]]:
-    """Rows of one layout: the dense network, then under each plan."""
+def denoised(layout: Layout, options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """Rows of one layout: the dense network, then under each plan; those that keep all are none."""
+    build = partial(denoisers.KINDS[options.denoiser], device, options.blocks)
+    dense, sync = build(), waiting(device)
+    layout = Layout(dense.text, *layout.grid)
     rows: list[dict[str, Any]] = [{"pattern": DENSE, "density": 1.0}]
-    sync = waiting(device)
-    visits: dict[str, Visit] = {DENSE: partial(denoised, pixart(device), layout, sync)}
-    visits[DENSE]()
+    visits: dict[str, Visit] = {DENSE: partial(dense.seconds, layout, sync)}
+    left: dict[str, str] = {}
     for name, method in methods(layout).items():
-        pipe, plan = pixart(device), Plan(method)
-        run = plan.attach(pipe)
-        visits[name] = partial(denoised, pipe, layout, sync)
-        visits[name]()
-        said = run.report.verdicts[method.name].detail
         density = method.pattern(layout).density(layout)
-        rows.append({"pattern": name, "density": density, "plan": plan.to_dict(), "said": said})
-    return summed(rows, rounds(visits, repeats), layout.tokens)
+        if density == 1.0:
+            left[f"{name}, {layout.image} tokens"] = KEEPS_ALL
+            continue
+        one, plan = build(), Plan(method)
+        run = plan.attach(one.pipe)
+        visits[name] = partial(one.seconds, layout, sync)
+        visits[name]()  # compiles the table, and measures whether it pays
+        verdict = run.report.verdicts[method.name]
+        row = {"pattern": name, "density": density}
+        rows.append(row | {"plan": plan.to_dict(), "said": f"{verdict.state} {verdict.detail}"})
+    seconds = repeated(visits, options.spent, options.repeats)
+    return {"rows": summed(rows, seconds, layout.tokens), "left_out": left}
+
+
+def claims(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much faster gather is at the density that is claimed, and how all costs grow.
+
+    A slope is that of the logarithm of seconds over that of tokens: 2 is dense attention's own, 1
+    that of a window of one size; a share of the pairs has 2 as well.
+    """
+    name = share_name(CLAIMED_DENSITY)
+    alone = [row for row in rows if row.get("lowering") == GATHER]  # not a whole denoiser
+    large = [row for row in alone if row["pattern"] == name and row["tokens"] >= CLAIMED_FROM]
+    faster = {row["tokens"]: row["speedup"]["median"] for row in large}
+    return {
+        "claimed_speedup": {
+            "pattern": name,
+            "at_least": CLAIMED,
+            "from_tokens": CLAIMED_FROM,
+            "density": {row["tokens"]: row["density"] for row in large},
+            "speedup": faster,
+            "holds": all(one >= CLAIMED for one in faster.values()) if faster else None,
+        },
+        "slope": {
+            name: slope(points) for name, points in by_label(rows).items() if len(points) > 1
+        },
+    }
+
+
+def by_label(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each curve."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        curves.setdefault(label(row), []).append(row)
+    return curves
+
+
+def slope(points: list[dict[str, Any]]) -> float:
+    """Power of tokens with which seconds grow, by least squares in the logarithms."""
+    x = torch.tensor([row["tokens"] for row in points], dtype=torch.float64).log()
+    y = torch.tensor([row["seconds"]["median"] for row in points], dtype=torch.float64).log()
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / (x @ x))
+
+
+def markdown(title: str, result: dict[str, Any], device: str) -> str:
+    """The tables to read."""
+    lines = [f"{title}. {signature(device)}", ""]
+    lines += ["| tokens | attention | density | seconds | times faster (quartiles) |"]
+    lines += ["|---|---|---|---|---|"]
+    for row in result["rows"]:
+        fast, taken = row["speedup"], row["seconds"]["median"]
+        times = f"{fast['median']:.2f}× ({fast['low']:.2f} to {fast['high']:.2f})"
+        cells = [f"{row['tokens']}", label(row), f"{row['density']:.1%}", f"{taken:.4f}", times]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *claimed(result["claims"])]
+    if result.get("searched"):
+        lines += ["", *searched_table(result["searched"])]
+    reasons: dict[str, list[str]] = {}
+    for name, why in result["left_out"].items():
+        reasons.setdefault(why, []).append(name)
+    lines += ["", *(f"* left out: {'; '.join(names)}: {why}" for why, names in reasons.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def claimed(found: dict[str, Any]) -> list[str]:
+    """The claims in words."""
+    faster = found["claimed_speedup"]
+    said = ", ".join(f"{one:.2f}× at {tokens}" for tokens, one in faster["speedup"].items())
+    lines = []
+    if faster["speedup"]:
+        verdict = "holds" if faster["holds"] else "does not hold"
+        lines.append(
+            f"At least {faster['at_least']:g}× at {faster['pattern']} from "
+            f"{faster['from_tokens']} tokens on: {verdict} ({said})."
+        )
+    slopes = ", ".join(f"{name} {power:.2f}" for name, power in found["slope"].items())
+    return [*lines, *([f"Seconds grow with tokens by the power of: {slopes}."] if slopes else [])]
+
+
+def searched_table(rows: list[dict[str, Any]]) -> list[str]:
+    """What searches, as a table."""
+    lines = [
+        "Methods that search, all keeping the same share of their cells; a search of AdaSpa serves "
+        "half a run.",
+        "",
+        "| tokens | method | density | first search | search | attend | times faster | with "
+        "searches |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        first, search = row["first_search_seconds"], row["search_seconds"]["median"]
+        cells = [f"{row['tokens']}", row["method"], f"{row['density']:.1%}", f"{first:.4f}"]
+        cells += [f"{search:.4f}", f"{row['attend_seconds']['median']:.4f}"]
+        cells += [f"{row['speedup']:.2f}×", f"{row['speedup_with_search']:.2f}×"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -225,12 +353,10 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(14, 6.5), layout="constrained", sharex=True)
-    names = list(dict.fromkeys(row["pattern"] for row in rows))
-    colours = plt.get_cmap("turbo")
-    for number, name in enumerate(names):
-        points = [row for row in rows if row["pattern"] == name]
+    curves, colours = by_label(rows), plt.get_cmap("turbo")
+    for number, (name, points) in enumerate(curves.items()):
         look: dict[str, Any] = {"marker": "os^vDPX<>*hd"[number % 12], "label": name}
-        look["color"] = "grey" if name == DENSE else colours(number / len(names))
+        look["color"] = "grey" if name == DENSE else colours(number / len(curves))
         look["linestyle"] = "--" if name == DENSE else "-"
         tokens = [row["tokens"] for row in points]
         for side, key in zip(axes, ("seconds", "speedup"), strict=True):
@@ -248,50 +374,105 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def options() -> argparse.Namespace:
+def options_of(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--denoiser", action="store_true", help="the whole network")
+    parser.add_argument(
+        "--denoiser", nargs="?", const="scenes-flux", choices=denoisers.KINDS, help="a network"
+    )
+    parser.add_argument("--blocks", type=int, default=2, help="of pixart")
     parser.add_argument("--tokens", type=int, nargs="+", help="powers of two")
+    parser.add_argument("--layout", help="in the place of --tokens: a name, or numbers")
     parser.add_argument("--text", type=int, default=0, help="text tokens, always kept")
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--repeats", type=int, help="5; 2 of a denoiser")
+    parser.add_argument("--heads", type=int, help="4; those of the model of a layout")
+    parser.add_argument("--dim", type=int, help="of a head: 64; that of the model of a layout")
+    parser.add_argument("--repeats", type=int, help="as many as fit, without it")
+    parser.add_argument("--spent", type=float, default=30.0, help="seconds of one layout's repeats")
+    parser.add_argument("--no-searched", dest="searched", action="store_false")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to measure for")
+    parser.add_argument("--fresh", action="store_true", help="forget the numbers of earlier runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    return parser.parse_args()
+    options = parser.parse_args(given)
+    heads, dim = HEADS.get(options.layout, FEW_HEADS)
+    options.heads, options.dim = options.heads or heads, options.dim or dim
+    return options
 
 
-def main() -> None:
-    """Measure and write ``results/attention-DEVICE.json`` with its plot, or that of a denoiser."""
-    given = options()
-    torch.set_num_threads(given.threads)
+def layouts_of(options: argparse.Namespace) -> list[Layout]:
+    """What is measured."""
+    if options.layout:
+        return [layout_of(options.layout)]
+    usual = DENOISER_TOKENS if options.denoiser else TOKENS
+    return [picture(tokens, options.text) for tokens in options.tokens or usual]
+
+
+def named(options: argparse.Namespace, device: str) -> tuple[str, str, dict[str, Any]]:
+    """The result's name, its title and what its numbers hold for."""
+    if options.denoiser:
+        title = f"{denoisers.told(options.denoiser, options.blocks)}, on {device}"
+        setting = {"denoiser": options.denoiser}
+        setting |= {"blocks": options.blocks} if options.denoiser == "pixart" else {}
+        return f"attention-{options.denoiser}-{device}", title, setting
+    where = f"{options.layout.replace(',', '-')}-" if options.layout else ""
+    title = f"Attention alone on {device}, {options.heads} heads of {options.dim}"
+    setting = {name: getattr(options, name) for name in ("layout", "text", "heads", "dim")}
+    return f"attention-{where}{device}", title, setting
+
+
+def collected(options: argparse.Namespace, path: Path, setting: dict[str, Any]) -> Lines:
+    """Measure the layouts that are not in the file yet, until the time is over."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    repeats = given.repeats or (2 if given.denoiser else 5)
-    rows: list[dict[str, Any]] = []
-    for tokens in given.tokens or (DENOISER_TOKENS if given.denoiser else TOKENS):
-        if given.denoiser:
-            found = denoiser(picture(tokens, 0), repeats, device)
-        else:
-            layout = picture(tokens, given.text)
-            found = measured(layout, given.heads, given.dim, repeats, device)
-        for row in found:
-            print(
-                f"{row['tokens']:>6} tokens, {row['pattern']:<18} {row['density']:6.1%} "
-                f"{row['seconds']['median']:.4f} s, {row['speedup']['median']:.2f} times",
-                flush=True,
-            )
-        rows += found
-    name, setting = f"attention-{device}", {"repeats": repeats}
-    title = f"Attention alone on {device}, {given.heads} heads of {given.dim}"
-    if given.denoiser:
-        name = f"attention-denoiser-{device}"
-        title = f"One block of PixArt-Σ, random weights, on {device}"
-    else:
-        setting |= {key: getattr(given, key) for key in ("text", "heads", "dim")}
-    path = save(name, {"setting": setting, "rows": rows}, given.out)
-    plot(rows, path.with_suffix(".png"), title)
-    print(path)
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    lines = Lines(path, {"setting": setting, **here()})
+    done = {tuple(line["grid"]) for line in lines.found}
+    until = time.monotonic() + options.budget
+    for layout in layouts_of(options):
+        if layout.grid in done:
+            continue
+        if time.monotonic() > until:
+            break
+        found = (denoised if options.denoiser else measured)(layout, options, device)
+        lines.add({"grid": layout.grid, **found})
+        show(found["rows"])
+    return lines
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each row."""
+    for row in rows:
+        print(
+            f"{row['tokens']:>6} tokens, {label(row):<30} {row['density']:6.1%} "
+            f"{row['seconds']['median']:.4f} s, {row['speedup']['median']:.2f} times",
+            flush=True,
+        )
+
+
+def main(given: list[str] | None = None) -> None:
+    """Measure, and write ``attention-…`` with its endings.
+
+    Raises:
+        SystemExit: If nothing is measured yet.
+    """
+    options = options_of(given)
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name, title, setting = named(options, device)
+    lines = collected(options, options.out / f"{name}.jsonl", setting)
+    found = sorted(lines.found, key=lambda line: math.prod(line["grid"]))
+    if not found:
+        raise SystemExit(f"Nothing is measured yet: start again to go on. {lines.path}")
+    result: dict[str, Any] = {"setting": setting}
+    for part in ("rows", "searched"):
+        result[part] = [row for line in found for row in line.get(part, ())]
+    result["left_out"] = {k: why for line in found for k, why in line.get("left_out", {}).items()}
+    result["claims"] = claims(result["rows"])
+    path = save(name, result, options.out)
+    plot(result["rows"], path.with_suffix(".png"), title)
+    table = markdown(title, result, device)
+    path.with_suffix(".md").write_text(table)
+    print(table, path, sep="\n")
 
 
 if __name__ == "__main__":

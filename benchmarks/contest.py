@@ -25,7 +25,7 @@ import numpy as np
 import peers
 import torch
 from counting import Counter
-from measure import RESULTS, Lines, digest, machine, spread
+from measure import RESULTS, Lines, digest, here, spread
 from PIL import Image
 
 import accel
@@ -358,9 +358,10 @@ def run(
     path = options.out / f"{name}-{options.model}.jsonl"
     if options.fresh:
         path.unlink(missing_ok=True)
-    here = {key: value for key, value in machine().items() if key != "date"}
     weights = digest(benches.get(STOCK)[0])
-    lines = Lines(path, {"model": options.model, "call": benches.call, "weights": weights, **here})
+    lines = Lines(
+        path, {"model": options.model, "call": benches.call, "weights": weights, **here()}
+    )
     warm_up(benches, field, scenes[0])
     until = time.monotonic() + options.budget
     measure(benches, field, scenes, lines, until)

@@ -8,13 +8,20 @@ import json
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers", "numpy")
+
+FEWEST, MOST = 2, 9
+"""Repeats that are fitted into the time there is."""
+
+Visit = Callable[[], float]
+"""Does something once, and says how many seconds of it count."""
 
 
 def machine() -> dict[str, Any]:
@@ -55,6 +62,69 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 def ratio(baseline: Sequence[float], accelerated: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of the ratio of timings that were taken side by side."""
     return spread([a / b for a, b in zip(baseline, accelerated, strict=True)])
+
+
+def waiting(device: str) -> Callable[[], None]:
+    """What waits for a device."""
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def clocked(run: Callable[[], Any], sync: Callable[[], None] = lambda: None) -> float:
+    """Seconds that something takes."""
+    sync()
+    begin = time.perf_counter()
+    run()
+    sync()
+    return time.perf_counter() - begin
+
+
+def rounds(visits: Mapping[str, Visit], count: int) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, that many times, there and back in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in visits}
+    for turn in range(count):
+        for name in list(visits)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(visits[name]())
+    return seconds
+
+
+def repeated(
+    visits: Mapping[str, Visit], spent: float, repeats: int | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each, in as many rounds as fit.
+
+    The first round warms up, and counts only where it is so long that it alone takes half of the
+    time: calls of seconds need no warm-up.
+
+    Args:
+        visits: What is measured, by name.
+        spent: Seconds in which all rounds should fit; `FEWEST` are made all the same.
+        repeats: So many rounds after the first, whatever they take.
+    """
+    first = rounds(visits, 1)
+    took = sum(one for (one,) in first.values())
+    if repeats is None and took * FEWEST >= spent:
+        rest = rounds(visits, FEWEST - 1)
+        return {name: first[name] + rest[name] for name in visits}
+    fitting = int(spent / took) if took else MOST
+    return rounds(visits, repeats or min(MOST, max(FEWEST, fitting)))
+
+
+def here() -> dict[str, Any]:
+    """What raw numbers hold for: the machine, without the day."""
+    return {key: value for key, value in machine().items() if key != "date"}
+
+
+def signature(device: str = "cpu") -> str:
+    """Day, machine, versions and command of a table."""
+    found = machine()
+    versions = ", ".join(f"{name} {one}" for name, one in found["versions"].items())
+    where = found["processor"] if device == "cpu" else found["device"]
+    return (
+        f"Measured {found['date']} on {where}, {found['threads']} threads ({versions}) with "
+        f"`{' '.join(['python', *sys.argv])}`."
+    )
 
 
 class Lines:
