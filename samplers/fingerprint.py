@@ -1,8 +1,9 @@
 """What measured numbers hold for: one network, one noise process, one guidance.
 
 A method whose numbers were fitted to a pipeline keeps a `Fingerprint` of it with them, and has it
-checked where it is used, so that the numbers of one model never steer another one. Weights are not
-part of it: a fine-tuned network of the same class and config counts as the same.
+checked where it is used, so that the numbers of one model never steer another one: one of another
+class or config, or of other weights (`accel.seams.identity`). A fingerprint that was written before
+it knew weights is compared without them, and a warning says so.
 """
 
 from __future__ import annotations
@@ -32,14 +33,15 @@ VP = (
 )
 """Settings that say what the process is; those that say where a run samples it are left out."""
 
-WORDS = {"model": "network", "process": "noise process"}
+WORDS = {"process": "noise process"}
 
 
 class Fingerprint(BaseModel):
     """What some numbers were measured on.
 
     Attributes:
-        model: Digest of classes and configs of the pipeline's denoisers.
+        model: Identity of the pipeline's denoisers: a digest of their classes and configs, and a
+            sample of their weights.
         process: Digest of the training noise levels.
         prediction: What the network predicts, by the name that diffusers uses.
         guidance: Numbers of the call that set its guidance, by name; empty where it has none.
@@ -47,7 +49,9 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field(description="digest of classes and configs of the denoisers")
+    model: str = Field(
+        description="digest of classes and configs of the denoisers, and a sample of their weights"
+    )
     process: str = Field(description="digest of the training noise levels")
     prediction: str = Field(description="what the network predicts")
     guidance: tuple[tuple[str, float], ...] = Field(
@@ -74,30 +78,31 @@ class Fingerprint(BaseModel):
         Raises:
             BadInput: Naming the first field that is another one.
         """
+        from accel.seams.identity import compared
+
         for name, value in found.items():
-            expected = getattr(self, name)
-            if value != expected:
+            if name == "model":
+                differs = compared(self.model, value, owner)
+            else:
+                differs = self._difference(name, value)
+            if differs is not None:
                 raise BadInput(
-                    f"The numbers of {owner} were measured for another {WORDS.get(name, name)}: "
-                    f"{_shown(expected)}, not {_shown(value)}. Calibrate it for this one "
-                    "(`accel calibrate`), or leave it out of the plan."
+                    f"The numbers of {owner} were measured for {differs}. Calibrate it for this "
+                    "one (`accel calibrate`), or leave it out of the plan."
                 )
+
+    def _difference(self, name: str, value: Any) -> str | None:
+        expected = getattr(self, name)
+        if value == expected:
+            return None
+        return f"another {WORDS.get(name, name)}: {_shown(expected)}, not {_shown(value)}"
 
 
 def model_digest(pipe: Any) -> str:
-    """Digest of classes and configs of a pipeline's denoisers; no weight is read."""
-    from accel.seams.denoisers import find_denoisers
+    """Identity of a pipeline's denoisers: classes, configs and a sample of the weights."""
+    from accel.seams.identity import identity
 
-    return _digest(
-        [
-            (
-                denoiser.name,
-                type(denoiser.core).__name__,
-                {k: v for k, v in denoiser.core.config.items() if not k.startswith("_")},
-            )
-            for denoiser in find_denoisers(pipe)
-        ]
-    )
+    return identity(pipe)
 
 
 def process_digest(scheduler: SolverScheduler) -> str:

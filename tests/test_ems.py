@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.numpy import load, save
 from saved import Folders, done, run
 from test_cli_calibrate import calls
@@ -17,7 +18,8 @@ from tiny import PIPELINES
 from toy import END, MEANS, PROCESSES, START, STDS, WEIGHTS, mixture_data, mixture_path
 
 from accel import Plan
-from accel.errors import BadInput, BadOutput, UnsupportedModel
+from accel.errors import AccelWarning, BadInput, BadOutput, UnsupportedModel
+from accel.seams.identity import TENSORS, difference, identity
 from app import plans
 from samplers import DPMSolverV3, DPMSolverV3Scheduler
 from samplers.dpmsolver_v3_step import step
@@ -161,6 +163,88 @@ def test_a_scheduler_alone_refuses_another_process_or_prediction():
     for changed in ({"beta_end": 0.015}, {"prediction_type": "v_prediction"}):
         with pytest.raises(BadInput, match="measured for another"):
             DPMSolverV3Scheduler.from_config(config, statistics=given, **changed)
+
+
+# Whose numbers they are: classes, configs, and the weights.
+
+
+def measured_on(pipe):
+    """A method whose numbers are of a pipeline."""
+    numbers = LIKE_PP.to_scalars().model_copy(update={"measured": tiny_fingerprint(pipe)})
+    return DPMSolverV3(numbers=numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "wan22"])
+def test_the_same_weights_in_another_dtype_are_the_same_network(name, dtype):
+    one, other = PIPELINES[name].build(), PIPELINES[name].build().to(dtype)
+    assert difference(identity(one), identity(other)) is None
+    assert difference(identity(other), identity(one)) is None
+
+
+def test_any_other_weight_is_another_network():
+    """One tensor after the other."""
+    pipe = PIPELINES["flux_cfg"].build()
+    weights = list(pipe.transformer.parameters())
+    before = identity(pipe)
+    assert len(weights) <= TENSORS
+    for weight in weights:
+        kept = weight.data.clone()
+        weight.data.add_(0.02 * kept.abs().max() + 1e-3)
+        assert "other weights" in (difference(before, identity(pipe)) or "")
+        weight.data.copy_(kept)
+    assert identity(pipe) == before
+
+
+def test_numbers_refuse_another_networks_weights():
+    pipe = PIPELINES["sd15"].build()
+    plan = Plan(measured_on(pipe))
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.mul_(1.05)
+    with pytest.raises(UnsupportedModel, match=r"other weights .*accel calibrate"):
+        plan.attach(pipe)
+
+
+def test_a_lora_is_another_network_as_long_as_it_acts():
+    """Loaded or fused it is the same other one."""
+    pipe = PIPELINES["sd15"].build()
+    plan, before = Plan(measured_on(pipe)), identity(pipe)
+    targets = ["to_q", "to_k", "to_v", "conv1"]
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), "one")
+    loaded = identity(pipe)
+    with pytest.raises(UnsupportedModel, match="with a LoRA"):
+        plan.attach(pipe)
+    pipe.unet.disable_adapters()
+    assert identity(pipe) == before
+    plan.attach(pipe).detach()
+    pipe.unet.enable_adapters()
+    pipe.unet.fuse_lora()
+    assert difference(loaded, identity(pipe)) is None
+    pipe.unet.unfuse_lora()
+    assert difference(loaded, identity(pipe)) is None
+    pipe.unet.delete_adapters(["one"])
+    assert difference(before, identity(pipe)) is None
+
+
+def test_numbers_that_tell_no_weights_are_used_with_a_warning():
+    pipe = PIPELINES["sd15"].build()
+    measured = tiny_fingerprint(pipe)
+    old = measured.model_copy(update={"model": measured.model.partition(":")[0]})
+    numbers = LIKE_PP.to_scalars().model_copy(update={"measured": old})
+    with pytest.warns(AccelWarning, match="its numbers do not tell the weights"):
+        Plan(DPMSolverV3(numbers=numbers)).attach(pipe).detach()
+
+
+def test_weights_that_have_no_value_are_not_compared():
+    """Quantized, or elsewhere than in memory."""
+    pipe, other = PIPELINES["sd15"].build(), PIPELINES["sd15"].build()
+    method = measured_on(pipe)
+    other.unet.conv_in.to(torch.float8_e4m3fn)
+    Plan(method).attach(other).detach()
+    other.unet.to("meta")
+    with pytest.warns(AccelWarning, match=r"the network \(quantized\?\) does not tell"):
+        Plan(method).attach(other).detach()
 
 
 # What is measured: on the mixture of Gaussians, against its exact predictor.
