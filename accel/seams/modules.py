@@ -4,6 +4,12 @@ A block is what holds an attention; it lies somewhere in a list of its like. Wha
 answers is not yet multiplied by the block's gate. Networks for video fold frames, or pixels, into
 the first dimension; all of diffusers' do so with the row outermost, so that the entries of one row
 lie side by side.
+
+Modules cannot be cached inside of blocks that are compiled. A block's graph is one function of its
+tensors: whether a module in it runs is a branch on state that changes from step to step, so either
+the graph breaks at every module, or it is compiled anew for each set of modules that is skipped –
+and what was kept would have to become an input of the graph. `compile_modules` compiles the modules
+themselves, which hold nearly all of a block's work: decisions stay outside of every graph.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from torch import Tensor, nn
 
 from accel.errors import UnsupportedModel
 from accel.seams.blocks import wrap_call
-from accel.seams.denoisers import Denoiser
+from accel.seams.denoisers import Denoiser, find_denoisers
 
 Kind = Literal["self", "cross", "temporal", "mlp"]
 KINDS: tuple[Kind, ...] = ("self", "cross", "temporal", "mlp")
@@ -89,9 +95,31 @@ def find_modules(denoiser: Denoiser) -> tuple[Module, ...]:
     if any(inside_graph(denoiser, module.path) for module in found):
         raise UnsupportedModel(
             f"The blocks of {network} are compiled: their modules run inside the graph, where this "
-            "method cannot reach them. Do not compile them, or use a block or network cache."
+            "method cannot reach them. Compile the modules instead, on a pipeline whose blocks are "
+            "not compiled (accel.seams.modules.compile_modules(pipe)), or use a block or network "
+            "cache."
         )
     return tuple(found)
+
+
+def compile_modules(pipe: Any, **options: Any) -> None:
+    """Compile each attention and feed-forward module of a pipeline's denoisers by itself.
+
+    The regional compile for caches of modules, as `compile_repeated_blocks` is for all others: the
+    modules of one class share a graph. A module that is one layer (Flux's ``proj_mlp``) has nothing
+    to fuse, and stays as it is. Call it before a plan is attached.
+
+    Args:
+        pipe: The pipeline.
+        **options: For `torch.compile`, such as ``fullgraph=True``.
+
+    Raises:
+        UnsupportedModel: For a network without such modules, or whose blocks are compiled.
+    """
+    for modules in [find_modules(denoiser) for denoiser in find_denoisers(pipe)]:
+        for module in modules:
+            if next(module.module.children(), None) is not None:
+                module.module.compile(**options)
 
 
 def _blocks(core: Any) -> Iterator[tuple[str, Any]]:
