@@ -4,7 +4,8 @@ Duan et al., "Optimal Linear Subspace Search: Learning to Construct Fast and Hig
 for Diffusion Models", arXiv 2305.14677, sections 3.2 and 3.3. A run of K evaluations keeps its
 noise x_T and all outputs; step k goes to ``w_k·x_T + Σ_{q≤k} c_kq·output_q`` with scalars that
 were fitted by least squares to a longer run (`samplers.olss_calibration`). The form is that of the
-non-stationary solvers of arXiv 2403.01329 (BNS), which find the scalars by gradients instead.
+non-stationary solvers of arXiv 2403.01329 (BNS), which find scalars and times by gradients
+instead; here these may refine the least squares (`samplers.olss_refine`).
 
 The outputs are kept as the network gives them. Fitting ε instead would give the same states: each
 state is itself a sum of these terms, so that outputs, ε and x0 span the same space.
@@ -35,8 +36,9 @@ class OLSS(Sampler):
     """Take calibrated steps: sums, fitted to a long run, of the noise and of all outputs so far.
 
     Made by `accel calibrate olss`, for one model, guidance, schedule and number of steps: others
-    are refused. A run starts from pure noise and makes all its steps; a cache or a guidance rule
-    on top changes the outputs that the sums were fitted to, so calibrate with it or without it.
+    are refused; with ``--set refine=N``, calibrated by gradients as well (the form of BNS). A run
+    starts from pure noise and makes all its steps; a cache or a guidance rule on top changes the
+    outputs that the sums were fitted to, so calibrate with it or without it.
     """
 
     name: ClassVar[str] = "samplers.OLSS"
@@ -62,6 +64,12 @@ class OLSS(Sampler):
         default=(),
         description="noise levels of the schedule in whose place the path is; others are refused. "
         "Without any, none is",
+    )
+    refined: int = Field(
+        default=0,
+        ge=0,
+        description="steps of gradient descent behind these numbers, after the least squares; it "
+        "only tells",
     )
     made_for: Fingerprint | None = Field(
         default=None, description="what it was calibrated on; without it, nothing is compared"
@@ -101,8 +109,9 @@ class OLSS(Sampler):
         return None if self.noise else "it has no steps: make some with `accel calibrate olss`"
 
     def summary(self) -> str:
-        """How many steps."""
-        return f"{len(self.noise)} calibrated steps"
+        """How many steps, and whether gradients refined them."""
+        by = f", refined by {self.refined} steps of gradients" if self.refined else ""
+        return f"{len(self.noise)} calibrated steps{by}"
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -6,8 +6,8 @@ fitted, and the next step is fitted to the outputs found there. For that, each c
 more for each step; the network answers what it was asked before from memory, so that a prompt costs
 `teacher_steps` + K evaluations – and K times its text encoder.
 
-``refine`` continues where arXiv 2403.01329 (BNS) begins: gradients, through the whole short run, of
-the distance between its end and the long run's. That is calibration as well: no weight is trained.
+``refine`` goes on by gradients (`samplers.olss_refine`). That is calibration as well: no weight is
+trained. What it made better says so: ``refined`` in the plan, in the report and in the note.
 
 Source: arXiv 2305.14677, section 3.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -36,7 +37,6 @@ from samplers.noise import Generator
 from samplers.olss import OLSS, Row, first_order
 from samplers.olss_fit import (
     RIDGE,
-    ROUNDING,
     Fit,
     Gram,
     fit_path,
@@ -45,13 +45,20 @@ from samplers.olss_fit import (
     search_path,
     uniform_path,
 )
+from samplers.olss_refine import (
+    Path,
+    Places,
+    Reached,
+    Refined,
+    Refinement,
+    error_of,
+    frozen,
+    refine,
+)
 from samplers.olss_scheduler import OLSSScheduler, kept
 from samplers.prediction import Prediction
 from samplers.sampler import TOKEN_TIMES
 from samplers.schedule import Grid
-
-RATE = 1e-3
-"""Of Adam: how far a step of the refinement goes, as a share of the state's norm."""
 
 
 class Options(BaseModel):
@@ -71,10 +78,11 @@ class Options(BaseModel):
     )
     ridge: float = Field(default=RIDGE, ge=0.0, description="pull toward the step of first order")
     refine: int = Field(default=0, ge=0, description="steps of Adam after the least squares")
-
-
-class Reached(Exception):
-    """A run went as far as it was to go."""
+    times: bool = Field(
+        default=True,
+        description="refine: also when the network is evaluated, as BNS does; not where x0 is "
+        "clipped, which depends on the level",
+    )
 
 
 class Teacher(DPMSolverPPScheduler):
@@ -131,27 +139,6 @@ class Student(OLSSScheduler):
         return [self._start.cpu(), *(output.cpu() for output in self._kept)]
 
 
-class Refined(OLSSScheduler):
-    """Takes steps whose scalars are tensors, with gradients, and keeps where they end."""
-
-    scalars: Callable[[int], Tensor]
-    end: Tensor
-
-    def _prepare(self, levels: Sequence[Any]) -> None:
-        super()._prepare(levels)
-        torch.set_grad_enabled(True)  # until the pipeline's own ``no_grad`` is left
-
-    def _combine(self, index: int) -> Tensor:
-        assert self._start is not None
-        terms = torch.stack([self._start, *self._kept])
-        weights = self.scalars(index).to(terms.device, terms.dtype)
-        reached = (weights.view(-1, *[1] * (terms.ndim - 1)) * terms).sum(0)
-        if index + 1 == self.num_inference_steps:
-            self.end = reached
-            raise Reached
-        return reached
-
-
 @dataclass
 class Lesson:
     """One call, and its long run.
@@ -191,8 +178,8 @@ def calibrate_olss(
         f"{', '.join(map(str, course.path))}; the end is met within {found.errors[-1]:.2g}"
     )
     if course.asked.refine:
-        method, before, after = course.refine(found)
-        note += f", refined from {before:.2g} to {after:.2g}"
+        method, done = course.refine(found)
+        note += f", refined by gradients from {done.before:.2g} to {done.after:.2g}"
     return Calibrated(method, note)
 
 
@@ -300,62 +287,41 @@ class Course:
         run(self._pipe, probe, self._lessons[0].call, self.count)
         return probe.asked
 
-    def method(self, rows: Sequence[Row]) -> OLSS:
-        """The sampler with some scalars."""
+    def method(self, rows: Sequence[Row], path: Path | None = None, refined: int = 0) -> OLSS:
+        """The sampler with some scalars; of the path's own times where no others are given."""
         grid = self._teacher.grid
+        timesteps, sigmas = path or (
+            tuple(float(grid.timesteps[i]) for i in self.path[:-1]),
+            tuple(float(grid.sigmas[i]) for i in self.path),
+        )
         return OLSS(
             noise=tuple(row[0] for row in rows),
             outputs=tuple(row[1:] for row in rows),
-            path_timesteps=tuple(float(grid.timesteps[i]) for i in self.path[:-1]),
-            path_sigmas=tuple(float(grid.sigmas[i]) for i in self.path),
+            path_timesteps=timesteps,
+            path_sigmas=sigmas,
             asked_sigmas=self._asked,
+            refined=refined,
             made_for=Fingerprint.of(self._pipe, self._teacher, self._teacher.guidance),
         )
 
-    def refine(self, found: Fit) -> tuple[OLSS, float, float]:
-        """Adam on the scalars: the best of all its steps, and the error before and after."""
-        turned = [_whitened(gram, self.asked.ridge) for gram in found.grams]
-        start = [torch.tensor(row, dtype=torch.float64) for row in found.rows]
-        moves = [torch.zeros_like(row, requires_grad=True) for row in start]
-
-        def scalars(index: int) -> Tensor:
-            return start[index] + turned[index] @ moves[index]
-
+    def refine(self, found: Fit) -> tuple[OLSS, Refinement]:
+        """The sampler after Adam, and how much that helped."""
         scheduler: Refined = Refined.from_config(self._config, **self.method(found.rows).settings())
-        scheduler.scalars = scalars
-        adam = torch.optim.Adam(moves, lr=RATE)
-        errors: list[float] = []
-        best = found.rows
+        moved = self.asked.times and not self._teacher.config.thresholding
+        places = Places(self._teacher.grid, self.path) if moved else None
+        lessons = [(lesson.call, lesson.states[-1]) for lesson in self._lessons]
+        again = partial(run, self._pipe, scheduler, steps=self.count)
         with frozen(self._pipe):
-            for step in range(self.asked.refine + 1):
-                adam.zero_grad()
-                errors.append(self._descend(scheduler, last=step == self.asked.refine))
-                if errors[-1] <= min(errors):
-                    rows = [scalars(index).tolist() for index in range(self.count)]
-                    best = tuple(tuple(row) for row in rows)
-                adam.step()
-        return self.method(best), errors[0], min(errors)
-
-    def _descend(self, scheduler: Refined, last: bool) -> float:
-        """The relative error at the end, with its gradients where another step follows."""
-        left = total = 0.0
-        for lesson in self._lessons:
-            run(self._pipe, scheduler, lesson.call, self.count)
-            with torch.enable_grad():
-                target = lesson.states[-1].to(scheduler.end)
-                loss = (scheduler.end - target).square().sum()
-                if not last:
-                    (loss / target.square().sum()).log().backward()  # type: ignore[no-untyped-call]
-            left, total = left + float(loss.detach()), total + float(target.square().sum())
-        return float(np.sqrt(left / total))
-
-
-def _whitened(gram: Gram, ridge: float) -> Tensor:
-    """Turns directions of equal effect on a state into scalars, by a share of the state's norm."""
-    inner = gram[:-1, :-1]
-    damped = inner + max(ridge, ROUNDING) * np.trace(inner) / len(inner) * np.eye(len(inner))
-    turned = np.linalg.inv(np.linalg.cholesky(damped)).T * np.sqrt(gram[-1, -1])
-    return torch.from_numpy(turned)
+            done = refine(
+                error_of(scheduler, lessons, again),
+                scheduler,
+                found.rows,
+                found.grams,
+                self.asked.refine,
+                self.asked.ridge,
+                places,
+            )
+        return self.method(done.rows, done.path, done.steps), done
 
 
 def run(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> None:
@@ -407,16 +373,3 @@ def answering(pipe: Any, answers: list[Any]) -> Iterator[None]:
     finally:
         for undo in undos:
             undo()
-
-
-@contextmanager
-def frozen(pipe: Any) -> Iterator[None]:
-    """Without gradients of weights."""
-    weights = [w for one in find_denoisers(pipe) for w in one.core.parameters() if w.requires_grad]
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)

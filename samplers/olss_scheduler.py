@@ -36,6 +36,7 @@ class OLSSScheduler(SolverScheduler):
         path_timesteps: Sequence[float] = (),
         path_sigmas: Sequence[float] = (),
         asked_sigmas: Sequence[float] = (),
+        refined: int = 0,
         made_for: Fingerprint | dict[str, Any] | None = None,
         **model: Any,
     ) -> None:
@@ -47,6 +48,7 @@ class OLSSScheduler(SolverScheduler):
             path_timesteps: What the network is told; without any, the schedule's own.
             path_sigmas: Noise levels of the steps and of the end, with ``path_timesteps``.
             asked_sigmas: Noise levels that the schedule must have by itself; any where empty.
+            refined: Steps of gradient descent behind the numbers.
             made_for: Fingerprint of what the numbers were measured on.
             **model: Fields of `samplers.prediction.Conversion`, and of `samplers.flow.FlowNoise`
                 or `samplers.vp.VPNoise`; best read from a model's own scheduler (`from_config`).
@@ -60,6 +62,7 @@ class OLSSScheduler(SolverScheduler):
             "path_timesteps": path_timesteps,
             "path_sigmas": path_sigmas,
             "asked_sigmas": asked_sigmas,
+            "refined": refined,
             "made_for": made_for,
         }
         try:

@@ -1,6 +1,8 @@
 """OLSS: the least squares, the path, the steps as a scheduler, and their calibration."""
 
 import math
+import re
+from copy import deepcopy
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +19,7 @@ from accel import Plan, errors
 from samplers import DPMSolverPP, DPMSolverPPScheduler, OLSSScheduler
 from samplers.dpmsolverpp import update
 from samplers.olss import OLSS, continued, first_order, first_order_rows
-from samplers.olss_calibration import calibrate_olss
+from samplers.olss_calibration import Teacher, calibrate_olss
 from samplers.olss_fit import (
     fit,
     fit_path,
@@ -28,7 +30,10 @@ from samplers.olss_fit import (
     search_path,
     uniform_path,
 )
+from samplers.olss_refine import Places, refine
 from samplers.prediction import flow_level, vp_level
+from samplers.sampler import TOKEN_TIMES
+from samplers.schedule import Grid
 
 # The toy: a mixture of Gaussians in 256 dimensions, solved by DDIM of 60 steps, all in float64.
 
@@ -340,31 +345,148 @@ def test_each_call_costs_the_long_run_and_one_evaluation_a_step(bench):
     assert len(asked) == 2 * (8 + 3) * 2  # calls, evaluations, branches
 
 
-def test_it_comes_nearer_to_the_long_run_and_refining_nearer_still(bench):
-    pipe, name = bench.pipe("flux_cfg"), "flux_cfg"
-    trained = [weight.requires_grad for weight in pipe.transformer.parameters()]
-    found = [
-        calibrate_olss(pipe, calls(name, 1, 3), {"teacher_steps": 12, "refine": steps})
-        for steps in (0, 3)
+@pytest.fixture(scope="module")
+def taught():
+    """Calibrated on one call: by least squares, then refined, and refined with the times fixed."""
+    pipe = PIPELINES["flux_cfg"].build()
+    options = ({}, {"refine": 4}, {"refine": 4, "times": False})
+    return [
+        calibrate_olss(pipe, calls("flux_cfg", 1, 3), {"teacher_steps": 8, **more})
+        for more in options
     ]
-    (call,) = calls(name, 1, 12)
-    results = []
-    for plan, steps in (
-        (Plan(DPMSolverPP(order=2)), 12),
-        (Plan(DPMSolverPP(order=2)), 3),
-        (Plan(found[0].method), 3),
-        (Plan(found[1].method), 3),
-    ):
+
+
+def test_it_comes_nearer_to_the_long_run_and_refining_nearer_still(bench, taught):
+    pipe = bench.pipe("flux_cfg")
+    (call,) = calls("flux_cfg", 1, 3)
+
+    def end(method, steps=3):
         generator = torch.Generator().manual_seed(0)
-        with plan.attach(pipe):
+        with Plan(method).attach(pipe):
             more = {"num_inference_steps": steps, "generator": generator}
-            results.append(pipe(**{**call, **more})[0].double())
-    truth, *others = results
-    plain, fitted, refined = ((one - truth).norm() / truth.norm() for one in others)
-    assert fitted < plain
-    assert refined <= fitted * 1.0001
-    assert trained == [weight.requires_grad for weight in pipe.transformer.parameters()]
+            return pipe(**{**call, **more})[0].double()
+
+    truth = end(DPMSolverPP(order=2), 8)
+    ends = [end(method) for method in (DPMSolverPP(order=2), *(one.method for one in taught))]
+    plain, *found = (float((one - truth).norm() / truth.norm()) for one in ends)
+    fitted, refined, timeless = found
+    assert refined < timeless < fitted < plain
+    told = [float(number) for number in re.findall(r"[0-9.]+", taught[1].note.split("from")[-1])]
+    assert told == pytest.approx([fitted, refined], rel=0.06)  # of two digits
+
+
+def test_what_gradients_refined_says_so(bench, taught):
+    """In the plan, in the report and in the note; and nothing else claims it."""
+    fitted, refined, timeless = (one.method for one in taught)
+    assert fitted.refined == 0 and "gradients" not in taught[0].note + fitted.summary()
+    for method, note in ((one.method, one.note) for one in taught[1:]):
+        assert 1 <= method.refined <= 4
+        assert "refined by gradients from" in note
+        assert Plan.from_toml(Plan(method).to_toml()) == Plan(method)
+        _, report = bench.under("flux_cfg", Plan(method), steps=3)
+        assert f"refined by {method.refined} steps of gradients" in str(report)
+    assert timeless.path_timesteps == fitted.path_timesteps
+    assert refined.path_timesteps[0] == fitted.path_timesteps[0]
+    assert all(a != b for a, b in zip(refined.rows, fitted.rows, strict=True))
+    moved = zip(refined.path_timesteps[1:], fitted.path_timesteps[1:], strict=True)
+    assert all(1 < abs(a - b) < 100 for a, b in moved)
+    assert refined.path_sigmas[:-1] == pytest.approx([t / 1000 for t in refined.path_timesteps])
+
+
+def test_refining_trains_no_weight():
+    pipe = PIPELINES["flux_cfg"].build()
+    weights = [*pipe.transformer.parameters()]
+    weights[0].requires_grad_(True)
+    calibrate_olss(pipe, calls("flux_cfg", 1, 2), {"teacher_steps": 3, "refine": 1})
+    assert [weight.requires_grad for weight in weights] == [True] + [False] * (len(weights) - 1)
+    assert all(weight.grad is None for weight in weights)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_places_stay_in_order_between_the_ends_wherever_gradients_move_them(inverted):
+    levels = np.linspace(1.0, 0.1, 10) if not inverted else np.linspace(0.0, 0.9, 10)
+    grid = Grid(levels * 1000, np.append(levels, float(inverted)), ())
+    places = Places(grid, (0, 2, 5, 9, 10))
+    assert places.told().tolist() == pytest.approx((levels * 1000)[[0, 2, 5, 9]])
+    places.told().sum().backward()
+    assert (places.gaps.grad.abs() > 1.0).all()
+    with torch.no_grad():
+        places.gaps += torch.tensor([-9.0, 4.0, 9.0, -9.0])
+    told, sigmas = places.written()
+    assert told[0] == levels[0] * 1000 and sigmas[-1] == float(inverted)
+    rises = np.diff([*sigmas]) if inverted else -np.diff([*sigmas])
+    assert (rises > 0).all()
+    assert np.array(told) == pytest.approx(np.array(sigmas[:-1]) * 1000)
+
+
+def test_refining_keeps_the_best_of_all_its_steps():
+    """Errors as a script: the third is the lowest, and a run that never gains is left alone."""
+    grams = [np.eye(3), np.eye(4)]
+    rows = [(1.0, 0.5), (1.0, 0.5, 0.5)]
+    for script, steps, after in (([3.0, 2.0, 1.0, 5.0], 2, 1.0), ([1.0, 2.0, 1.0, 3.0], 0, 1.0)):
+        errors_left = iter(script)
+        scheduler = OLSSStub()
+
+        def descend(onward, errors_left=errors_left, scheduler=scheduler):
+            if onward:
+                sum(scheduler.scalars(k).sum() for k in range(2)).backward()
+            return next(errors_left)
+
+        found = refine(descend, scheduler, rows, grams, 3, 1e-6, None)
+        assert (found.steps, found.before, found.after) == (steps, script[0], after)
+        assert (found.rows == tuple(rows)) == (steps == 0)
+
+
+class OLSSStub:
+    """Keeps the scalars that it is given."""
+
+    told = None
+
+
+def test_clipped_data_are_fitted_and_refined_in_place(bench):
+    """The x0 that thresholding clips is what is kept, and its levels are left where they are."""
+    pipe = bench.pipe("sd15")
+    before = pipe.scheduler
+    pipe.scheduler = type(before).from_config(
+        before.config, thresholding=True, sample_max_value=1.0, clip_sample=False
+    )
+    try:
+        fitted, refined = (
+            calibrate_olss(pipe, calls("sd15", 1, 3), {"teacher_steps": 4, "refine": steps}).method
+            for steps in (0, 2)
+        )
+        with Plan(refined).attach(pipe):
+            output = bench.call("sd15", steps=3)
+    finally:
+        pipe.scheduler = before
+    assert refined.refined > 0 and refined.path_timesteps == fitted.path_timesteps
+    assert output.isfinite().all()
+    prior = first_order("epsilon", *(vp_level(sigma) for sigma in fitted.path_sigmas[:2]))
+    clipped = first_order("sample", *(vp_level(sigma) for sigma in fitted.path_sigmas[:2]))
+    assert abs(fitted.rows[0][0] - clipped[0]) < abs(fitted.rows[0][0] - prior[0])
+
+
+def test_a_learned_variance_is_cut_off_when_recorded_and_when_run(bench):
+    """What the network says beside its prediction is neither fitted to nor added."""
+    ours, _ = ddim(variance_type="learned_range", **VP)
+    teacher = Teacher.from_config(ours.config)
+    teacher.begin(bench.pipe("sd15"))
+    teacher.set_timesteps(5)
+    for scheduler in (ours, teacher):
+        plain, doubled = deepcopy(scheduler), scheduler
+        output = torch.cat([noise(1), noise(2)], 1)
+        expected = plain.step(noise(1), plain.timesteps[0], noise()).prev_sample
+        found = doubled.step(output, doubled.timesteps[0], noise()).prev_sample
+        assert torch.equal(found, expected)
+    assert torch.equal(teacher.outputs[0], noise(1)) and torch.equal(ours._kept[0], noise(1))
+
+
+def test_a_noise_level_for_each_token_is_refused():
+    for name in TOKEN_TIMES:
+        pipe = type(name, (), {})()
+        with pytest.raises(errors.UnsupportedModel, match="each token a noise level of its own"):
+            calibrate_olss(pipe, [], {})
 
 
 def test_a_plan_is_used_only_where_it_was_made(bench):
