@@ -28,7 +28,7 @@ from accel.errors import BadInput, BadOutput
 from samplers.fingerprint import Fingerprint
 from samplers.schedule_method import Schedule, Searched
 from samplers.schedule_teacher import COUNT, Trace, Traced, rerun, traced_run, tracing
-from samplers.schedules.aligned import brownian, descend, step_costs
+from samplers.schedules.aligned import brownian, descend_finer, step_costs
 from samplers.schedules.evolution import Evolution, Gene, Search
 from samplers.schedules.gits import GAMMAS, Metric, Scale, jump_costs
 from samplers.schedules.oss import median_schedule, student_schedule
@@ -65,7 +65,8 @@ class Options(BaseModel):
     )
     optimum: Literal["exact", "descent"] = Field(
         default="exact",
-        description="ays: the lowest objective on the teacher's levels, or the authors' descent",
+        description="ays: the lowest objective on the teacher's levels, or the authors' descent "
+        "from few knots to many",
     )
     population: int = Field(default=50, ge=2, description="autodiffusion: genes in a generation")
     epochs: int = Field(default=10, ge=0, description="autodiffusion: generations")
@@ -241,10 +242,10 @@ def _ays(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found
     jumps = runs.count - 1 + ends
     if jumps < 1:
         raise BadInput("Align Your Steps needs 2 steps or more here: give a higher --steps.")
-    start = np.linspace(0, len(total) - 1, jumps + 1).round().astype(np.int64)
+    even = np.linspace(0, len(total) - 1, jumps + 1).round().astype(np.int64)
     best = shortest(total, jumps)
-    nodes = best if asked.optimum == "exact" else descend(total, [int(node) for node in start])
-    costs = [sum(total[a, b] for a, b in itertools.pairwise(n)) for n in (nodes, best, start)]
+    nodes = best if asked.optimum == "exact" else descend_finer(total, jumps)
+    costs = [sum(total[a, b] for a, b in itertools.pairwise(n)) for n in (nodes, best, even)]
     shares = [cost / costs[2] for cost in costs]
     note = f"objective {shares[0]:.3f} of that of even steps, the optimum {shares[1]:.3f}"
     return runs.found(nodes[: runs.count], f"{note}, {runs.samples} samples")

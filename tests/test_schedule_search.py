@@ -235,13 +235,45 @@ def test_descent_stops_where_nothing_moves(noised):
         aligned.descend(cost, [0, 5, 5, 40])
 
 
-def test_a_schedule_is_refined_to_twice_its_steps(noised):
+def test_a_schedule_is_subdivided_to_twice_its_steps(noised):
     levels, _ = noised
-    nodes = aligned.refined([0, 10, 24, 40])
+    nodes = aligned.subdivided([0, 10, 24, 40], 6)
     assert nodes == [0, 5, 10, 17, 24, 32, 40]
     assert levels[5] == pytest.approx(math.sqrt(levels[0] * levels[10]))
-    with pytest.raises(BadInput, match="too coarse"):
-        aligned.refined([0, 1, 2])
+    assert aligned.subdivided([0, 10, 24, 40], 4) == [0, 10, 24, 32, 40]  # the widest gap
+    assert aligned.subdivided([0, 1, 2, 8], 6) == [0, 1, 2, 3, 5, 6, 8]  # no room in the first two
+
+
+@given(st.integers(1, 30), st.data())
+def test_a_finer_schedule_has_its_length_whatever_the_gaps(last, data):
+    inner = data.draw(st.sets(st.integers(1, last - 1))) if last > 1 else set()
+    nodes = sorted({0, last, *inner})
+    jumps = data.draw(st.integers(len(nodes) - 1, last))
+    found = aligned.subdivided(nodes, jumps)
+    assert len(found) == jumps + 1 and set(nodes) <= set(found)
+    assert found == sorted(set(found)) and found[-1] == last
+
+
+def test_the_authors_search_descends_from_few_knots_to_many(noised, monkeypatch):
+    """10 to 20, as theirs; and the finer start is nearer to the optimum than even steps are."""
+    _, cost = noised
+    whole, asked = aligned.descend, []
+
+    def watched(cost, start):
+        asked.append(len(start) - 1)
+        return whole(cost, start)
+
+    monkeypatch.setattr(aligned, "descend", watched)
+    found = aligned.descend_finer(cost, 20)
+    assert asked == [10, 20]
+    coarse = whole(cost, uniform(40, 10).tolist()).tolist()
+    start = path_cost(cost, np.array(aligned.subdivided(coarse, 20)))
+    best = path_cost(cost, shortest(cost, 20))
+    assert best <= path_cost(cost, found) <= start < path_cost(cost, uniform(40, 20))
+    asked.clear()
+    assert len(aligned.descend_finer(cost, 13)) == 14 and asked == [7, 13]
+    with pytest.raises(BadInput, match="41 jumps do not fit"):
+        aligned.descend_finer(cost, 41)
 
 
 # OSS.

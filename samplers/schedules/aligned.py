@@ -25,6 +25,8 @@ from samplers.schedules.ramps import Floats
 ITERATIONS = 300
 REACH = 5
 SETTLED = 10
+COARSE = 10
+"""Steps that the authors' search begins with, at most."""
 
 
 def brownian(levels: Floats, noises: Floats, first: Floats | None = None) -> Floats:
@@ -116,19 +118,46 @@ def descend(
     return np.array(knots, np.int64)
 
 
-def refined(nodes: Sequence[int]) -> list[int]:
-    """Twice the steps: a node in the middle of every gap that has one, for a search to start from.
+def descend_finer(cost: Floats, jumps: int) -> NDArray[np.int64]:
+    """The authors' search: descend with few knots, put one more in each gap, descend again.
 
-    On a grid uniform in ln σ these are the geometric means, as the authors refine from 10 steps to
-    20 and 40.
+    They go from 10 steps to 20 and to 40. Here the fewest steps are the number of jumps halved
+    for as long as more than `COARSE` are left; a count that is no multiple gets knots in the widest
+    gaps only.
+
+    Args:
+        cost: As `step_costs` gives, summed over noisings; its nodes are best even in ln σ.
+        jumps: Number of jumps, 1 or more, fewer than nodes.
 
     Raises:
-        BadInput: If neighbours leave no room.
+        BadInput: If the grid has fewer jumps than that.
     """
-    middles = [(a + b) // 2 for a, b in itertools.pairwise(nodes)]
-    if any(middle == a for a, middle in zip(nodes, middles, strict=False)):
-        raise BadInput("The grid is too coarse to refine this schedule: search on a denser one.")
-    return sorted([*nodes, *middles])
+    last = len(cost) - 1
+    if not 1 <= jumps <= last:
+        raise BadInput(f"{jumps} jumps do not fit on a grid of {last}: search on a denser one.")
+    counts = [jumps]
+    while counts[0] > COARSE:
+        counts.insert(0, -(-counts[0] // 2))
+    start = np.linspace(0, last, counts[0] + 1).round().astype(np.int64)
+    knots = descend(cost, [int(node) for node in start])
+    for count in counts[1:]:
+        knots = descend(cost, subdivided([int(node) for node in knots], count))
+    return knots
+
+
+def subdivided(nodes: Sequence[int], jumps: int) -> list[int]:
+    """Nodes in the middle of gaps until there are so many jumps, the widest gaps first.
+
+    From n jumps to 2 n that is one in each gap, as long as every gap has room. On a grid even in
+    ln σ these are the geometric means, as the authors refine.
+    """
+    found = list(nodes)
+    gaps = sorted(itertools.pairwise(nodes), key=lambda gap: gap[0] - gap[1])
+    for a, b in gaps[: jumps + 1 - len(found)]:
+        if b - a > 1:
+            found.append((a + b) // 2)
+    found.sort()
+    return found if len(found) == jumps + 1 else subdivided(found, jumps)
 
 
 def _around(cost: Floats, before: int, node: int, after: int) -> float:
