@@ -263,6 +263,69 @@ def test_coefficients_of_another_run_are_refused(bench, same, fields, error, tol
     assert same(bench.call("sd15"), bench.stock("sd15"))
 
 
+def fitted_for(bench, name, **call):
+    """Coefficients of a pipeline and a negative prompt."""
+    pipe = bench.pipe(name)
+    asked = [one | call for one in calls(name, 1, 4)]
+    return calibrate_linear_ag(pipe, asked, {"guided": 1.0}).method
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_coefficients_refuse_another_network(bench, name):
+    """Of other weights, or of another config."""
+    method, pipe = fitted_for(bench, name), PIPELINES[name].build()
+    Plan(method).attach(pipe).detach()
+    with torch.no_grad():
+        for weight in getattr(pipe, PIPELINES[name].denoisers[0]).parameters():
+            weight.mul_(1.05)
+    with pytest.raises(errors.UnsupportedModel, match=r"other weights .*calibrate linear-ag"):
+        Plan(method).attach(pipe)
+    other = "sd3" if name == "sd15" else "sd15"
+    with pytest.raises(errors.UnsupportedModel, match="another network"):
+        Plan(method).attach(bench.pipe(other))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux_cfg", "wan21", "zimage"])
+def test_coefficients_refuse_another_negative_prompt(bench, name):
+    method = fitted_for(bench, name, negative_prompt=["blurred"])
+    call = {"steps": 4, "negative_prompt": ["blurred"]}
+    with Plan(method).attach(bench.pipe(name)) as attached:
+        bench.call(name, **call)
+        assert attached.report.verdicts[method.name].state == "ACTIVE"
+        with pytest.raises(errors.BadInput, match="another negative prompt"):
+            bench.call(name, **call | {"negative_prompt": ["a green tractor"]})
+        bench.call(name, batch=2, **call | {"negative_prompt": ["blurred"] * 2})
+
+
+def test_no_negative_prompt_is_the_empty_one(bench):
+    """Where it is: SDXL takes zeros for none."""
+    for name, equal in (("sd15", True), ("sdxl", False)):
+        method = fitted_for(bench, name, negative_prompt=[""])
+        with Plan(method).attach(bench.pipe(name)):
+            asked = {**next(iter(calls(name, 1, 4))), "negative_prompt": None}
+            if equal:
+                bench.pipe(name)(**asked)
+            else:
+                with pytest.raises(errors.BadInput, match="another negative prompt"):
+                    bench.pipe(name)(**asked)
+
+
+def test_embeddings_are_told_apart_by_what_they_are(bench):
+    pipe = bench.pipe("sd15")
+    asked = next(iter(calls("sd15", 1, 4)))
+    draw = torch.Generator().manual_seed(0)
+    size = (1, 77, pipe.unet.config.cross_attention_dim)
+    prompt, one, other = (torch.randn(size, generator=draw) for _ in range(3))
+    asked = asked | {"prompt": None, "negative_prompt": None, "prompt_embeds": prompt}
+    method = calibrate_linear_ag(
+        pipe, [asked | {"negative_prompt_embeds": one}], {"guided": 1.0}
+    ).method
+    with Plan(method).attach(pipe):
+        pipe(**asked | {"negative_prompt_embeds": one})
+        with pytest.raises(errors.BadInput, match="another negative prompt"):
+            pipe(**asked | {"negative_prompt_embeds": other})
+
+
 # Calibration.
 
 
@@ -324,6 +387,12 @@ def test_what_cannot_be_calibrated_is_refused(bench, same):
         calibrate_linear_ag(bench.pipe("flux"), calls("flux", 1, 6), {})
     with pytest.raises(errors.BadInput, match="of one number of steps"):
         calibrate_linear_ag(pipe, [*calls("sd15", 1, 6), *calls("sd15", 1, 7)], {})
+    two = [
+        call | {"negative_prompt": [word]}
+        for call, word in zip(calls("sd15", 2, 6), ("blurred", "grey"), strict=True)
+    ]
+    with pytest.raises(errors.BadInput, match="of two negative prompts"):
+        calibrate_linear_ag(pipe, two, {})
     with pytest.raises(ValueError, match="threshold"):
         Options(threshold=0.1)
     assert same(bench.call("sd15"), bench.stock("sd15"))

@@ -16,7 +16,9 @@ from accel.calibration import Calibrated
 from accel.errors import BadInput, BadOutput
 from accel.guidance.branches import Pair, Unconditional, claim_all
 from accel.guidance.linear_ag import History, LinearAG
+from accel.seams.identity import identity
 from accel.seams.pipelines import guidance_of
+from accel.seams.underway import negative_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +65,12 @@ def calibrate_linear_ag(
         fitting.method = method = method.model_copy(
             update={"coefficients": (*method.coefficients, rounded)}
         )
-    found = method.model_dump() | {"total": fitting.total, "scales": fitting.scales}
+    found = method.model_dump() | {
+        "total": fitting.total,
+        "scales": fitting.scales,
+        "model": identity(pipe),
+        "negative": fitting.negative,
+    }
     ours, last = (f"{min(e):.2g} to {max(e):.2g}" for e in zip(*errors, strict=True))
     note = (
         f"{len(errors)} of {fitting.total} steps are estimated; error relative to u − c: {ours} "
@@ -165,6 +172,7 @@ class Fitting(Accelerator):
     _normal: Normal = PrivateAttr(default_factory=Normal)
     _total: int = PrivateAttr(default=0)
     _scales: dict[str, float] = PrivateAttr(default_factory=dict)
+    _negative: str = PrivateAttr(default="")
 
     @classmethod
     def off(cls) -> None:
@@ -182,6 +190,11 @@ class Fitting(Accelerator):
     def scales(self) -> tuple[tuple[str, float], ...]:
         """Numbers of the calls that set their guidance."""
         return tuple(sorted(self._scales.items()))
+
+    @property
+    def negative(self) -> str:
+        """Digest of the negative prompt of the calls."""
+        return self._negative
 
     def steps(self, pipe: Any, call: Mapping[str, Any]) -> Iterator[int]:
         """The steps that are to be estimated.
@@ -228,11 +241,12 @@ class Fitting(Accelerator):
         engine = Unconditional(site.tally, history.needed, history.keep, history.estimate)
         yield from engine.attach(site)
 
-    def reached(self, total: int | None, scales: Mapping[str, float]) -> None:
+    def reached(self, total: int | None, scales: Mapping[str, float], negative: str) -> None:
         """Write down what kind of run this is, and end it.
 
         Raises:
-            BadInput: If it is of another number of evaluations than those before.
+            BadInput: If it is of another number of evaluations, or another negative prompt, than
+                those before.
             Reached: Always.
         """
         if self._total not in (0, total or 0):
@@ -240,7 +254,9 @@ class Fitting(Accelerator):
                 f"Calls of {self._total} and of {total} evaluations: LinearAG is fitted to calls "
                 "of one number of steps."
             )
-        self._total, self._scales = total or 0, dict(scales)
+        if self._negative not in ("", negative):
+            raise BadInput("Calls of two negative prompts: LinearAG is fitted to calls of one.")
+        self._total, self._scales, self._negative = total or 0, dict(scales), negative
         raise Reached
 
 
@@ -259,7 +275,8 @@ class _Fitted(History):
         for sample, pair in pairs.items():
             if index:
                 fitting._normal.add(self.columns(sample, index, pair.cond), pair.uncond)
-        fitting.reached(call.step.total, guidance_of(self._pipe))
+        pipe = self._pipe
+        fitting.reached(call.step.total, guidance_of(pipe), negative_digest(pipe))
 
 
 def _again(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -31,8 +31,9 @@ class LinearAG(Accelerator):
     The sums run over the answers so far, the present c among them; the second half of the steps is
     conditional alone: 25 evaluations instead of 40 at 20 steps. The network's own answers are
     mixed: ε, or the velocity of a flow. The coefficients (`accel calibrate linear-ag`) hold for one
-    model, number of steps, schedule, guidance scale and negative prompt. Answers of a cache are not
-    taken into the sums; where one is missing, the branch is evaluated. No device read.
+    model, number of steps, schedule, guidance scale and negative prompt; another model, number of
+    steps, scale or negative prompt is refused. Answers of a cache are not taken into the sums;
+    where one is missing, the branch is evaluated. No device read but one at attach.
     """
 
     name: ClassVar[str] = "guidance.LinearAG"
@@ -65,6 +66,16 @@ class LinearAG(Accelerator):
         description="numbers of the call that set its guidance, by name, that the coefficients "
         "are for; others are refused. Empty: serve any",
     )
+    model: str = Field(
+        default="",
+        description="digest of the network that the coefficients are for, and a sample of its "
+        "weights; others are refused. Empty: serve any",
+    )
+    negative: str = Field(
+        default="",
+        description="digest of the negative prompt that the coefficients are for; others are "
+        "refused. Empty: serve any",
+    )
 
     @classmethod
     def off(cls) -> Self:
@@ -80,15 +91,30 @@ class LinearAG(Accelerator):
         return None
 
     def attach(self, site: Site) -> Iterator[Undo]:
-        """Put it around every denoiser."""
+        """Put it around every denoiser.
+
+        Raises:
+            UnsupportedModel: If the coefficients are for another network.
+        """
         from accel.guidance.branches import Unconditional, claim_all
 
+        self._check_model(site.pipe)
         yield from claim_all(site)
         history = History(self, site)
         yield site.on_start(history.reset)
         site.tally.memory = history.memory
         engine = Unconditional(site.tally, history.needed, history.keep, history.estimate)
         yield from engine.attach(site)
+
+    def _check_model(self, pipe: Any) -> None:
+        from accel.seams.identity import compared, identity
+
+        differs = compared(self.model, identity(pipe), self.name) if self.model else None
+        if differs is not None:
+            raise UnsupportedModel(
+                f"The coefficients of {self.name} are for {differs}. Calibrate it for this one "
+                "(`accel calibrate linear-ag`), or leave it out of the plan."
+            )
 
     def has_guidance(self, step: Step) -> bool:
         """Whether a step lies in the part of the run that is guided.
@@ -134,9 +160,10 @@ class History:
         """Forget the run before, and look whether the coefficients are for this one's guidance.
 
         Raises:
-            BadInput: If they are for another guidance scale.
+            BadInput: If they are for another guidance scale or negative prompt.
         """
         from accel.seams.pipelines import guidance_of
+        from accel.seams.underway import negative_digest
 
         self._cond.clear()
         self._uncond.clear()
@@ -147,6 +174,11 @@ class History:
                     f"The coefficients of {self._method.name} were fitted at {name}={scale:g}, and "
                     f"this run has {found[name]:g}: calibrate again (`accel calibrate linear-ag`)."
                 )
+        if self._method.negative not in ("", negative_digest(self._pipe)):
+            raise BadInput(
+                f"The coefficients of {self._method.name} were fitted with another negative prompt "
+                "than this run has: use that one, or calibrate again (`accel calibrate linear-ag`)."
+            )
 
     def memory(self) -> int:
         """Bytes that are kept."""
