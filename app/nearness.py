@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Pictures = list["Image.Image"]
+Distance = Callable[[Pictures, Pictures], float]
 
 
 def measure(stock: Pictures, fast: Pictures) -> dict[str, float | str]:
@@ -37,7 +38,11 @@ def by_frame(stock: Pictures, fast: Pictures) -> dict[str, list[float | str]]:
 
     frames, changes = (_windows(stock, fast, length) for length in (1, 2))
     perceptual = partial(quality.perceptual, oracle=oracle.load())
-    figures = {"psnr": psnr, "ssim": quality.ssim, "perceptual": perceptual}
+    figures: dict[str, Distance] = {
+        "psnr": psnr,
+        "ssim": quality.ssim,
+        "perceptual": perceptual,
+    }
     return {
         **{name: [_figure(figure, *pair) for pair in frames] for name, figure in figures.items()},
         "flicker": [_figure(quality.flicker, *pair) for pair in changes],
@@ -83,9 +88,7 @@ def _joined(pictures: Pictures) -> Any:
     return np.concatenate([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
-def _figure(
-    distance: Callable[[Pictures, Pictures], float], stock: Pictures, fast: Pictures
-) -> float | str:
+def _figure(distance: Distance, stock: Pictures, fast: Pictures) -> float | str:
     try:
         return distance(stock, fast)
     except BadInput as error:

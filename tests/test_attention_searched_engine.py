@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from roster.attention import FORCED
 from test_attention_lowerings import close, inputs
 from test_attention_patterns import EXAMPLES
 from test_attention_searched_rows import in_turns
@@ -207,7 +208,8 @@ def test_a_run_remembers_nothing_of_the_one_before(method):
 @pytest.mark.parametrize("name", ["flux_cfg", "wan22", "sd3"])
 def test_blocks_that_run_for_some_rows_search_for_those(bench, monkeypatch, name):
     monkeypatch.setattr(Decisions, "decide", in_turns)
-    plan = Plan(cache.Custom(site="blocks", front=1), AdaSpa(block=4, keep=0.3, warm_up=0.0))
+    sparse = AdaSpa(block=4, keep=0.3, warm_up=0.0, **FORCED)
+    plan = Plan(cache.Custom(site="blocks", front=1), sparse)
     with plan.attach(bench.pipe(name)) as run:
         bench.call(name, steps=4, batch=2)
     said = run.report.verdicts["attention.AdaSpa"]

@@ -10,22 +10,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roster import CI, CORE, ROSTER, full, in_ci, pipelines
-from roster.attention import CLIPS, DENSE, UNORDERED
+from roster.attention import CLIPS, DENSE, FORCED, UNORDERED
 from test_attention_patterns import layouts, mask_of, on_layouts
 from tiny import PIPELINES, Ask
 from torch.nn import functional
 
-from accel import Plan, attention, explain
+from accel import Plan, attention, explain, load
 from accel.attach import Accelerator
 from accel.attention import choice, paying, serving, sizes, static, timing
 from accel.attention.account import Account
 from accel.attention.patterns import Full, Surrounding
 from accel.attention.patterns.expression import normal, parsed
+from accel.attention.searching import Searching
 from accel.attention.sparse import Patterned
 from accel.errors import AccelWarning, BadInput, Conflict, PlanError, UnsupportedModel
 from accel.report import Tally
 from accel.seams import tokens as places
 from accel.seams.attention import Asked, answer_attention, valid_text
+from accel.seams.denoisers import find_denoisers
 from accel.seams.layout import Layout
 from accel.seams.modules import find_modules
 from accel.seams.tokens import layout_of
@@ -107,7 +109,7 @@ def near(output, expected, error):
 def test_a_full_pattern_is_the_stock_pipeline(bench, monkeypatch, name):
     """Though it goes through the lowering, which nobody would do: the engine leaves it dense."""
     monkeypatch.setattr(static.Prepared, "density", 0.5)
-    with Plan(Everything(warm_up=0.0)).attach(bench.pipe(name)) as run:
+    with Plan(Everything(warm_up=0.0, **FORCED)).attach(bench.pipe(name)) as run:
         output = bench.call(name, steps=2)
     assert "by gather" in verdict(run).detail and "left dense" not in verdict(run).detail
     assert near(output, bench.stock(name, steps=2), 1e-4)
@@ -147,7 +149,7 @@ LONGER = "a very long prompt about a great many things that are said one after t
 @pytest.mark.parametrize("name", ["qwenimage", "hunyuanvideo", "cogvideox", "sd3"])
 def test_padded_text_is_attended_to_by_nobody(bench, name):
     """Beside a longer prompt, where it is padded, a sample is what it is alone."""
-    method = attention.GRAT(box=(1, 2, 2), warm_up=0.0)
+    method = attention.GRAT(box=(1, 2, 2), warm_up=0.0, **FORCED)
     prompts, seeds = ["a fox", LONGER], [0, 1]
     with Plan(method).attach(bench.pipe(name)) as run:
         together = bench.call(name, steps=2, prompts=prompts, seeds=seeds)
@@ -165,7 +167,7 @@ def test_padded_text_is_attended_to_by_nobody(bench, name):
 @pytest.mark.parametrize(("name", "modules", "calls"), [("dit", 3, 1), ("flux_cfg", 4, 2)])
 def test_served_are_all_but_the_first_steps_and_layers(name, modules, calls, share, layers):
     steps, pipe = 5, built(name)
-    method = attention.GRAT(box=(1, 2, 2), warm_up=share, dense_layers=layers)
+    method = attention.GRAT(box=(1, 2, 2), warm_up=share, dense_layers=layers, **FORCED)
     run = Plan(method).attach(pipe)
     PIPELINES[name].call(pipe, steps=steps)
     run.detach()
@@ -186,7 +188,8 @@ def built(name):
 
 
 def test_density_is_the_formula_s_and_small_levels_are_said_to_be_dense(bench):
-    with Plan(attention.GRAT(warm_up=0.0, box=(1, 4, 4))).attach(bench.pipe("sd15")) as run:
+    plan = Plan(attention.GRAT(warm_up=0.0, box=(1, 4, 4), **FORCED))
+    with plan.attach(bench.pipe("sd15")) as run:
         bench.call("sd15", steps=2)
     shares = {16: 7 / 16, 8: 3 / 4}  # (n + m - 1) / (n m) of n × m boxes; half the modules each
     density = (shares[16] + shares[8]) / 2
@@ -230,9 +233,8 @@ def test_a_pattern_that_does_not_fit_is_refused_with_the_layout(bench):
         pytest.raises(BadInput, match=r"On 8 × 8 tokens: A window of 9 every 1 tokens does not"),
     ):
         bench.call("dit", steps=2)
-    with Plan(attention.Neighbourhood(window=(0, 9, 4), stride=(1, 1, 1))).attach(
-        bench.pipe("dit")
-    ) as run:
+    whole = attention.Neighbourhood(window=(0, 9, 4), stride=(1, 1, 1), **FORCED)
+    with Plan(whole).attach(bench.pipe("dit")) as run:
         bench.call("dit", steps=2)
     assert "mean density of 0.50" in verdict(run).detail  # the whole axis, half of the other
 
@@ -256,7 +258,8 @@ def test_tables_and_layouts_are_asked_for_once_and_masks_once_a_call(bench, monk
     asked = {"compiled": [], "layout_of": [], "valid_text": []}
     for module, name in ((static, "compiled"), (places, "layout_of"), (serving, "valid_text")):
         monkeypatch.setattr(module, name, noted(getattr(module, name), asked[name]))
-    with Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0)).attach(bench.pipe("hunyuanvideo")) as run:
+    plan = Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0, **FORCED))
+    with plan.attach(bench.pipe("hunyuanvideo")) as run:
         for _ in range(2):
             bench.call("hunyuanvideo", steps=2)
     assert len(asked["compiled"]) == 1
@@ -266,7 +269,7 @@ def test_tables_and_layouts_are_asked_for_once_and_masks_once_a_call(bench, monk
 
 def test_tables_are_kept_for_the_latest_layouts_alone(bench, monkeypatch, same):
     """However few there are: a UNet's levels take turns."""
-    plan = Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0))
+    plan = Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0, **FORCED))
     expected, _ = bench.under("sd15", plan, steps=2)
     made = []
     monkeypatch.setattr(static, "compiled", noted(static.compiled, made))
@@ -382,7 +385,6 @@ def test_seconds_are_the_median_of_three_after_one_that_warms_up(monkeypatch):
 @pytest.mark.parametrize("pays", [True, False])
 def test_where_dense_attention_is_faster_the_plan_warns(bench, monkeypatch, same, pays):
     """Once a run, in the verdict and as a warning; whatever is said, the picture is the same."""
-    monkeypatch.setattr(paying, "LONG", 64)
     times = iter([0.002, 0.003] if pays else [0.003, 0.002])
     monkeypatch.setattr(timing, "seconds", lambda run, device: next(times))
     plan = Plan(attention.GRAT(box=(1, 4, 4), warm_up=0.0))
@@ -400,7 +402,6 @@ def test_where_dense_attention_is_faster_the_plan_warns(bench, monkeypatch, same
 
 
 def test_another_batch_is_timed_anew(bench, monkeypatch):
-    monkeypatch.setattr(paying, "LONG", 64)
     times = iter([3.0, 2.0, 1.0, 2.0, 3.0, 2.0])
     monkeypatch.setattr(timing, "seconds", lambda run, device: next(times))
     run = Plan(attention.GRAT(box=(1, 4, 4), warm_up=0.0)).attach(bench.pipe("dit"))
@@ -428,13 +429,54 @@ def test_any_accelerator_is_waited_for(monkeypatch, device):
     assert waited == [torch.device(device)] * 8
 
 
-def test_short_sequences_are_not_timed(bench, monkeypatch):
-    def never(run, device):
-        raise AssertionError
-
-    monkeypatch.setattr(timing, "seconds", never)
-    with Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0)).attach(bench.pipe("dit")):
+@pytest.mark.parametrize("short", [True, False])
+def test_a_forced_lowering_is_judged_where_attention_is_long(bench, monkeypatch, short):
+    monkeypatch.setattr(paying, "LONG", 65 if short else 64)
+    timed = []
+    monkeypatch.setattr(timing, "seconds", lambda run, device: timed.append(run) or len(timed))
+    with Plan(attention.GRAT(box=(1, 4, 4), warm_up=0.0, **FORCED)).attach(bench.pipe("dit")):
         bench.call("dit", steps=2)
+    assert len(timed) == (0 if short else 2)
+
+
+def test_a_bundled_clip_at_its_usual_size_is_warned_of():
+    """Measured on the spot, though its attention is short."""
+    pipe, call = load("scenes-wan")
+    pipe.set_progress_bar_config(disable=True)
+    short = call | {"num_inference_steps": 2, "output_type": "latent"}
+    run = Plan(attention.SpargeAttn(block=8, cell=8, warm_up=0.0)).attach(pipe)
+    pipe("a red ball", **short)
+    with pytest.warns(AccelWarning, match=r"does not pay here: 320 tokens .* explain --sparse"):
+        run.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", ["attention.GRAT", "attention.SpargeAttn", "attention.SVG"])
+@pytest.mark.parametrize("pays", [True, False])
+def test_it_stays_dense_where_that_is_faster_if_one_says_so(bench, monkeypatch, same, name, pays):
+    """Measured once; then nothing is searched for any more. The report says it with the seconds."""
+    taken = iter([1.0, 2.0 if pays else 0.5])
+    monkeypatch.setattr(timing, "seconds", lambda run, device: next(taken, 0.0))
+    searched = []
+    monkeypatch.setattr(Searching, "_search", noted(Searching._search, searched))
+    method = ROSTER[name].active.model_copy(update={"lowering": "auto-dense", "warm_up": 0.0})
+    run = Plan(method).attach(bench.pipe("wan21"))
+    output = bench.call("wan21", steps=3)
+    run.detach()
+    assert same(output, bench.stock("wan21", steps=3)) != pays
+    found = verdict(run)
+    assert found.state == ("ACTIVE" if pays else "INACTIVE")
+    said = re.search(
+        r"(\d+) where dense attention is faster \(.* take 1000.0 ms.*, dense 500.0 ms\)",
+        found.detail,
+    )
+    assert not run.report.tallies[0].advice
+    assert pays or len(searched) <= 1
+    if pays:
+        assert said is None
+    else:
+        modules = find_modules(find_denoisers(bench.pipe("wan21"))[0])
+        count = sum(module.kind == "self" for module in modules)
+        assert said and int(said[1]) == run.report.calls * count
 
 
 def test_an_account_is_of_one_run():

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
+OR_DENSE = "auto-dense"
+"""As `AUTO`; where dense attention is faster than all lowerings, it stays dense."""
+
 REFERENCE = "dense"
 """Saves nothing, so that it is taken by force alone."""
 
@@ -30,15 +33,19 @@ class Choice:
     may be another in the next run, and with it the last bits: force one to have them again.
 
     Args:
-        wanted: A lowering, or ``auto``.
+        wanted: A lowering, ``auto`` or ``auto-dense``.
         seconds: What measures.
 
     Attributes:
         failed: By lowering, why it could not be measured.
+        forced: Whether one lowering is wanted and no other.
+        yields: Whether attention stays dense where that is faster than by any lowering.
     """
 
     def __init__(self, wanted: str, seconds: timing.Clock | None = None) -> None:
         self.failed: dict[str, str] = {}
+        self.forced = wanted not in (AUTO, OR_DENSE)
+        self.yields = wanted == OR_DENSE
         self._wanted = wanted
         self._seconds = seconds or timing.seconds
         self._chosen: dict[Hashable, str] = {}
@@ -65,7 +72,7 @@ class Choice:
             BadInput: If the lowering that is wanted cannot serve the table here.
         """
         device = asked.query.device
-        if self._wanted != AUTO:
+        if self.forced:
             return self._wanted
         key = (key, asked.query.dtype, device)
         if key not in self._chosen:

@@ -54,7 +54,7 @@ class Profiling:
         self._samples = samples
         self._choice = choice
         self._account = account
-        self._pays = Paying(account)
+        self._pays = Paying(choice, account)
         self._prepared: dict[tuple[Layout, torch.device], dict[Pattern, Prepared]] = {}
         self.reset()
 
@@ -64,6 +64,8 @@ class Profiling:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
+        if reason := self._pays.dense(moment):
+            return reason
         layout, device = moment.layout, moment.asked.query.device
         named = self._patterns(layout)
         names, patterns = list(named), list(named.values())
@@ -74,17 +76,19 @@ class Profiling:
         if all(prepared[pattern].density == 1.0 for pattern in patterns):
             return "where every pattern keeps all"
         chosen = self._chosen(moment, patterns)
-        answer, name = self._attend(moment, patterns, chosen)
-        self._count([names[number] for number in chosen])
         density = sum(prepared[patterns[number]].density for number in chosen) / len(chosen)
-        self._account.failed(self._choice.failed)
-        self._account.served(density, name)
-        self._pays(
+        reason = self._pays(
             moment,
             density,
-            lambda: self._attend(moment, patterns, chosen)[0],
+            lambda: self._attend(moment, patterns, chosen),
             lambda: self._chosen(moment, patterns),
         )
+        self._account.failed(self._choice.failed)
+        if reason is not None:
+            return reason
+        answer, name = self._attend(moment, patterns, chosen)
+        self._count([names[number] for number in chosen])
+        self._account.served(density, name)
         return answer
 
     def _chosen(self, moment: Moment, patterns: list[Pattern]) -> list[int]:

@@ -127,7 +127,7 @@ class Searching:
         self._schedule = schedule
         self._choice = choice
         self._account = account
-        self._pays = Paying(account)
+        self._pays = Paying(choice, account)
         self._known: dict[Place, Known] = {}
         account.keeps(lambda: sum(known.bytes for known in self._known.values()))
         self.reset()
@@ -139,22 +139,26 @@ class Searching:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
+        if reason := self._pays.dense(moment):
+            return reason
         rows = self._looked_up(moment)
         found = joined([known.found for known in rows])
         density = found.density(moment.layout)
         if density == 1.0:
             return "where everything was kept"
-        answer, name = self._attend(moment, found)
-        self._account.failed(self._choice.failed)
-        self._account.served(density, name)
-        self._account.note("searches", f"{self._searched} searches, {self._reused} tables reused")
-        self._pays(
+        reason = self._pays(
             moment,
             density,
-            lambda: self._attend(moment, found)[0],
+            lambda: self._attend(moment, found),
             lambda: self._search(moment, range(len(rows)), [known.memory for known in rows], None),
             self._schedule.frequency(moment.step),
         )
+        self._account.failed(self._choice.failed)
+        if reason is not None:
+            return reason
+        answer, name = self._attend(moment, found)
+        self._account.served(density, name)
+        self._account.note("searches", f"{self._searched} searches, {self._reused} tables reused")
         return answer
 
     def _attend(self, moment: Moment, found: Found) -> tuple[Tensor, str]:

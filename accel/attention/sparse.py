@@ -40,10 +40,11 @@ class Sparse(Accelerator):
     dense_layers: int = Field(
         default=0, ge=0, description="how many of a network's first attentions stay dense"
     )
-    lowering: Literal["auto", "gather", "flex", "xformers", "dense"] = Field(
+    lowering: Literal["auto", "auto-dense", "gather", "flex", "xformers", "dense"] = Field(
         default="auto",
-        description="by what it is computed: 'auto' is the fastest that was measured here; a "
-        "forced one gives the same bits again. 'dense' masks and saves nothing",
+        description="by what it is computed: 'auto' is the fastest that was measured here, and "
+        "warns where dense attention is faster; 'auto-dense' leaves it dense there. A forced one "
+        "gives the same bits again. 'dense' masks and saves nothing",
     )
 
     @classmethod

@@ -72,7 +72,7 @@ class Static:
         self._pattern = pattern
         self._choice = choice
         self._account = account
-        self._pays = Paying(account)
+        self._pays = Paying(choice, account)
         self._prepared: dict[tuple[Layout, torch.device], Prepared] = {}
 
     def reset(self) -> None:
@@ -81,6 +81,8 @@ class Static:
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
         asked, layout = moment.asked, moment.layout
+        if reason := self._pays.dense(moment):
+            return reason
         prepared = self._ready(layout, asked.query.device)
         if prepared.density == 1.0:
             return f"where the pattern keeps all ({said(layout)})"
@@ -92,10 +94,10 @@ class Static:
         def sparse() -> Tensor:
             return lowering(asked.query, asked.key, asked.value, asked.scale, moment.text_mask)
 
-        answer = sparse()
+        if reason := self._pays(moment, prepared.density, sparse):
+            return reason
         self._account.served(prepared.density, name)
-        self._pays(moment, prepared.density, sparse)
-        return answer
+        return sparse()
 
     def _ready(self, layout: Layout, device: torch.device) -> Prepared:
         key = (layout, device)
