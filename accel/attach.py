@@ -249,6 +249,8 @@ class Run:
                 )
 
     def _attach(self, methods: tuple[Accelerator, ...], stack: ExitStack) -> None:
+        from accel.seams.correctors import spare
+
         active = [
             (method, tally)
             for method, tally in zip(methods, self.report.tallies, strict=True)
@@ -265,6 +267,9 @@ class Run:
         self.trajectory.starts += [self._check_entries, self.reader.reset, self.report.start]
         self.trajectory.observers.append(self._on_step)
         self._attach_onions(stack)
+        if active:
+            for undo in spare(self.trajectory, LAYERS.index("sampler")):
+                stack.callback(undo)
         for method, tally in active:
             if method.layer not in FIRST:
                 self._attach_one(method, tally, stack)

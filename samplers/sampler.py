@@ -10,7 +10,6 @@ from accel.attach import Accelerator, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
 
 if TYPE_CHECKING:
-    from accel.trajectory import Update
     from samplers.base import SolverScheduler
 
 TOKEN_TIMES = ("LTXConditionPipeline", "SanaWMPipeline")
@@ -22,8 +21,8 @@ class Sampler(Accelerator):
 
     The noise levels stay those of the pipeline's own scheduler, except where that trims the ends
     of a flow (UniPC, DPM-Solver). The fields are the solver's settings, under the same names. A
-    scheduler that corrects has ``skip_corrector(rows)``: it is called before a step whose output
-    was not computed for some rows of the latents.
+    scheduler that corrects has ``skip_corrector(rows)``: a plan calls it before a step whose output
+    was not computed for some rows of the latents (`accel.seams.correctors`).
     """
 
     layer: ClassVar[str] = "sampler"
@@ -66,13 +65,4 @@ class Sampler(Accelerator):
             raise UnsupportedModel(f"{self.name} on {type(before).__name__}: {error}") from error
         yield site.claim(self.seam)
         yield site.swap_scheduler(scheduler)
-        if hasattr(scheduler, "skip_corrector"):
-            yield site.edit_step(lambda update: _spare(scheduler, update))
         site.tally.change = f"{self.summary()} in place of {type(before).__name__}"
-
-
-def _spare(scheduler: Any, update: Update) -> Any:
-    """Have a solver correct no sample by an output that was filled in; the output stays."""
-    if update.filled:
-        scheduler.skip_corrector(update.filled)
-    return update.output

@@ -1,7 +1,9 @@
 """UniPC: equal to the stock on equal levels, of its orders, and no correction by filled outputs."""
 
 import math
+from contextlib import contextmanager
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_samplers import FLOW, TABLE, noise, numbers, run
+from test_samplers_v3 import LIKE_PP
 from tiny import PIPELINES, PROMPTS
 from toy import END, GRIDS, PROCESSES, START, mixture_data, mixture_path, slope, take
 
 import accel
 import samplers
 from accel import cache, guidance
-from accel.errors import BadInput
+from accel.errors import AccelWarning, BadInput
 from samplers import DPMSolverPPScheduler, UniPCScheduler
 from samplers.adams import correct, predict
 from samplers.multistep import phi
@@ -244,13 +247,27 @@ def skipped(scheduler):
     return seen
 
 
-@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "wan22", "dit"])
-def test_steps_that_a_cache_fills_in_are_not_corrected(name):
+CORRECTING = {
+    "unipc": samplers.UniPC(),
+    "sa": samplers.SASolver(tau=0.0),
+    "v3": samplers.DPMSolverV3(numbers=LIKE_PP.to_scalars()),
+    "pseudo": samplers.PseudoCorrector(),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        *((name, "unipc") for name in ("sd15", "flux_cfg", "wan22", "dit")),
+        *((name, kind) for name in ("flux_cfg", "dit") for kind in ("sa", "v3", "pseudo")),
+    ],
+)
+def test_steps_that_a_cache_fills_in_are_not_corrected(name, sampler):
     tiny = PIPELINES[name]
     pipe = tiny.build()
     method = cache.Custom(rule="steps", steps=(0, 1, 4), predictor="taylor")
     batch = 2 if tiny.batchable else 1
-    with accel.Plan(samplers.UniPC(), method).attach(pipe) as attached:
+    with accel.Plan(CORRECTING[sampler], method).attach(pipe) as attached:
         seen = skipped(pipe.scheduler)
         tiny.call(pipe, steps=7, batch=batch)
         del pipe.scheduler.skip_corrector
@@ -259,6 +276,97 @@ def test_steps_that_a_cache_fills_in_are_not_corrected(name):
     rows = 2 * batch if name == "dit" else batch
     assert filled
     assert seen == [(step, tuple(range(rows))) for step in sorted(filled)]
+
+
+STOCK = {
+    "UniPCMultistepScheduler": "multistep_uni_c_bh_update",
+    "SASolverScheduler": "stochastic_adams_moulton_update",
+}
+
+
+@contextmanager
+def correcting(scheduler):
+    """Steps at which a stock scheduler runs its corrector: on the class, below all hooks."""
+    kind, seen = type(scheduler), []
+    name = STOCK[kind.__name__]
+    inner = getattr(kind, name)
+
+    def count(self, *args, **kwargs):
+        seen.append(self.step_index)
+        return inner(self, *args, **kwargs)
+
+    setattr(kind, name, count)
+    yield seen
+    setattr(kind, name, inner)
+
+
+def stock_corrector(kind, config):
+    if kind == "SASolverScheduler":
+        return diffusers.SASolverScheduler.from_config(config, tau_func=lambda _: 0.0)
+    return UniPCMultistepScheduler.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("wan21", "UniPCMultistepScheduler"), ("sd15", "SASolverScheduler")]
+)
+def test_a_stock_scheduler_corrects_no_step_that_a_cache_fills_in(name, kind):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    pipe.scheduler = scheduler = stock_corrector(kind, pipe.scheduler.config)
+    before, method = numbers(tiny.call(pipe, steps=9)), cache.EasyCache(threshold=0.5, warmup=3)
+    kept = {key: id(value) for key, value in vars(scheduler).items() if callable(value)}
+    with correcting(scheduler) as seen, accel.Plan(method).attach(pipe) as attached:
+        tiny.call(pipe, steps=9)
+    events = attached.report.tallies[0].events
+    computed = {event.step for event in events if event.state == "computed"}
+    filled = {event.step for event in events} - computed
+    assert filled and len(computed) > 2
+    assert seen == sorted(computed - {0})
+    assert {key: id(value) for key, value in vars(scheduler).items() if callable(value)} == kept
+    assert torch.equal(numbers(tiny.call(pipe, steps=9)), before)
+
+
+@pytest.mark.parametrize("kind", STOCK)
+def test_of_a_batch_a_stock_scheduler_corrects_the_computed_rows(kind):
+    """Row by row it is what the scheduler does with and without its corrector."""
+    pipe = PIPELINES["sd15"].build()
+    x = noise((3, 4, 8, 8))
+    pipe.scheduler = stock_corrector(kind, pipe.scheduler.config)
+    attached, ends = accel.Plan(cache.EasyCache()).attach(pipe), []
+    for filled in ((), (1,), (0, 1, 2)):
+        state = x
+        pipe.scheduler.set_timesteps(8)
+        for i in range(4):
+            for row in range(3):
+                attached.trajectory.answered(row, "cond", i != 2 or row not in filled)
+            t = pipe.scheduler.timesteps[i]
+            state = pipe.scheduler.step(torch.tanh(state + i), t, state).prev_sample
+        ends.append(state)
+    attached.detach()
+    assert torch.allclose(ends[1][[0, 2]], ends[0][[0, 2]])
+    assert torch.allclose(ends[1][1], ends[2][1])
+    assert not torch.allclose(ends[1][1], ends[0][1])
+
+
+def test_a_scheduler_of_ours_that_the_pipeline_has_is_told_too():
+    """Without a sampler in the plan."""
+    tiny = PIPELINES["sd15"]
+    pipe = tiny.build()
+    pipe.scheduler = UniPCScheduler.from_config(pipe.scheduler.config)
+    method = cache.Custom(rule="steps", steps=(0, 1, 4), predictor="taylor")
+    with accel.Plan(method).attach(pipe):
+        seen = skipped(pipe.scheduler)
+        tiny.call(pipe, steps=7)
+        del pipe.scheduler.skip_corrector
+    assert [step for step, _ in seen] == [2, 3, 5]
+
+
+def test_a_corrector_that_is_not_where_it_was_is_warned_of(monkeypatch):
+    pipe = PIPELINES["sd15"].build()
+    pipe.scheduler = stock_corrector("UniPCMultistepScheduler", pipe.scheduler.config)
+    monkeypatch.delattr(UniPCMultistepScheduler, STOCK["UniPCMultistepScheduler"])
+    with pytest.warns(AccelWarning, match="UniPCMultistepScheduler of this version"):
+        accel.Plan(cache.EasyCache()).attach(pipe).detach()
 
 
 def test_each_sample_of_a_batch_is_corrected_by_itself():
