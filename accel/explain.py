@@ -7,11 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from accel.attention.sparse import Sparse
 from accel.errors import AccelError, UnsupportedModel
 from accel.plan import Plan, methods
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
+
+
+UNASKED = (
+    "From which resolution and length on sparse attention pays is measured by accel explain "
+    "--sparse, or where explain is given the arguments of a call."
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Explanation:
         scheduler: Class name.
         layout: How guidance is laid out, or why that is not known.
         fits: One entry a method.
-        sparse: From how many tokens on each sparse attention pays, if that was asked for.
+        sparse: From which resolution and length on each sparse attention pays, if that was asked
+            for.
     """
 
     pipeline: str
@@ -60,7 +68,16 @@ class Explanation:
             f"  {'fits' if fit.fits else 'no  '}  {fit.method:<22} {fit.reason}"
             for fit in self.fits
         ]
-        return "\n".join([*head, *rows, *(f"  {one.method} {one}" for one in self.sparse)])
+        return "\n".join([*head, *rows, *(f"  {line}" for line in self.paying)])
+
+    @property
+    def paying(self) -> tuple[str, ...]:
+        """From which resolution and length on sparse attention pays, or how to learn it."""
+        if self.sparse:
+            return tuple(f"{one.method} {one}" for one in self.sparse)
+        if any(fit.fits and issubclass(methods()[fit.method], Sparse) for fit in self.fits):
+            return (UNASKED,)
+        return ()
 
 
 def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
@@ -68,9 +85,10 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
 
     Args:
         pipe: The pipeline.
-        call: Arguments of a call of it, the prompt among them. With them it is measured from how
-            many tokens on sparse attention pays, in some ten seconds: the call is begun, up to the
-            first answer of a network, and then attention alone is timed on larger and larger sizes.
+        call: Arguments of a call of it, the prompt among them. With them it is measured from which
+            resolution and length on sparse attention pays, in some ten seconds: the call is begun,
+            up to the first answer of a network, and then attention alone is timed, as that network
+            gave it and on larger and larger sizes.
 
     Raises:
         UnsupportedModel: If it has no denoiser that can be followed; with a call, if the order of
@@ -100,7 +118,6 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
 
 def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
     from accel.attention import sizes
-    from accel.attention.sparse import Patterned
 
     looking = sizes.Looking()
     run = Plan(looking).attach(pipe)
@@ -114,7 +131,7 @@ def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
             f"No attention of {type(pipe).__name__} looks from image tokens at image tokens, or it "
             "is linear: there is nothing for sparse attention to leave out."
         )
-    kinds = [kind for kind in methods().values() if issubclass(kind, Patterned)]
+    kinds = [kind for kind in methods().values() if issubclass(kind, Sparse)]
     return sizes.paying(looking.found, [kind() for kind in kinds], sizes.BUDGET)
 
 

@@ -158,12 +158,15 @@ def explain(given: Given) -> None:
     console.print(table)
     if explanation.sparse:
         console.print(_paying(explanation.sparse))
+    else:
+        for line in explanation.paying:
+            console.print(Text(line, "dim"))
 
 
 def _paying(found: Sequence[Payoff]) -> Table:
     """Dense and sparse attention beside each other, by method and tokens."""
     columns = [Column(name, justify="right") for name in ("density", "dense ms", "sparse ms", "×")]
-    table = Table("method", "tokens", *columns)
+    table = Table("method", "tokens, what they show", *columns)
     for paying in found:
         for place, one in enumerate(paying.timed):
             table.add_row(
@@ -175,7 +178,10 @@ def _paying(found: Sequence[Payoff]) -> Table:
                 Text(f"{one.dense / one.sparse:.2f}", "green" if one.pays else "red"),
             )
         table.add_row("" if paying.timed else paying.method, Text(str(paying), "dim"))
-    table.caption = "attention alone, random input, each method with its default fields"
+    table.caption = (
+        "attention alone, as the network's own at its first step, enlarged; searches with the "
+        "share that falls on a step; each method with its default fields"
+    )
     return table
 
 

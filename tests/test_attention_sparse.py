@@ -3,6 +3,7 @@
 import re
 from functools import cache
 from itertools import count
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -22,11 +23,13 @@ from accel.attention.account import Account
 from accel.attention.patterns import Full, Surrounding
 from accel.attention.patterns.expression import normal, parsed
 from accel.attention.searching import Searching
-from accel.attention.sparse import Patterned
+from accel.attention.sparse import Patterned, Sparse
 from accel.errors import AccelWarning, BadInput, Conflict, PlanError, UnsupportedModel
+from accel.explain import UNASKED
 from accel.report import Tally
 from accel.seams import tokens as places
 from accel.seams.attention import Asked, answer_attention, valid_text
+from accel.seams.denoisers import Row as DenoiserRow
 from accel.seams.denoisers import find_denoisers
 from accel.seams.layout import Layout
 from accel.seams.modules import find_modules
@@ -500,22 +503,34 @@ def test_an_account_is_of_one_run():
 # from which size on it pays
 
 
-def clocked(dense, sparse):
-    """Seconds by tokens, of dense attention and of a lowering; and a time that goes on by them."""
+def clocked(dense, sparse, search=lambda _: 0.0):
+    """Seconds by tokens, of dense attention, of a method and of its search; and the time by them.
+
+    Which is which is told by what comes back: dense attention is what the network would have had.
+    """
     now = [0.0]
 
     def seconds(run, device):
-        asked = getattr(run, "__self__", None)
-        tokens = (asked.query if asked else run.args[0]).shape[2]
-        took = dense(tokens) if asked else sparse(tokens)
+        if getattr(run, "__func__", None) is Asked.dense:
+            took = dense(run.__self__.query.shape[2])
+        else:
+            given = run()
+            given = given[0] if isinstance(given, tuple) else given
+            took = search(0) if isinstance(given, list) else sparse(given.shape[2])
         now[0] += took
         return took
 
     return seconds, lambda: now[0]
 
 
-def shape(layout):
-    return sizes.Shape(layout, 1, 1, 8, torch.float32, torch.device("cpu"))
+def seen(layout, span=None, total=10):
+    """One attention of a network that is not there."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn((3, 1, 1, layout.tokens, 8), generator=generator)
+    module = SimpleNamespace(index=0, denoiser=SimpleNamespace(name="transformer"))
+    step = SimpleNamespace(index=0, total=total)
+    moment = serving.Moment(Asked(*qkv), layout, None, module, (DenoiserRow("cond", 0),), step)
+    return sizes.Seen(moment, span)
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -523,7 +538,7 @@ def test_sizes_grow_until_the_next_would_take_more_than_is_left(frames):
     """Dense attention takes the square of the tokens, ours as many tokens times a thousand."""
     seconds, now = clocked(lambda n: n * n / 1e6, lambda n: n / 1e3)
     methods = [attention.GRAT(form="surrounding", box=(1, 2, 2)), attention.Radial()]
-    grat, radial = sizes.paying(shape(Layout(0, frames, 8, 8)), methods, 20.0, seconds, now)
+    grat, radial = sizes.paying(seen(Layout(0, frames, 8, 8)), methods, 20.0, seconds, now)
     tokens = [one.tokens for one in grat.timed]
     assert tokens == [64 * 2**power for power in range(frames - 1, 6)]
     assert now() <= 20.0
@@ -531,7 +546,42 @@ def test_sizes_grow_until_the_next_would_take_more_than_is_left(frames):
     assert str(grat).startswith("pays from 1,024 tokens on")
     assert not any(one.density == 1.0 for one in grat.timed)
     if frames == 1:
-        assert str(radial) == "is dense up to here: it keeps all of 32 × 64 tokens"
+        assert str(radial) == ("is dense up to here: where the pattern keeps all (32 × 64 tokens)")
+
+
+def test_it_is_said_for_which_resolution_and_length_a_pattern_pays():
+    """16 pixels and 4 frames a token: from 64 × 128 pixels and 9 frames on."""
+    seconds, now = clocked(lambda n: n * n / 1e6, lambda n: 64 * n / 1e6 + 2e-6)
+    method = attention.GRAT(form="surrounding", box=(1, 2, 2))
+    span = places.Span(16, 16, 1, 4)
+    (found,) = sizes.paying(seen(Layout(3, 2, 4, 4), span), [method], 1.0, seconds, now)
+    assert str(found) == (
+        "pays from 67 tokens on (64 × 64 pixels × 13 frames, 3 of text + 4 × 4 × 4 tokens)"
+    )
+
+
+@pytest.mark.parametrize("total", [10, 40])
+def test_searches_count_as_often_as_they_are_made(total):
+    seconds, now = clocked(lambda _: 1.0, lambda _: 0.5, lambda _: 2.0)
+    methods = [
+        attention.AdaSpa(block=8),
+        attention.SpargeAttn(block=8, cell=8, share=0.5, likeness=-1.0),
+    ]
+    seldom, always = sizes.paying(seen(Layout(0, 1, 8, 8), total=total), methods, 0, seconds, now)
+    assert seldom.timed[0].sparse == pytest.approx(0.5 + 2.0 * 2 / total)
+    assert always.timed[0].sparse == pytest.approx(2.5)
+    assert str(always) == "does not pay up to 64 tokens (8 × 8 tokens)"
+
+
+def test_what_is_enlarged_is_the_network_s_own():
+    """Every token stands where it stood, beside copies of itself; text is not enlarged."""
+    own, large = Layout(2, 1, 2, 3, text_first=False), Layout(2, 1, 4, 6, text_first=False)
+    given = seen(own).moment.asked.key[0, 0]
+    found = seen(own).enlarged(large).asked.key[0, 0]
+    grid = found[large.image_span].view(4, 6, 8)
+    assert torch.equal(grid[::2, ::2].flatten(0, 1), given[own.image_span])
+    assert torch.equal(grid[1::2, 1::2], grid[::2, ::2])
+    assert torch.equal(found[large.text_span], given[own.text_span])
 
 
 def test_what_does_not_pay_and_what_does_not_fit_is_said():
@@ -540,31 +590,37 @@ def test_what_does_not_pay_and_what_does_not_fit_is_said():
         attention.GRAT(box=(1, 2, 2)),
         attention.Pattern(expression="Neighbourhood((1, 9, 9))"),
     ]
-    grat, wide = sizes.paying(shape(Layout(0, 1, 8, 8)), methods, 0.0, seconds, now)
-    assert str(grat) == "does not pay up to 64 tokens"
+    grat, wide = sizes.paying(seen(Layout(0, 1, 8, 8)), methods, 0.0, seconds, now)
+    assert str(grat) == "does not pay up to 64 tokens (8 × 8 tokens)"
     assert "On 8 × 8 tokens" in str(wide)
 
 
 def test_a_size_pays_if_all_larger_ones_do():
-    times = [
-        sizes.Timed(n, str(n), 0.5, "gather", 1.0, s) for n, s in ((1, 0.5), (2, 2.0), (3, 0.5))
-    ]
+    times = [sizes.Timed(n, str(n), 0.5, 1.0, s) for n, s in ((1, 0.5), (2, 2.0), (3, 0.5))]
     assert sizes.Payoff("test", tuple(times)).since == times[2]
 
 
-@pytest.mark.parametrize("name", ["sd15", "hunyuanvideo"])
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "hunyuanvideo", "wan22", "ltx", "cogvideox"])
 def test_explain_measures_the_network_s_own_attention(bench, monkeypatch, same, name):
     monkeypatch.setattr(sizes, "BUDGET", 0.0)
     monkeypatch.setattr(timing, "seconds", lambda run, device: float(run() is not None))
     call = PIPELINES[name].inputs(Ask(["a fox"], [0], guidance=True))
     said = explain(bench.pipe(name), call)
-    tokens = {"sd15": 256, "hunyuanvideo": 240}[name]
+    sparse = {kind for kind, row in ROSTER.items() if isinstance(row.active, Sparse)}
+    assert {paying.method for paying in said.sparse} == sparse
     timed = [one for paying in said.sparse for one in paying.timed]
-    assert {paying.method for paying in said.sparse} >= set(PATTERNED)
-    assert {one.tokens for one in timed} <= {tokens}
+    shown = f"{call['height']} × {call['width']} pixels"
+    if "num_frames" in call:
+        shown += f" × {call['num_frames']} frames"
+    assert timed and all(one.layout.startswith(f"{shown}, ") for one in timed)
     assert all(str(paying) in str(said) for paying in said.sparse)
-    assert not explain(bench.pipe(name)).sparse
     assert same(bench.call(name, steps=2), bench.stock(name, steps=2))
+
+
+def test_explain_says_how_to_learn_from_where_on_it_pays(bench):
+    """In a line, where there is attention that could be sparse."""
+    assert UNASKED in str(explain(bench.pipe("dit"))) and "--sparse" in UNASKED
+    assert UNASKED not in str(explain(bench.pipe("lumina2")))
 
 
 def test_explain_says_where_nothing_can_be_left_out(bench):

@@ -87,3 +87,13 @@ def test_figures_of_frames_are_those_of_the_frames_alone() -> None:
         alone = [getattr(quality, name)([a], [b]) for a, b in zip(stock, fast, strict=True)]
         assert found[name] == pytest.approx(alone)
     assert [value > 0 for value in found["flicker"]] == [False, True, True, False]
+
+
+def test_explain_says_for_which_size_and_length_it_measured(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accel.attention.sizes.BUDGET", 0.0)  # the model's own size alone
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = done("explain", "--model", "scenes-wan", "--sparse").stdout
+    assert "64 × 64 pixels × 17 frames, 5 × 8 × 8 tokens" in shown
+    assert "accel explain --sparse" in done("explain", "--model", "scenes-wan").stdout

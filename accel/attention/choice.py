@@ -40,6 +40,7 @@ class Choice:
         failed: By lowering, why it could not be measured.
         forced: Whether one lowering is wanted and no other.
         yields: Whether attention stays dense where that is faster than by any lowering.
+        seconds: What measures.
     """
 
     def __init__(self, wanted: str, seconds: timing.Clock | None = None) -> None:
@@ -47,7 +48,7 @@ class Choice:
         self.forced = wanted not in (AUTO, OR_DENSE)
         self.yields = wanted == OR_DENSE
         self._wanted = wanted
-        self._seconds = seconds or timing.seconds
+        self.seconds = seconds or timing.seconds
         self._chosen: dict[Hashable, str] = {}
 
     def of(
@@ -94,7 +95,7 @@ class Choice:
         for name in names:
             try:
                 run = partial(_run, make, name, asked, text_mask)
-                found[name] = self._seconds(run, asked.query.device)
+                found[name] = self.seconds(run, asked.query.device)
             except RuntimeError as error:  # a kernel that this device or width does not have
                 self.failed[name] = str(error).partition("\n")[0]
         if not found:

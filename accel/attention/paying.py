@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from accel.attention import timing
-
 if TYPE_CHECKING:
     from accel.attention.account import Account
     from accel.attention.choice import Choice
@@ -65,9 +63,13 @@ class Paying:
         self._account = account
         self._judged: dict[Any, Judged] = {}
 
+    def judged(self, moment: Moment) -> Judged | None:
+        """What was measured of such attentions, if it was."""
+        return self._judged.get(_kind(moment))
+
     def dense(self, moment: Moment) -> str | None:
         """Why an attention stays dense, to follow a number; ``None`` until it was measured."""
-        found = self._judged.get(_kind(moment))
+        found = self.judged(moment)
         if found is None or found.pays or not self._choice.yields:
             return None
         return f"where dense attention is faster ({found})"
@@ -96,9 +98,10 @@ class Paying:
             return None
         kind, device = _kind(moment), moment.asked.query.device
         if kind not in self._judged:
-            ours, dense = (timing.seconds(run, device) for run in (attend, moment.asked.dense))
+            seconds = self._choice.seconds
+            ours, dense = (seconds(run, device) for run in (attend, moment.asked.dense))
             if search is not None:
-                ours += share * timing.seconds(search, device)
+                ours += share * seconds(search, device)
             tokens = moment.layout.tokens
             self._judged[kind] = Judged(tokens, density, search is not None, ours, dense)
         if not self._judged[kind].pays and not self._choice.yields:

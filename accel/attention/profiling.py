@@ -41,6 +41,9 @@ class Profiling:
         samples: How many queries are looked at.
         choice: By what it is computed.
         account: Where it is counted.
+
+    Attributes:
+        pays: Whether it is worth it.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Profiling:
         self._samples = samples
         self._choice = choice
         self._account = account
-        self._pays = Paying(choice, account)
+        self.pays = Paying(choice, account)
         self._prepared: dict[tuple[Layout, torch.device], dict[Pattern, Prepared]] = {}
         self.reset()
 
@@ -64,7 +67,7 @@ class Profiling:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
-        if reason := self._pays.dense(moment):
+        if reason := self.pays.dense(moment):
             return reason
         layout, device = moment.layout, moment.asked.query.device
         named = self._patterns(layout)
@@ -77,7 +80,7 @@ class Profiling:
             return "where every pattern keeps all"
         chosen = self._chosen(moment, patterns)
         density = sum(prepared[patterns[number]].density for number in chosen) / len(chosen)
-        reason = self._pays(
+        reason = self.pays(
             moment,
             density,
             lambda: self._attend(moment, patterns, chosen),

@@ -112,6 +112,9 @@ class Searching:
         schedule: Says when to look.
         choice: By what it is computed.
         account: Where it is counted.
+
+    Attributes:
+        pays: Whether it is worth it.
     """
 
     def __init__(
@@ -127,7 +130,7 @@ class Searching:
         self._schedule = schedule
         self._choice = choice
         self._account = account
-        self._pays = Paying(choice, account)
+        self.pays = Paying(choice, account)
         self._known: dict[Place, Known] = {}
         account.keeps(lambda: sum(known.bytes for known in self._known.values()))
         self.reset()
@@ -139,14 +142,14 @@ class Searching:
 
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
-        if reason := self._pays.dense(moment):
+        if reason := self.pays.dense(moment):
             return reason
         rows = self._looked_up(moment)
         found = joined([known.found for known in rows])
         density = found.density(moment.layout)
         if density == 1.0:
             return "where everything was kept"
-        reason = self._pays(
+        reason = self.pays(
             moment,
             density,
             lambda: self._attend(moment, found),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from accel.attach import Site, Undo
     from accel.attention.account import Account
+    from accel.attention.paying import Paying
     from accel.trajectory import Step
 
 
@@ -58,7 +59,13 @@ class Moment:
 
 
 class Answers(Protocol):
-    """What computes sparse attention."""
+    """What computes sparse attention.
+
+    Attributes:
+        pays: Whether it is worth it.
+    """
+
+    pays: Paying
 
     def reset(self) -> None:
         """Forget the run before: what was learned of rows. Tables of layouts may stay."""

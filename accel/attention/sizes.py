@@ -1,8 +1,9 @@
-"""From how many tokens on a sparse attention pays, measured where it would run.
+"""From which resolution and length on sparse attention pays, measured where it would run.
 
-Queries, keys and values are random, of the shape that the network's own have: how long attention
-takes does not depend on what is in them. From the layout of a call on, one axis after the other is
-doubled (frames of clips, columns, rows), until the next would take too long.
+Queries, keys and values are those of a network at the first step of a call. From their layout on,
+one axis after the other is doubled (frames of clips, columns, rows), tokens with it, until the next
+would take too long: a search by content finds as much as in the network's own attention. Methods
+are asked as in a run, so that it is the engine's own judgement that is told ahead.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from pydantic import PrivateAttr
 
 from accel.attach import Accelerator, Site, Undo
 from accel.attention import timing
-from accel.attention.choice import Choice
-from accel.attention.sparse import Patterned
-from accel.attention.static import Prepared, said
-from accel.errors import BadInput
+from accel.attention.account import Account
+from accel.attention.choice import AUTO, Choice
+from accel.attention.paying import Judged
+from accel.attention.serving import Moment
+from accel.attention.sparse import Sparse
+from accel.attention.static import said
+from accel.errors import AccelError
+from accel.report import Tally
 from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Inner, Result
 from accel.seams.layout import Layout
-from accel.seams.modules import find_modules
-from accel.seams.tokens import layout_of, refuse_unknown
+from accel.seams.modules import Module, find_modules
+from accel.seams.tokens import Span, layout_of, refuse_unknown, span_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,30 +42,37 @@ BUDGET = 10.0
 
 
 @dataclass(frozen=True)
-class Shape:
+class Seen:
     """The attention that a network spends most on.
 
     Attributes:
-        layout: Its tokens.
-        rows: B of its queries ``[B, H, S, D]``.
-        heads: H.
-        width: D.
-        dtype: Of its queries.
-        device: Of its queries.
+        moment: It, at the first step; its text is taken to be valid.
+        span: What a token stands for, if the pipeline says it.
     """
 
-    layout: Layout
-    rows: int
-    heads: int
-    width: int
-    dtype: torch.dtype
-    device: torch.device
+    moment: Moment
+    span: Span | None = None
 
-    def drawn(self) -> Asked:
-        """Random queries, keys and values; the global generator is left as it was."""
-        source = torch.Generator().manual_seed(0)
-        shape = (3, self.rows, self.heads, self.layout.tokens, self.width)
-        return Asked(*torch.randn(shape, generator=source).to(self.device, self.dtype))
+    def enlarged(self, layout: Layout) -> Moment:
+        """The same with image tokens repeated along the axes on which a layout is larger."""
+        own, asked = self.moment.layout, self.moment.asked
+        factors = [new // old for new, old in zip(layout.grid, own.grid, strict=True)]
+        q, k, v = (_repeated(x, own, factors) for x in (asked.query, asked.key, asked.value))
+        return replace(self.moment, asked=Asked(q, k, v, scale=asked.scale), layout=layout)
+
+    def size(self, layout: Layout) -> str:
+        """What the tokens of a layout show, in pixels and frames where that is known."""
+        return said(layout) if self.span is None else f"{self.span.size(layout)}, {said(layout)}"
+
+
+def _repeated(x: Tensor, layout: Layout, factors: Sequence[int]) -> Tensor:
+    """Tokens ``[B, H, S, D]`` of a larger layout."""
+    text, image = (x[:, :, span] for span in (layout.text_span, layout.image_span))
+    image = image.reshape(*x.shape[:2], *layout.grid, x.shape[3])
+    for axis, factor in enumerate(factors):
+        image = image.repeat_interleave(factor, dim=2 + axis)
+    parts = [text, image.flatten(2, 4)]
+    return torch.cat(parts if layout.text_first else parts[::-1], dim=2)
 
 
 class Enough(Exception):
@@ -76,7 +88,7 @@ class Looking(Accelerator):
     supports: ClassVar[str] = "networks whose order of tokens is known"
     source: ClassVar[str] = "here"
 
-    _found: list[Shape] = PrivateAttr(default_factory=list)
+    _found: list[Seen] = PrivateAttr(default_factory=list)
 
     @classmethod
     def off(cls) -> None:
@@ -86,9 +98,9 @@ class Looking(Accelerator):
         """It always looks."""
 
     @property
-    def found(self) -> Shape | None:
+    def found(self) -> Seen | None:
         """The attention of most tokens, if there is any."""
-        return max(self._found, key=lambda shape: shape.layout.tokens, default=None)
+        return max(self._found, key=lambda seen: seen.moment.layout.tokens, default=None)
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Look at every denoiser.
@@ -103,12 +115,13 @@ class Looking(Accelerator):
             inner(call)
             raise Enough
 
-        def look(asked: Asked) -> Tensor:
+        def look(module: Module, asked: Asked) -> Tensor:
             if calls and asked.query.shape == asked.key.shape:
-                query = asked.query
-                layout = layout_of(calls[-1], query.shape[2])
-                rows, heads, _, width = query.shape
-                self._found.append(Shape(layout, rows, heads, width, query.dtype, query.device))
+                call = calls[-1]
+                layout = layout_of(call, asked.query.shape[2])
+                rows = module.denoiser.rows
+                moment = Moment(asked, layout, None, module, rows, call.step)
+                self._found.append(Seen(moment, span_of(site.pipe, call, layout)))
             return asked.dense()
 
         for denoiser in site.denoisers:
@@ -116,7 +129,7 @@ class Looking(Accelerator):
             yield site.around(denoiser, around)
             for module in find_modules(denoiser):
                 if module.kind == "self":
-                    yield answer_attention(module, look)
+                    yield answer_attention(module, partial(look, module))
 
 
 @dataclass(frozen=True)
@@ -125,17 +138,16 @@ class Timed:
 
     Attributes:
         tokens: How many, text included.
-        layout: In words.
+        layout: In words: pixels and frames, where the pipeline says what a token stands for, and
+            the grid of tokens.
         density: Share of pairs that is kept.
-        lowering: By what it was computed.
         dense: Seconds of dense attention.
-        sparse: Seconds of the method.
+        sparse: Seconds of the method, with the share of a search that falls on one attention.
     """
 
     tokens: int
     layout: str
     density: float
-    lowering: str
     dense: float
     sparse: float
 
@@ -173,7 +185,7 @@ class Payoff:
         if not self.timed:
             return f"is dense up to here: {self.reason}"
         if self.since is None:
-            return f"does not pay up to {self.timed[-1].tokens:,} tokens"
+            return f"does not pay up to {self.timed[-1].tokens:,} tokens ({self.timed[-1].layout})"
         return f"pays from {self.since.tokens:,} tokens on ({self.since.layout})"
 
 
@@ -188,8 +200,8 @@ def ladder(layout: Layout) -> Iterator[Layout]:
 
 @torch.no_grad()
 def paying(
-    shape: Shape,
-    methods: Sequence[Patterned],
+    seen: Seen,
+    methods: Sequence[Sparse],
     budget: float,
     seconds: timing.Clock | None = None,
     now: Callable[[], float] = time.monotonic,
@@ -197,7 +209,7 @@ def paying(
     """Measure the methods on larger and larger layouts.
 
     Args:
-        shape: Of the network's attention.
+        seen: The network's attention.
         methods: What is measured.
         budget: Seconds for all of it. A layout is left out if it would take more than is left, by
             the time that the one before took and the square of the tokens.
@@ -207,37 +219,40 @@ def paying(
     clock = seconds or timing.seconds
     found: dict[str, list[Timed]] = {method.name: [] for method in methods}
     reasons: dict[str, str] = {}
-    begin, took, before = now(), 0.0, shape.layout
-    for layout in ladder(shape.layout):
+    own = seen.moment.layout
+    begin, took, before = now(), 0.0, own
+    for layout in ladder(own):
         start = now()
         growth = (layout.tokens / before.tokens) ** 2
         if layout != before and start - begin + took * growth > budget:
             break
-        asked = replace(shape, layout=layout).drawn()
-        dense = clock(asked.dense, shape.device)
+        moment = seen.enlarged(layout)
+        dense = clock(moment.asked.dense, moment.asked.query.device)
         for method in methods:
-            timed = _timed(method, layout, asked, dense, clock)
-            if isinstance(timed, str):
-                reasons[method.name] = timed
+            judged = _judged(method, moment, _knowing(clock, moment.asked, dense))
+            if isinstance(judged, str):
+                reasons[method.name] = judged
             else:
-                found[method.name].append(timed)
+                one = (judged.tokens, seen.size(layout), judged.density, judged.dense, judged.ours)
+                found[method.name].append(Timed(*one))
         took, before = now() - start, layout
     return tuple(Payoff(name, tuple(timed), reasons.get(name, "")) for name, timed in found.items())
 
 
-def _timed(
-    method: Patterned, layout: Layout, asked: Asked, dense: float, clock: timing.Clock
-) -> Timed | str:
-    """One measurement, or why there is none."""
-    device = asked.query.device
+def _knowing(clock: timing.Clock, asked: Asked, dense: float) -> timing.Clock:
+    """A clock that has timed dense attention already."""
+    return lambda run, device: dense if run == asked.dense else clock(run, device)
+
+
+def _judged(method: Sparse, moment: Moment, clock: timing.Clock) -> Judged | str:
+    """What a method's engine measures, or why it does not."""
+    account = Account(Tally(method.name))
     try:
-        prepared = Prepared(method.pattern(layout), layout, device)
-    except BadInput as error:
+        answers = method.answers(Choice(AUTO, clock), account)
+        answer = answers(moment)
+    except AccelError as error:
         return str(error)
-    if prepared.density == 1.0:
-        return f"it keeps all of {said(layout)}"
-    choice = Choice(method.lowering, clock)
-    name = choice.of(layout, prepared.table, prepared.lowering, asked, None)
-    lowering = prepared.lowering(name)
-    sparse = clock(partial(lowering, asked.query, asked.key, asked.value, asked.scale), device)
-    return Timed(layout.tokens, said(layout), prepared.density, name, dense, sparse)
+    found = answers.pays.judged(moment)
+    if found is not None:
+        return found
+    return answer if isinstance(answer, str) else "it was not measured"

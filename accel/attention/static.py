@@ -64,6 +64,9 @@ class Static:
         pattern: From a layout to the pattern on it.
         choice: By what it is computed.
         account: Where it is counted.
+
+    Attributes:
+        pays: Whether it is worth it.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Static:
         self._pattern = pattern
         self._choice = choice
         self._account = account
-        self._pays = Paying(choice, account)
+        self.pays = Paying(choice, account)
         self._prepared: dict[tuple[Layout, torch.device], Prepared] = {}
 
     def reset(self) -> None:
@@ -81,7 +84,7 @@ class Static:
     def __call__(self, moment: Moment) -> Tensor | str:
         """The answer, or why it stays dense."""
         asked, layout = moment.asked, moment.layout
-        if reason := self._pays.dense(moment):
+        if reason := self.pays.dense(moment):
             return reason
         prepared = self._ready(layout, asked.query.device)
         if prepared.density == 1.0:
@@ -94,7 +97,7 @@ class Static:
         def sparse() -> Tensor:
             return lowering(asked.query, asked.key, asked.value, asked.scale, moment.text_mask)
 
-        if reason := self._pays(moment, prepared.density, sparse):
+        if reason := self.pays(moment, prepared.density, sparse):
             return reason
         self._account.served(prepared.density, name)
         return sparse()

@@ -7,6 +7,7 @@ where its attention is joint, to the text before or behind them.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from accel.errors import UnsupportedModel
@@ -122,6 +123,63 @@ def _patch(config: Any) -> Grid:
     if isinstance(patch, int):
         return getattr(config, "patch_size_t", None) or 1, patch, patch
     return (1, *patch) if len(patch) == 2 else tuple(patch)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What of a picture or clip a token stands for.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        latents: Latent frames; 0 where an attention is given each frame apart.
+        frames: Frames that a latent one stands for; the first one stands for one alone.
+    """
+
+    height: int
+    width: int
+    latents: int
+    frames: int
+
+    def size(self, layout: Layout) -> str:
+        """The picture or clip of a layout: ``480 × 832 pixels × 81 frames``."""
+        picture = f"{layout.height * self.height:,} × {layout.width * self.width:,} pixels"
+        if not self.latents:
+            return picture
+        return f"{picture} × {(layout.frames * self.latents - 1) * self.frames + 1} frames"
+
+
+SPATIAL = (
+    "vae_scale_factor_spatial",
+    "vae_spatial_compression_ratio",
+    "vae_spatial_scale_factor",
+    "vae_scale_factor",
+)
+TEMPORAL = (
+    "vae_scale_factor_temporal",
+    "vae_temporal_compression_ratio",
+    "vae_temporal_scale_factor",
+)
+"""Attributes of pipelines that say how many pixels, or frames, an autoencoder makes one of."""
+
+
+def span_of(pipe: Any, call: Call, layout: Layout) -> Span | None:
+    """What a token of a layout stands for; ``None`` for pipelines that do not say it."""
+    pixels, frames = (
+        next((int(getattr(pipe, name)) for name in names if hasattr(pipe, name)), None)
+        for names in (SPATIAL, TEMPORAL)
+    )
+    if pixels is None:
+        return None
+    core, shape = call.denoiser.core, call.sample.shape
+    if hasattr(core, "down_blocks"):
+        rows, columns = -(-shape[-2] // layout.height), -(-shape[-1] // layout.width)
+        return Span(pixels * rows, pixels * columns, 0, 1)
+    if len(shape) == 3:
+        patch = grid_of(call).patch
+        return Span(pixels * patch, pixels * patch, int(frames is not None), frames or 1)
+    latents, rows, columns = _patch(core.config)
+    return Span(pixels * rows, pixels * columns, latents if len(shape) == 5 else 0, frames or 1)
 
 
 def _unknown(network: str, tokens: int | str, beside: str) -> UnsupportedModel:
