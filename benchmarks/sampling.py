@@ -167,6 +167,7 @@ PLANS = {
     "SA-Solver, SDE": Plan(samplers.SASolver(tau=1.0)),
     "DEIS t-AB2": Plan(samplers.DEIS()),
     "DEIS t-AB3": Plan(samplers.DEIS(order=3)),
+    "DEIS t-AB3, √t": Plan(samplers.DEIS(order=3), samplers.Schedule(kind="sqrt_time")),
     "DEIS rho-AB2": Plan(samplers.DEIS(form="rhoAB")),
     "iPNDM 3": Plan(samplers.DEIS(form="iPNDM", order=3)),
     "rho-RK Kutta": Plan(samplers.RhoRK()),

@@ -47,6 +47,7 @@ FIXED = (
 class DEIS(Sampler):
     """Follow the noise prediction by a polynomial: DDIM of higher order.
 
+    The authors' grid is `samplers.Schedule` with ``kind="sqrt_time"``.
     Strong guidance makes the predictions jump about: the form on the data (`DPMSolverPP`) bears
     it better, and here it asks for an order of 2 at most.
     """

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from accel.errors import BadInput
-from samplers.schedule import RAMPS
 
 MODEL_FACTS = frozenset(
     {
@@ -113,17 +112,16 @@ def _flow(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared_flow(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Flow settings of the schedulers that serve both processes (DPM-Solver, UniPC, DEIS, …)."""
+    """Flow settings of the schedulers that serve both processes (DPM-Solver, UniPC, DEIS, …).
+
+    A ramp (``use_karras_sigmas``, …) becomes that of the flow scheduler: between the ends of the
+    flow's own grid. These classes make theirs between the ends of a table of β, which is no part of
+    a flow, so that a run does not start from pure noise.
+    """
     if not settings.get("use_flow_sigmas"):
         raise BadInput(
             f"The {name} config has prediction_type='flow_prediction' without "
             "use_flow_sigmas=True; it needs both to describe a flow. Pass use_flow_sigmas=True."
-        )
-    ramps = [key for key in RAMPS if settings.get(key)]
-    if ramps:
-        raise BadInput(
-            f"The {name} config sets {ramps[0]}, which for a flow that class takes in units of its "
-            f"own. Pass {ramps[0]}=False, and sigmas= to set_timesteps for levels of your choice."
         )
     end = settings.pop("final_sigmas_type", "zero")
     if end != "zero":
@@ -132,5 +130,8 @@ def _shared_flow(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             "final_sigmas_type='zero'."
         )
     del settings["use_flow_sigmas"]
+    for key in ("sigma_min", "sigma_max"):  # σ/α in these classes
+        if settings.get(key) is not None:
+            settings[key] = settings[key] / (1.0 + settings[key])
     theirs = {"shift": settings.pop("flow_shift", 1.0), "timestep_spacing": "trailing"}
     return _flow(name, settings | theirs)

@@ -28,7 +28,9 @@ from samplers.schedules.tables import Table
 if TYPE_CHECKING:
     from accel.seams.lists import Lists
 
-Kind = Literal["own", "uniform_lambda", "logsnr", "arctan", "polynomial", "ays", "listed"]
+Kind = Literal[
+    "own", "uniform_lambda", "logsnr", "arctan", "polynomial", "sqrt_time", "ays", "listed"
+]
 
 Levels = tuple[float, ...]
 
@@ -114,14 +116,15 @@ class Schedule(Accelerator):
         "our samplers; stock Euler, DPM-Solver++, DDPM, and UniPC for flows; no scheduler that "
         "takes no list, such as DDIM"
     )
-    source: ClassVar[str] = "arXiv 2206.00927, 2206.00364, 2404.14507, 2405.11326"
+    source: ClassVar[str] = "arXiv 2206.00927, 2206.00364, 2204.13902, 2404.14507, 2405.11326"
 
     kind: Kind = Field(
         default="arctan",
         description="uniform_lambda: even in λ = −ln(σ/α) between the schedule's own ends; logsnr: "
         "even in log-SNR (2λ) over the whole range that was trained; arctan: even in "
-        "arctan(σ/(α·c)); polynomial: even in (σ/α)^(1/rho); ays: Align Your Steps; listed: levels "
-        "or file; own leaves the schedule as it is",
+        "arctan(σ/(α·c)); polynomial: even in (σ/α)^(1/rho); sqrt_time: even in the root of the "
+        "training time, as DEIS has it; ays: Align Your Steps; listed: levels or file; own leaves "
+        "the schedule as it is",
     )
     c: float = Field(
         default=1.0,
@@ -252,6 +255,8 @@ class Schedule(Accelerator):
             found = ramps.uniform_lambda(count, first, last, self.noise)
         elif self.kind == "polynomial":
             found = ramps.polynomial(count, first, last, self.rho, self.noise)
+        elif self.kind == "sqrt_time":
+            found = ramps.sqrt_time(count, first, last, None if lists.flow else _table(lists))
         elif self.kind == "logsnr":
             top, bottom = lists.known()
             found = ramps.uniform_lambda(count, top, last if lists.terminal else bottom)
@@ -261,6 +266,14 @@ class Schedule(Accelerator):
         else:
             found = ramps.arctan(count + 1, first, end, self.c)[:-1]
         return [float(level) for level in found]
+
+
+def _table(lists: Lists) -> Any:
+    """σ/α by timestep."""
+    import numpy as np
+
+    squares = np.array(lists.scheduler.alphas_cumprod.tolist())
+    return np.sqrt((1.0 - squares) / squares.clip(1e-12))
 
 
 def _refuse_own_levels(scheduler: Any) -> None:

@@ -181,6 +181,39 @@ def test_a_flow_of_a_shared_scheduler(kind):
     assert again.config == ours.config
 
 
+@pytest.mark.parametrize("ramp", ["karras", "exponential", "beta"])
+@pytest.mark.parametrize("kind", [UniPCMultistepScheduler, DPMSolverMultistepScheduler])
+def test_a_ramp_of_a_shared_flow_is_that_of_the_flow_scheduler(kind, ramp):
+    """Between the ends of the flow's own grid, and from pure noise."""
+    flag = {f"use_{ramp}_sigmas": True}
+    shared = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    plain, ramped = of(kind(**shared).config), of(kind(**shared, **flag).config)
+    stock = FlowMatchEulerDiscreteScheduler(shift=3.0, **flag)
+    plain.set_timesteps(8)
+    unshifted = np.linspace(1, 1 / 1000, 9)[:-1]
+    for scheduler in (ramped, stock):
+        scheduler.set_timesteps(sigmas=unshifted)
+    assert torch.allclose(ramped.sigmas, stock.sigmas)
+    assert ramped.sigmas[[0, -2, -1]].tolist() == pytest.approx(plain.sigmas[[0, -2, -1]].tolist())
+    ramped.set_timesteps(8)
+    assert torch.allclose(ramped.sigmas, stock.sigmas)
+    assert not torch.allclose(ramped.sigmas, plain.sigmas, atol=1e-2)
+    again = of(ramped.config)
+    assert again.config == ramped.config
+
+
+def test_the_ends_of_a_ramp_of_a_shared_flow_are_ratios():
+    """σ/α from 9 to ¼ are σ from 0.9 to 0.2, as that class itself has them."""
+    settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    ends = {"use_karras_sigmas": True, "sigma_min": 0.25, "sigma_max": 9.0}
+    stock = UniPCMultistepScheduler(**settings, **ends)
+    ours = of(stock.config)
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(6)
+    assert ours.sigmas[[0, -2]].tolist() == pytest.approx([0.9, 0.2])
+    assert ours.sigmas[[0, -2]].tolist() == pytest.approx(stock.sigmas[[0, -2]].tolist())
+
+
 def test_sigmas_of_a_vp_model():
     ours = DPMSolverPPScheduler(**TABLE)
     ays = diffusers.schedulers.AysSchedules["StableDiffusionSigmas"]
@@ -248,12 +281,6 @@ REFUSED = {
     "process": (lambda: of(diffusers.EDMEulerScheduler().config), "neither"),
     "half a flow": (lambda: of(UniPCMultistepScheduler(**FLOW).config), "use_flow_sigmas=True"),
     "flow of ε": (lambda: of(UniPCMultistepScheduler(use_flow_sigmas=True).config), "'epsilon'"),
-    "ramp of a shared flow": (
-        lambda: of(
-            UniPCMultistepScheduler(**FLOW, use_flow_sigmas=True, use_karras_sigmas=True).config
-        ),
-        "use_karras_sigmas=False",
-    ),
 }
 
 

@@ -32,6 +32,7 @@ RAMPS = {
     "uniform_lambda": ramps.uniform_lambda,
     "polynomial": ramps.polynomial,
     "arctan": ramps.arctan,
+    "sqrt_time": ramps.sqrt_time,
 }
 LIST = (math.inf, 4.0, 1.5, 0.5)
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -54,6 +55,7 @@ def test_each_ramp_is_even_in_its_own_measure():
         "uniform_lambda": np.log,
         "polynomial": lambda x: x ** (1 / 7),
         "arctan": np.arctan,
+        "sqrt_time": lambda x: np.sqrt(x / (1 + x)),
     }
     for kind, measure in measures.items():
         steps = np.diff(measure(levels[kind]))
@@ -251,7 +253,7 @@ def test_stock_unipc_takes_levels_of_a_flow(pipe):
     assert found[1:] == pytest.approx(LIST[1:], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["uniform_lambda", "polynomial", "arctan"])
+@pytest.mark.parametrize("kind", RAMPS)
 @pytest.mark.parametrize(("pipe", "call"), FLOW_CALLS.items(), indirect=["pipe"], ids=str)
 def test_closed_forms_have_the_ends_of_the_schedule_they_replace(pipe, call, kind):
     pipe.scheduler.set_timesteps(**call)
@@ -270,6 +272,18 @@ def test_log_snr_runs_over_what_was_trained(pipe):
     found = asked(pipe, Plan(samplers.DPMSolverPP(), Schedule(kind="logsnr")), 7)
     table = np.sqrt(1 / pipe.scheduler.alphas_cumprod.numpy() - 1)
     assert found == pytest.approx(np.geomspace(table[-1], table[0], 7), rel=1e-4)
+
+
+@pytest.mark.parametrize("pipe", ["sd15"], indirect=True)
+def test_the_grid_of_deis_is_even_in_the_root_of_the_time_that_the_network_is_told(pipe):
+    plan = Plan(samplers.DEIS(order=3), Schedule(kind="sqrt_time"))
+    stock = asked(pipe, Plan(samplers.DEIS(order=3)), 7)
+    found = asked(pipe, plan, 7)
+    assert (found[0], found[-1]) == pytest.approx((stock[0], stock[-1]), rel=1e-4)
+    table = np.sqrt(1 / pipe.scheduler.alphas_cumprod.double().numpy() - 1)
+    times = np.interp(np.log(found), np.log(table), np.arange(1, 1001))
+    assert np.diff(np.sqrt(times), 2) == pytest.approx(0.0, abs=1e-3)
+    assert times[0] - times[1] > 2 * (times[-2] - times[-1]) > 20
 
 
 @pytest.mark.parametrize("pipe", ["sd15"], indirect=True)

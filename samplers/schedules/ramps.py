@@ -3,7 +3,8 @@
 Levels are σ/α, descending, as in all of this package.
 
 Source: arXiv 2206.00927 section 3.3 (uniform in λ, which is half the log-SNR: uniform in one is
-uniform in the other), 2206.00364 eq. 5 (polynomial), 2404.14507 section 3 (log-linear resampling).
+uniform in the other), 2206.00364 eq. 5 (polynomial), 2204.13902 appendix (time to a power, here ½),
+2404.14507 section 3 (log-linear resampling).
 The arctan ramp is the optimum of first-order solvers on Gaussian data: with ``σ/α = c·tan θ`` a
 step multiplies the exact map by ``cos Δθ``, and the product is largest for equal Δθ.
 """
@@ -41,6 +42,28 @@ def polynomial(
     top = _finite(first, noise, last) ** (1.0 / rho)
     levels = np.linspace(top, last ** (1.0 / rho), count) ** rho
     return _ended(levels, first, last)
+
+
+def sqrt_time(count: int, first: float, last: float, table: Floats | None = None) -> Floats:
+    """Even in the root of the training time: the grid of DEIS.
+
+    Args:
+        count: Number of levels, 1 or more.
+        first: Noisiest level; may be ∞.
+        last: Cleanest level, above 0.
+        table: σ/α by timestep, ascending, of a variance-preserving model, whose time counts from
+            one timestep before the first; ``None`` for a flow, whose time is its own σ.
+    """
+    ends = np.array([first, last], np.float64)
+    if table is None:
+        with np.errstate(divide="ignore"):
+            low, high = np.sqrt(1.0 / (1.0 + 1.0 / ends))
+            times = np.linspace(low, high, count) ** 2
+            return _ended(times / (1.0 - times), first, last)
+    known, clock = np.log(np.asarray(table, np.float64)), np.arange(1.0, len(table) + 1.0)
+    low, high = np.sqrt(np.interp(np.log(ends), known, clock))
+    times = np.linspace(low, high, count) ** 2
+    return _ended(np.exp(np.interp(times, clock, known)), first, last)
 
 
 def arctan(count: int, first: float, last: float, c: float = 1.0) -> Floats:
