@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from itertools import pairwise
 
-import diffusers
 import pytest
 import torch
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from test_caches import At, Through, Wiretap, injections, stream
 from test_laws_counts import computed_steps, counting
 from tiny import PIPELINES, videos
-from tiny.parts import seeded
 
 from accel import Plan, cache, errors, hooks
 from accel.cache import decisions, indicators
@@ -52,49 +50,6 @@ def computed(policy, total, value=None):
 
 def forms(**chosen):
     return pytest.mark.parametrize("method", chosen.values(), ids=list(chosen))
-
-
-def vace():
-    """A tiny Wan VACE: control enters between the blocks of the network."""
-    base = videos._wan()
-    transformer = diffusers.WanVACETransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        text_dim=base.text_encoder.config.d_model,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=32,
-        vace_layers=[0, 1],
-        vace_in_channels=4 * 2 + 4,
-        **videos.HEADS,
-    )
-    for block in transformer.vace_blocks:
-        torch.nn.init.normal_(block.proj_out.weight, std=0.3)
-    parts = {name: part for name, part in base.components.items() if part is not None}
-    return diffusers.WanVACEPipeline(**parts | {"transformer": transformer})
-
-
-class Vace:
-    """The tiny Wan VACE and its calls: everything is to be painted, which is a control too."""
-
-    def __init__(self):
-        self.pipe = seeded(vace)()
-        shape = (1, videos.TEXT, self.pipe.text_encoder.config.d_model)
-        self.texts = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
-
-    def call(self, steps):
-        return self.pipe(
-            prompt_embeds=self.texts[0],  # the pipeline cleans words with ftfy, which is not here
-            negative_prompt_embeds=self.texts[1],
-            height=32,
-            width=32,
-            num_frames=5,
-            num_inference_steps=steps,
-            max_sequence_length=videos.TEXT,
-            generator=torch.Generator().manual_seed(0),
-            output_type="latent",
-        )[0]
 
 
 # MagCache.
@@ -726,12 +681,12 @@ def test_control_acts_once_on_skipped_steps(bench, name, method):
 
 @pytest.fixture(scope="module")
 def wan_vace():
-    return Vace()
+    return videos.VACE.build()
 
 
 @forms(**SKIPPING, FirstBlock=cache.FirstBlock(threshold=1e9, warmup=1, last=False))
 def test_vace_acts_once_on_skipped_steps(wan_vace, method):
-    pipe, hints = wan_vace.pipe, []
+    pipe, hints = wan_vace, []
     handles = [
         block.register_forward_hook(lambda module, args, returned: hints.append(returned[0]))
         for block in pipe.transformer.vace_blocks
@@ -742,7 +697,7 @@ def test_vace_acts_once_on_skipped_steps(wan_vace, method):
         scales = arguments["control_hidden_states_scale"].tolist()
         return [hint * scale for hint, scale in zip(found, scales, strict=True)]
 
-    check_once(pipe, wan_vace.call, method, injected)
+    check_once(pipe, lambda steps: videos.VACE.call(pipe, steps=steps), method, injected)
     for handle in handles:
         handle.remove()
 
@@ -757,18 +712,23 @@ def test_what_skips_nothing_is_the_stock_pipeline(bench, same, name):
         assert same(output, bench.stock(name, steps=4)), method
 
 
-def test_vace_is_stock_where_nothing_is_skipped(wan_vace, same):
-    stock = torch.as_tensor(wan_vace.call(4))
-    offs = [method.off() for method in IDLE]
-    for method in (*IDLE, *offs):
-        run = Plan(method).attach(wan_vace.pipe)
-        output = torch.as_tensor(wan_vace.call(4))
-        run.detach()
-        assert same(output, stock), method
-    for method in (*SKIPPING.values(), cache.FirstBlock(threshold=1e9)):
-        run = Plan(method).attach(wan_vace.pipe)
-        assert not same(torch.as_tensor(wan_vace.call(4)), stock), method
-        run.detach()
+@pytest.mark.parametrize("method", IDLE, ids=repr)
+def test_vace_is_stock_where_nothing_is_skipped(wan_vace, same, method):
+    """And the control is not forgotten; off forms and other caches: test_caches_runs.py."""
+    stock = torch.as_tensor(videos.VACE.call(wan_vace))
+    run = Plan(method).attach(wan_vace)
+    assert same(torch.as_tensor(videos.VACE.call(wan_vace)), stock)
+    run.detach()
+    without = videos.VACE.call(wan_vace, conditioning_scale=0.0)
+    assert not same(torch.as_tensor(without), stock)
+
+
+@forms(**SKIPPING, FirstBlock=cache.FirstBlock(threshold=1e9, warmup=1))
+def test_vace_is_another_where_something_is_skipped(wan_vace, same, method):
+    stock = torch.as_tensor(videos.VACE.call(wan_vace))
+    with Plan(method).attach(wan_vace):
+        assert not same(torch.as_tensor(videos.VACE.call(wan_vace)), stock)
+    assert same(torch.as_tensor(videos.VACE.call(wan_vace)), stock)
 
 
 @forms(**SKIPPING)

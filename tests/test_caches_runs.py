@@ -6,10 +6,10 @@ with a reference made by hand, one branch of one sample at a time.
 
 import pytest
 import torch
-from roster import ROSTER, full
+from roster import ROSTER, full, off_plans
 from test_guidance import CUTS, cut_at
 from test_laws_counts import computed_steps, counting
-from tiny import PIPELINES
+from tiny import PIPELINES, videos
 
 from accel import Plan, cache, errors, hooks
 from accel.seams.blocks import find_blocks
@@ -296,3 +296,46 @@ def test_each_branch_is_what_it_is_alone(bench, name, method):
     assert {("cond", True, True), ("cond", True, False)} <= seen
     branches = {branch for branch, *_ in seen}
     assert branches == {"uncond", "cond", *(["skip_layers"] if "skip" in name else [])}
+
+
+# Wan VACE: control enters between the blocks.
+
+
+def idle(method):
+    """A cache with all its machinery in place that skips nothing in a few steps."""
+    fields = type(method).model_fields
+    if "warmup" in fields:
+        return method.model_copy(update={"warmup": 99})
+    return method.model_copy(update={"start": 0.99}) if "start" in fields else method
+
+
+@pytest.fixture(scope="module")
+def wan_vace():
+    pipe = videos.VACE.build()
+    return pipe, torch.as_tensor(videos.VACE.call(pipe, steps=3))
+
+
+@pytest.mark.parametrize("method", [m for m in CACHES if ROSTER[m].acts(PIPELINES["wan21"])])
+def test_vace_is_stock_where_a_cache_skips_nothing(wan_vace, same, method):
+    """With the machinery of every cache in place, and with its off form."""
+    pipe, stock = wan_vace
+    active = ROSTER[method].active
+    for form in (idle(active), active.off()):
+        if form is not None:
+            run = Plan(form).attach(pipe)
+            output = torch.as_tensor(videos.VACE.call(pipe, steps=3))
+            run.detach()
+            assert same(output, stock)
+            assert run.report.steps == 3
+            verdict = run.report.verdicts[method]
+            assert verdict.state == "INACTIVE" or ROSTER[method].lossless
+            assert verdict.chosen == (form == active.off())
+
+
+@pytest.mark.parametrize(
+    "plan", [pytest.param(p, id=n, marks=full(n != "all")) for n, p in off_plans().items()]
+)
+def test_vace_is_stock_under_what_is_off(wan_vace, same, plan):
+    pipe, stock = wan_vace
+    with plan.attach(pipe):
+        assert same(torch.as_tensor(videos.VACE.call(pipe, steps=3)), stock)

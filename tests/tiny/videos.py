@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import DiffusionPipeline, UniPCMultistepScheduler
+from torch import nn
 
 from tiny import text
 from tiny.base import Ask, Tiny
@@ -41,9 +43,13 @@ def _wan_transformer() -> diffusers.WanTransformer3DModel:
     )
 
 
-def _wan(**more: Any) -> DiffusionPipeline:
+def _wan(
+    kind: type[DiffusionPipeline] = diffusers.WanPipeline,
+    network: Callable[[], Any] = _wan_transformer,
+    **more: Any,
+) -> DiffusionPipeline:
     tokenizer = text.t5_tokenizer()
-    return diffusers.WanPipeline(
+    return kind(
         tokenizer=tokenizer,
         text_encoder=text.t5_encoder(tokenizer, kind="UMT5"),
         vae=diffusers.AutoencoderKLWan(
@@ -60,9 +66,43 @@ def _wan(**more: Any) -> DiffusionPipeline:
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
-        transformer=_wan_transformer(),
+        transformer=network(),
         **more,
     )
+
+
+def _vace_transformer() -> diffusers.WanVACETransformer3DModel:
+    network = diffusers.WanVACETransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        text_dim=text.WIDTH,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=3,
+        rope_max_seq_len=32,
+        vace_layers=[0, 1],
+        vace_in_channels=4 * 2 + 4,
+        **HEADS,
+    )
+    for block in network.vace_blocks:
+        nn.init.normal_(block.proj_out.weight, std=0.3)
+    return network
+
+
+def _wan_vace() -> DiffusionPipeline:
+    return _wan(diffusers.WanVACEPipeline, _vace_transformer)
+
+
+def _vace_inputs(ask: Ask) -> dict[str, Any]:
+    """Everything is to be painted: a control too. Words would be cleaned with ftfy, not here."""
+    shape = (TEXT, text.WIDTH)
+    seeds = [torch.Generator().manual_seed(number) for number in ask.numbers]
+    guided = {
+        "prompt_embeds": torch.stack([torch.randn(shape, generator=seed) for seed in seeds]),
+        "negative_prompt_embeds": torch.ones(len(seeds), *shape),
+    }
+    words = ("prompt", "negative_prompt")
+    return {k: v for k, v in _guided(ask).items() if k not in words} | guided
 
 
 def _wan22() -> DiffusionPipeline:
@@ -240,3 +280,7 @@ FAMILIES = (
     _video("hunyuanvideo", _hunyuanvideo, inputs=_hunyuanvideo_inputs, **CALLS),
     _video("mochi", _mochi, inputs=_mochi_inputs, **STACKED),
 )
+
+VACE = _video("wan_vace", _wan_vace, blocks="hidden", inputs=_vace_inputs, batchable=False, **CALLS)
+"""In no matrix of the laws, which know it as Wan; what it adds, control between the blocks, is
+tested with caches (test_caches_runs.py, test_caches_blocks.py)."""
