@@ -34,6 +34,7 @@ from accel.tokens.joint import beside_text
 from accel.tokens.layers import Visit
 from accel.tokens.matching import cells
 from accel.tokens.merging import Merger, Stateless
+from accel.tokens.pruning import Pruning
 from accel.tokens.toma import Covering
 
 ALL = 8
@@ -158,6 +159,63 @@ def test_tokens_in_any_order_with_their_positions_are_the_same_picture(bench, na
     with Plan(Shuffled(max_downsample=ALL)).attach(bench.pipe(name)):
         found = bench.call(name, **call)
     torch.testing.assert_close(found, bench.stock(name, **call), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("extra", [(), (6,), (6, 5)])
+def test_what_modulates_each_token_goes_with_it(extra):
+    """A modulation ``[B, N, 6, D]`` follows its tokens; one for all of them stays as it is."""
+    layout = Layout(0, 1, 3, 4)
+    hidden, own, whole = table(2, 12, 5), table(2, 12, *extra), table(2, 6, 5)
+    stream = Stream(
+        "test", ("hidden_states", "temb", "shift"), (hidden, own, whole), 3, layout, layout
+    )
+    order = torch.stack([torch.arange(12).flip(0), torch.arange(12).roll(5)])[:, :7]
+    some = SimpleNamespace(
+        merge=lambda x: torch.stack([row[kept] for row, kept in zip(x, order, strict=True)])
+    )
+    (kept, modulation, shift), _ = stream.reduced(some, some, some)
+    assert torch.equal(kept, some.merge(hidden)) and shift is whole
+    assert torch.equal(modulation, some.merge(own) if extra else own)
+
+
+def timed_by_token():
+    """Wan TI2V: every token has a time of its own, here from a tenth of the step's to all of it."""
+    pipe = PIPELINES["wan21"].build()
+    pipe.register_to_config(expand_timesteps=True)
+
+    def ramp(network, args, kwargs):
+        time = kwargs["timestep"]
+        assert time.ndim == 2
+        return args, kwargs | {"timestep": time * torch.linspace(0.1, 1.0, time.shape[1])}
+
+    pipe.transformer.register_forward_pre_hook(ramp, with_kwargs=True)
+    return pipe
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_tokens_with_a_time_of_their_own_in_any_order_are_the_same_clip(monkeypatch, blocks):
+    """In whole blocks, which modulate them, and at the attention, which is given them modulated."""
+
+    def permuted(pruning, call, layout, sample):
+        generator = torch.Generator().manual_seed(call.step.index + sample)
+        return torch.randperm(layout.image, generator=generator)
+
+    monkeypatch.setattr(Pruning, "_choose", permuted)
+    pipe = timed_by_token()
+    stock = PIPELINES["wan21"].call(pipe, steps=3)
+    run = Plan(tokens.SADA() if blocks else Shuffled(max_downsample=ALL)).attach(pipe)
+    found = PIPELINES["wan21"].call(pipe, steps=3)
+    run.detach()
+    assert not blocks or run.report.verdicts["tokens.SADA"].state == "ACTIVE"
+    torch.testing.assert_close(found, stock, rtol=1e-3, atol=1e-3)
+
+
+def test_some_tokens_with_a_time_of_their_own_are_left_out():
+    pipe = timed_by_token()
+    with Plan(tokens.SADA(most=8)).attach(pipe) as run:
+        found = PIPELINES["wan21"].call(pipe, steps=6)
+    assert run.report.verdicts["tokens.SADA"].state == "ACTIVE"
+    assert torch.as_tensor(found).isfinite().all()
 
 
 FORMS = {
