@@ -27,7 +27,7 @@ from accel.calibration import Calibrated
 from accel.errors import BadInput, BadOutput
 from samplers.fingerprint import Fingerprint
 from samplers.schedule_method import Schedule, Searched
-from samplers.schedule_teacher import COUNT, Trace, Traced, rerun, traced_run, tracing
+from samplers.schedule_teacher import COUNT, GridKind, Trace, Traced, rerun, traced_run, tracing
 from samplers.schedules.aligned import brownian, descend_finer, step_costs
 from samplers.schedules.evolution import Evolution, Gene, Search
 from samplers.schedules.gits import GAMMAS, Metric, Scale, jump_costs
@@ -51,6 +51,11 @@ class Options(BaseModel):
         "sampler of ours, or own for the pipeline's scheduler",
     )
     teacher: int = Field(default=TEACHER, ge=4, le=1000, description="steps of the teacher")
+    grid: GridKind = Field(
+        default="own",
+        description="the teacher's levels, among which is chosen: those of the pipeline's schedule "
+        "(own), or even in (σ/α)^(1/7), as the authors of GITS have them (polynomial)",
+    )
     metric: Metric = Field(default="l2", description="gits: l2 or dev")
     scale: Scale | None = Field(
         default=None,
@@ -215,7 +220,7 @@ class _Runs:
 
 def _gits(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:
     runs, total = _Runs(pipe, calls, asked), np.zeros(())
-    with tracing(pipe) as traced:
+    with tracing(pipe, asked.grid) as traced:
         flow = traced.config.prediction_type == "flow_prediction"
         scale: Scale = asked.scale or ("sample" if flow else "ratio")
         for _, trace in runs.each(traced):
@@ -233,7 +238,7 @@ def _gits(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Foun
 def _ays(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:
     runs, total = _Runs(pipe, calls, asked), np.zeros(())
     rng = np.random.default_rng(asked.seed)
-    with tracing(pipe) as traced:
+    with tracing(pipe, asked.grid) as traced:
         for call, trace in runs.each(traced):
             noised = traced_run(traced, call, asked.teacher, _noisings(trace, rng))
             for k in range(noised.data.shape[1]):
@@ -267,7 +272,7 @@ def _noisings(trace: Trace, rng: np.random.Generator) -> dict[int, NDArray[np.fl
 
 def _oss(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:
     runs, found = _Runs(pipe, calls, asked), []
-    with tracing(pipe) as traced:
+    with tracing(pipe, asked.grid) as traced:
         for call, trace in runs.each(traced):
             student = _Students(traced, call, trace, asked.teacher)
             before = asked.teacher - 1 if _terminal(traced) else None
@@ -302,7 +307,7 @@ class _Students:
 def _autodiffusion(pipe: Any, calls: Iterable[Mapping[str, Any]], asked: Options) -> Found:
     calls = list(calls)
     runs = _Runs(pipe, calls, asked)
-    with tracing(pipe) as traced:
+    with tracing(pipe, asked.grid) as traced:
         ends = [trace.states[-1] for _, trace in runs.each(traced)]
         fixed = {0, asked.teacher - 1} if _terminal(traced) else {0}
     trace = runs.trace
@@ -382,7 +387,7 @@ def _perceptual(pipe: Any, calls: Calls, asked: Options) -> Judge:
     from accel import quality
 
     form = {"output_type": "np"}
-    with tracing(pipe):
+    with tracing(pipe, asked.grid):
         goals = [rerun(pipe, call, {COUNT: asked.teacher, **form})[0] for call in calls]
 
     def judge(pipe: Any, calls: Calls) -> float:

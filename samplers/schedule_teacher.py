@@ -1,17 +1,22 @@
 """Runs of a pipeline that a search looks at: dense, recorded, and led where the search wants.
 
-`Traced` takes the place of a pipeline's scheduler. It solves the pipeline's own schedule, with many
-steps, to third order; it keeps every state and what the network (after guidance) says the data is
-there; and where it was given a state, it goes to that one instead of its own – so that a run
-evaluates the network at any states, one a noise level, with the pipeline's prompt and guidance.
+`Traced` takes the place of a pipeline's scheduler. It solves the pipeline's own schedule (or one
+that is even in (σ/α)^(1/7)), with many steps, to third order; it keeps every state and what the
+network (after guidance) says the data is there; and where it was given a state, it goes to that one
+instead of its own – so that a run evaluates the network at any states, one a noise level, with the
+pipeline's prompt and guidance.
+
+The authors of GITS have iPNDM of order 4 on that other grid. The solver here is DPM-Solver++ of
+order 3: it keeps its order on whatever grid, where the weights of iPNDM are those of an even one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,9 +28,13 @@ from accel.seams.pipelines import guidance_of
 from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
 from samplers.noise import Generator
 from samplers.prediction import Level
+from samplers.schedule import Grid, Request
+from samplers.schedules.ramps import polynomial
 
 Array = NDArray[np.float32]
 COUNT = "num_inference_steps"
+GridKind = Literal["own", "polynomial"]
+"""Whose levels the nodes are: the pipeline's schedule's, or those of EDM."""
 
 
 @dataclass
@@ -70,11 +79,22 @@ class Traced(DPMSolverPPScheduler):
         led: States by node, ``[samples, D]``: where a run goes instead of its own. The first
             node's is the pipeline's own.
         pipe: Whose call is under way, for its guidance.
+        nodes: What the levels are.
     """
 
     trace: Trace | None = None
     led: Mapping[int, Array] = {}
     pipe: Any = None
+    nodes: GridKind = "own"
+
+    def _schedule(self, asked: Request) -> Grid:
+        own = super()._schedule(asked)
+        if self.nodes == "own":
+            return own
+        first, last = (_ratio(own.levels[index]) for index in (0, -2))
+        noise, ramp = self._noise(), polynomial(asked.count, first, last)
+        levels = [own.levels[0], *(noise.at_ratio(float(ratio)) for ratio in ramp[1:])]
+        return noise.moved(own, levels)
 
     def _prepare(self, levels: Sequence[Level]) -> None:
         super()._prepare(levels)
@@ -99,13 +119,22 @@ class Traced(DPMSolverPPScheduler):
         return reached
 
 
+def _ratio(level: Level) -> float:
+    """σ/α; that of a table without signal at its end is pure noise as well."""
+    return math.inf if level.pure_noise else level.sigma / level.alpha
+
+
 def _flat(value: Tensor) -> Array:
     return value.detach().float().cpu().flatten(1).numpy().copy()
 
 
 @contextmanager
-def tracing(pipe: Any) -> Iterator[Traced]:
+def tracing(pipe: Any, nodes: GridKind = "own") -> Iterator[Traced]:
     """Put a recording scheduler in a pipeline's place for a while.
+
+    Args:
+        pipe: The pipeline.
+        nodes: What the levels of its runs are.
 
     Raises:
         UnsupportedModel: If its process is not one that our samplers serve.
@@ -115,7 +144,7 @@ def tracing(pipe: Any) -> Iterator[Traced]:
         traced: Traced = Traced.from_config(before.config, order=3)
     except BadInput as error:
         raise UnsupportedModel(f"No schedule can be searched: {error}") from error
-    traced.pipe = pipe
+    traced.pipe, traced.nodes = pipe, nodes
     pipe.scheduler = traced
     try:
         yield traced

@@ -15,7 +15,7 @@ from toy import END, GRIDS, PROCESSES, START, mixture_data, mixture_path, slope,
 import accel
 import samplers
 from accel.errors import BadInput, Conflict
-from samplers import DEISScheduler, RhoRKScheduler
+from samplers import DEISScheduler, DPMSolverPPScheduler, RhoRKScheduler
 from samplers.deis import ratio
 from samplers.prediction import flow_level, vp_level
 from samplers.rho_rk import METHODS, arranged, plan_steps, stage
@@ -165,6 +165,64 @@ def test_a_run_from_the_midst_of_a_step_keeps_second_order_over_it(order, into):
         end = follow(levels, order, path_at(path, levels[into]), begin=into)
         errors.append(np.sqrt(np.mean((end - path[-1]) ** 2)))
     assert slope(errors) > 1.8
+
+
+ASKED = {
+    **{f"{name}, vp": (TABLE | {f"use_{name}_sigmas": True}, {"num_inference_steps": 10})
+       for name in ("karras", "exponential", "beta")},
+    **{f"{name}, flow": (
+        FLOW | {"shift": 3.0, f"use_{name}_sigmas": True}, {"num_inference_steps": 10})
+       for name in ("karras", "exponential", "beta")},
+    "timesteps, vp": (TABLE, {"timesteps": [950, 800, 640, 500, 370, 250, 140, 90, 50, 10]}),
+    "timesteps, flow": (FLOW, {"timesteps": np.linspace(1000, 100, 10)}),
+    "sigmas, vp": (TABLE, {"sigmas": np.geomspace(14.0, 0.05, 10)}),
+    "mu": (FLOW | {"use_dynamic_shifting": True}, {"num_inference_steps": 10, "mu": 0.8}),
+    "mu and sigmas": (
+        FLOW | {"use_dynamic_shifting": True}, {"sigmas": np.linspace(1, 0.1, 10), "mu": 0.8}),
+    "mu of a ramp": (
+        FLOW | {"use_dynamic_shifting": True, "use_beta_sigmas": True},
+        {"num_inference_steps": 10, "mu": 0.8}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("case", ASKED)
+def test_steps_start_at_the_levels_that_are_asked_for(case, order):
+    """Levels and what is told there are those of the other samplers; and the run ends clean."""
+    settings, asked = ASKED[case]
+    ours, other = RhoRKScheduler(order=order, **settings), DPMSolverPPScheduler(**settings)
+    for scheduler in (ours, other):
+        scheduler.set_timesteps(**asked)
+    starts = np.cumsum([0, *plan_steps(other._levels, order)])[:-1]
+    assert 1 < len(starts) < 10
+    assert torch.equal(ours.sigmas[starts], other.sigmas[starts])
+    assert ours.timesteps[starts].tolist() == pytest.approx(other.timesteps[starts].tolist())
+    assert ours._levels[-1] == other._levels[-1]
+    assert (np.diff(ours.sigmas.numpy()) <= 0).all()
+    data, flow = noise(seed=3, dtype=torch.float64), "prediction_type" in settings
+
+    def predict(x, i):
+        level = ours._levels[i]
+        return (x - level.alpha * data) / level.sigma - (data if flow else 0.0)
+
+    assert torch.allclose(run(ours, noise(dtype=torch.float64), predict=predict), data, atol=1e-8)
+
+
+@pytest.mark.parametrize("settings", [TABLE, FLOW | {"shift": 3.0}], ids=["vp", "flow"])
+@pytest.mark.parametrize("begin", range(0, 10, 3))
+def test_noise_is_added_for_the_evaluation_that_a_run_begins_at(settings, begin):
+    """Also inside a step, whatever timestep the pipeline names with it; and then where it is."""
+    scheduler = RhoRKScheduler(order=4, **settings)
+    scheduler.set_timesteps(10)
+    scheduler.set_begin_index(begin)
+    clean, eps = noise(seed=1), noise(seed=2)
+    level = scheduler._levels[begin]
+    found = scheduler.add_noise(clean, eps, scheduler.timesteps[:1])
+    assert torch.allclose(found, level.alpha * clean + level.sigma * eps)
+    scheduler.step(eps, scheduler.timesteps[begin], found)
+    level = scheduler._levels[begin + 1]
+    found = scheduler.add_noise(clean, eps, scheduler.timesteps[:1])
+    assert torch.allclose(found, level.alpha * clean + level.sigma * eps)
 
 
 def path_at(path, level):

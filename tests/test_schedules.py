@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from test_cli_calibrate import calls
 from tiny import PIPELINES
 
 import samplers
-from accel import Plan
+from accel import Plan, quality
 from accel.errors import AccelWarning, BadInput, BadOutput, Conflict, UnsupportedModel
 from accel.trajectory import Levels
+from samplers import schedule_calibration
 from samplers.prediction import vp_level
 from samplers.schedule_calibration import calibrate_schedule
 from samplers.schedule_method import Schedule, Searched
+from samplers.schedule_teacher import traced_run, tracing
 from samplers.schedules import ramps
 from samplers.schedules.gits import straight
 from samplers.schedules.tables import TABLES, align_your_steps
@@ -419,6 +422,121 @@ def test_gits_measures_as_fits_the_process(bench, name, told):
     assert told in found.note
 
 
+@pytest.mark.parametrize(("asked", "told", "used"), [
+    ({"metric": "dev"}, "dev of sample, gamma 1,", ("dev", "sample", 1.0)),
+    ({"scale": "ratio"}, "l2 of ratio, gamma 1.15", ("l2", "ratio", 1.15)),
+    ({"scale": "ratio", "gamma": 1.3}, "l2 of ratio, gamma 1.3", ("l2", "ratio", 1.3)),
+    ({"gamma": 1.3}, "l2 of sample, gamma 1.3", ("l2", "sample", 1.3)),
+], ids=str)  # fmt: skip
+def test_gits_measures_as_it_is_asked_to(bench, monkeypatch, asked, told, used):
+    """What the costs are made of, what they are summed up by, and what the note says."""
+    seen = []
+    costs, path = schedule_calibration.jump_costs, schedule_calibration.shortest
+
+    def costing(levels, states, data, metric, scale):
+        seen[:] = [metric, scale]
+        return costs(levels, states, data, metric, scale)
+
+    def choosing(cost, count, gamma):
+        seen.append(gamma)
+        return path(cost, count, gamma)
+
+    monkeypatch.setattr(schedule_calibration, "jump_costs", costing)
+    monkeypatch.setattr(schedule_calibration, "shortest", choosing)
+    found = calibrate_schedule(
+        bench.pipe("flux_cfg"), calls("flux_cfg", 1, 3), {"teacher": 6, **asked}
+    )
+    assert tuple(seen) == used
+    assert told in found.note
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "qwenimage"])
+def test_a_teacher_on_the_polynomial_grid_has_its_levels(bench, name):
+    """Even in (σ/α)^(1/7) between the ends of the pipeline's schedule, which stay."""
+    pipe = bench.pipe(name)
+    (call,) = calls(name, 1, 3)
+    with tracing(pipe) as traced:
+        own = traced_run(traced, call, 6).ratios
+    with tracing(pipe, "polynomial") as traced:
+        found = traced_run(traced, call, 6).ratios
+    assert (found[0], found[-1]) == pytest.approx((own[0], own[-1]), rel=1e-3)
+    inner = found[1:] ** (1 / 7)  # the first of a flow counts as 20
+    assert np.diff(inner) == pytest.approx(np.diff(inner)[0] * np.ones(4), rel=1e-3)
+    options = {"teacher": 6, "grid": "polynomial"}
+    chosen = searched(calibrate_schedule(pipe, [call], options)).levels
+    assert all(np.isclose(found, level, rtol=1e-4).any() for level in chosen)
+    assert chosen[0] == pytest.approx(own[0])
+
+
+def test_the_authors_descent_of_align_your_steps_is_offered(bench, monkeypatch):
+    """It may stop above the optimum, and says how far; the optimum is the default."""
+    objectives, descents, whole = {}, [], schedule_calibration.descend_finer
+
+    def watched(cost, jumps):
+        descents.append(jumps)
+        return whole(cost, jumps)
+
+    monkeypatch.setattr(schedule_calibration, "descend_finer", watched)
+    for optimum in ("exact", "descent"):
+        note = calibrate_schedule(
+            bench.pipe("flux_cfg"),
+            calls("flux_cfg", 1, 4),
+            {"method": "ays", "teacher": 12, "optimum": optimum},
+        ).note
+        objectives[optimum] = [float(x) for x in re.findall(r"0\.\d{3}", note)]
+    assert objectives["exact"][0] == objectives["exact"][1] == objectives["descent"][1]
+    assert objectives["descent"][1] <= objectives["descent"][0] <= 1.0
+    assert descents == [4]
+
+
+@pytest.mark.parametrize(("sampler", "beside"), [("UniPC", (samplers.UniPC(),)), ("own", ())])
+def test_a_schedule_is_searched_for_the_sampler_that_is_asked_for(
+    bench, monkeypatch, sampler, beside
+):
+    """AutoDiffusion tries it with that one; the plan has it beside."""
+    pipe, tried = bench.pipe("flux_cfg"), set()
+    final = schedule_calibration._final
+
+    def watched(pipe, call):
+        tried.add(type(pipe.scheduler).__name__)
+        return final(pipe, call)
+
+    monkeypatch.setattr(schedule_calibration, "_final", watched)
+    options = {"method": "autodiffusion", "teacher": 5, "population": 2, "epochs": 0}
+    found = calibrate_schedule(pipe, calls("flux_cfg", 1, 3), {**options, "sampler": sampler})
+    kind = type(pipe.scheduler).__name__ if sampler == "own" else "UniPCScheduler"
+    assert tried == {kind}
+    assert found.beside == beside
+    assert searched(found).sampler == (kind if sampler == "own" else "samplers.UniPC")
+
+
+def test_autodiffusion_can_judge_the_pictures(bench, monkeypatch):
+    """The schedule that is chosen is the one whose pictures are nearest to the teacher's."""
+    judged = []
+    whole = quality.perceptual
+
+    def watched(made, goal):
+        judged.append((whole(made, goal), made.shape))
+        return judged[-1][0]
+
+    monkeypatch.setattr(quality, "perceptual", watched)
+    options = {"method": "autodiffusion", "teacher": 6, "population": 4, "epochs": 0}
+    found = calibrate_schedule(
+        bench.pipe("flux_cfg"), calls("flux_cfg", 1, 3), {**options, "fitness": "perceptual"}
+    )
+    distances = [distance for distance, _ in judged]
+    assert len(distances) == 4 and len(set(distances)) == 4
+    assert all(len(shape) == 4 and shape[-1] == 3 for _, shape in judged)
+    (call,) = calls("flux_cfg", 1, 3)
+    pipe = bench.pipe("flux_cfg")
+    with tracing(pipe):
+        goal = pipe(**{**call, "num_inference_steps": 6, "output_type": "np"})[0]
+    (call,) = calls("flux_cfg", 1, 3)
+    with Plan(samplers.DPMSolverPP(), listed(searched(found).levels)).attach(pipe):
+        made = pipe(**{**call, "output_type": "np"})[0]
+    assert whole(made, goal) == pytest.approx(min(distances), rel=1e-4)
+
+
 def test_the_terminal_level_is_in_every_searched_schedule(bench):
     pipe = bench.pipe("qwenimage")
     end = pipe.scheduler.config.shift_terminal
@@ -521,3 +639,19 @@ def test_the_command_writes_a_list_and_a_plan_that_is_used(tmp_path_factory, tmp
     refused = run(*generate, "--steps", 5, "--out", "b.png")
     assert refused.exit_code == 2 and "a list of 4 levels" in refused.stderr
     assert run("calibrate", "schedule", "--method", "magic").exit_code == 2
+
+
+@pytest.mark.parametrize("method", ["ays", "oss", "autodiffusion"])
+def test_every_search_is_offered_by_the_command(tmp_path_factory, tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    models = Folders(tmp_path_factory.getbasetemp() / "saved-models")
+    settings = {"teacher": 4, **METHODS[method]}
+    sets = [part for item in settings.items() for part in ("--set", "{}={}".format(*item))]
+    result = done(
+        "calibrate", "schedule", "--model", models("flux_cfg"), "--method", method, "--steps", 3,
+        "--count", 1, *sets, "--out", "plan.toml",
+    )  # fmt: skip
+    assert result.stdout.splitlines() == ["plan.toml", "plan-levels.json"]
+    written = Searched.read(Path("plan-levels.json"))
+    assert (written.method, len(written.levels)) == (method, 3)
+    assert f"{method}, 3 steps of 4" in Path("plan.toml").read_text()
