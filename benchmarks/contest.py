@@ -12,6 +12,7 @@ captions that all settings have drawn.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from PIL import Image
 
 import accel
 from accel import quality
+from accel.attach import Run
+from accel.errors import AccelError
 from accel.scenes import HELD_OUT, MOTIONS, Scene, clip_scene, motion, oracle, scene
 
 STOCK = "stock"
@@ -60,19 +63,26 @@ class Contestant:
         """What tells it from the others."""
         return self.package, self.method, self.knob
 
+    @property
+    def kinds(self) -> frozenset[tuple[str, str]]:
+        """What it is made of: methods of ours, or the peer's."""
+        if self.plan is None:
+            return frozenset({(self.package, self.method)})
+        return frozenset((self.package, method.name) for method in self.plan)
+
     @contextmanager
-    def on(self, pipe: Any, call: dict[str, Any]) -> Iterator[None]:
-        """The cache on the pipeline."""
+    def on(self, pipe: Any, call: dict[str, Any]) -> Iterator[Run | None]:
+        """The cache on the pipeline; of ours the run, whose report says what was done."""
         if self.plan is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                with self.plan.attach(pipe):
-                    yield
+                with self.plan.attach(pipe) as run:
+                    yield run
         elif self.peer is not None:
             with self.peer.enter(pipe, call):
-                yield
+                yield None
         else:
-            yield
+            yield None
 
 
 class Benches:
@@ -98,11 +108,19 @@ class Benches:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture, or the frames of a clip, and what it took."""
+    """A picture, or the frames of a clip, what it took, and by method whether something was done.
+
+    Attributes:
+        picture: The picture, or the frames.
+        seconds: What it took.
+        blocks: Rows of blocks that were computed.
+        verdicts: By method of ours, ``ACTIVE`` or ``INACTIVE``, and what it did or why not.
+    """
 
     picture: Image.Image | list[Image.Image]
     seconds: float
     blocks: float
+    verdicts: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = None) -> Drawn:
@@ -111,19 +129,14 @@ def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = 
     pipe, counter = benches.get(who.package)
     generator = torch.Generator().manual_seed(subject.seed)
     call = call | {"output_type": "pil"}
-    with who.on(pipe, call):
+    with who.on(pipe, call) as run:
         counter.reset()
         start = time.perf_counter()
         picture = pipe(subject.caption, generator=generator, **call)[0][0]
         seconds = time.perf_counter() - start
-    return Drawn(picture, seconds, counter.rows)
-
-
-def warm_up(benches: Benches, field: list[Contestant], subject: Scene) -> None:
-    """Draw once with the first setting of each curve: imports and first allocations."""
-    firsts = {(who.package, who.method): who for who in reversed(field)}
-    for who in firsts.values():
-        draw(benches, who, subject)  # whole: what is calibrated is for a number of steps
+        said = {} if run is None else run.report.verdicts
+    verdicts = {name: (one.state, one.detail) for name, one in said.items()}
+    return Drawn(picture, seconds, counter.rows, verdicts)
 
 
 def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict[str, Any]:
@@ -137,6 +150,7 @@ def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict
         "seconds": drawn.seconds,
         "stock_seconds": stock.seconds,
         "block_rows": drawn.blocks,
+        **({"verdicts": drawn.verdicts} if drawn.verdicts else {}),
         **figures(stock.picture, drawn.picture, subject),
     }
 
@@ -182,23 +196,50 @@ def _moving(told: oracle.Accuracy) -> float:
 
 
 def measure(
-    benches: Benches, field: list[Contestant], scenes: list[Scene], lines: Lines, until: float
+    benches: Benches,
+    field: list[Contestant],
+    scenes: list[Scene],
+    lines: Lines,
+    until: float,
+    warm: bool = False,
 ) -> None:
-    """Draw what is not in the file yet, until the time is over."""
+    """Draw what is not in the file yet, until the time is over; what is refused says so there.
+
+    Args:
+        benches: The pipelines.
+        field: The settings.
+        scenes: The captions.
+        lines: The file.
+        until: When the time is over, on the monotonic clock.
+        warm: Whether a method draws once before it is first measured: imports and first
+            allocations. Whole, since what is calibrated is for a number of steps.
+    """
     stock = Contestant(STOCK, STOCK, 0)
-    done = {(line["seed"], line["package"], line["method"], line["knob"]) for line in lines.found}
+    warmed: set[tuple[str, str]] = set()
     for turn, subject in enumerate(scenes):
-        shift = turn * 7 % len(field)
-        order = field[shift:] + field[:shift]
-        left = [who for who in order if (subject.seed, *who.key) not in done]
-        for place, who in enumerate(left):
+        shift, reference, age = turn * 7 % len(field), None, 0
+        for who in missing(field[shift:] + field[:shift], subject, lines):
             if time.monotonic() > until:
                 return
-            if place % EVERY == 0:
-                reference = draw(benches, stock, subject)
-            drawn = draw(benches, who, subject)
-            lines.add(line_of(who, subject, reference, drawn))
+            try:
+                if warm and not who.kinds <= warmed:
+                    warmed |= who.kinds
+                    draw(benches, who, subject)
+                if reference is None or age == EVERY:
+                    reference, age = draw(benches, stock, subject), 0
+                age += 1
+                lines.add(line_of(who, subject, reference, draw(benches, who, subject)))
+            except AccelError as error:
+                named = {"package": who.package, "method": who.method, "knob": who.knob}
+                lines.add({**named, "refused": str(error).splitlines()[0]})
         print(f"{turn + 1}/{len(scenes)}", end="\r", flush=True)
+
+
+def missing(field: list[Contestant], subject: Scene, lines: Lines) -> list[Contestant]:
+    """Who has not drawn a caption yet, and was not refused."""
+    refused = {_key(line) for line in lines.found if "refused" in line}
+    done = refused | {_key(line) for line in lines.found if line.get("seed") == subject.seed}
+    return [who for who in field if who.key not in done]
 
 
 def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -207,11 +248,18 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(name: str) -> float:
         return float(np.mean([point[name] for point in points]))
 
+    verdicts = points[0].get("verdicts", {})
     return {
         "package": who.package,
         "method": who.method,
         "knob": who.knob,
         "plan": who.plan and who.plan.to_dict(),
+        "verdicts": verdicts,
+        "inactive": {
+            name: why
+            for name, (_, why) in verdicts.items()
+            if all(point["verdicts"][name][0] == "INACTIVE" for point in points)
+        },
         "seconds": spread([point["seconds"] for point in points]),
         "speedup": spread([point["stock_seconds"] / point["seconds"] for point in points]),
         "block_rows": mean("block_rows"),
@@ -224,12 +272,16 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rows_of(field: list[Contestant], lines: Lines) -> tuple[list[dict[str, Any]], list[int]]:
-    """Sums over the captions that all contestants have drawn, and those captions' seeds."""
-    seeds = [
-        {line["seed"] for line in lines.found if _key(line) == who.key and "seed" in line}
+    """Sums over the captions that all contestants have drawn, and those captions' seeds.
+
+    Who has drawn none – refused, or not come to yet – is left out.
+    """
+    seeds = {
+        who.key: {line["seed"] for line in lines.found if _key(line) == who.key and "seed" in line}
         for who in field
-    ]
-    common = set.intersection(*seeds)
+    }
+    field = [who for who in field if seeds[who.key]]
+    common = set.intersection(*(seeds[who.key] for who in field)) if field else set()
     points: dict[Any, list[dict[str, Any]]] = {who.key: [] for who in field}
     for line in lines.found:
         if line.get("seed") in common and _key(line) in points:
@@ -240,6 +292,19 @@ def rows_of(field: list[Contestant], lines: Lines) -> tuple[list[dict[str, Any]]
 
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     return line["package"], line["method"], line.get("knob")
+
+
+def undrawn(field: list[Contestant], lines: Lines) -> dict[str, str]:
+    """Who has drawn nothing, by name and knob, and why."""
+    drawn = {_key(line) for line in lines.found if "seed" in line}
+    refused = {_key(line): line["refused"] for line in lines.found if "refused" in line}
+    return {
+        f"{who.method} {who.knob:g}" if who.knob else who.method: refused.get(
+            who.key, "the time was over before it was drawn"
+        )
+        for who in field
+        if who.key not in drawn
+    }
 
 
 def stock_of(lines: Lines, seeds: list[int]) -> dict[str, Any]:
@@ -330,12 +395,14 @@ class Outcome:
         rows: For each setting its seconds beside its fidelity.
         seeds: The captions that they are over.
         lines: The raw numbers.
+        undrawn: Settings that have drawn nothing yet, and why.
         until: When the time is over, on the monotonic clock.
     """
 
     rows: list[dict[str, Any]]
     seeds: list[int]
     lines: Lines
+    undrawn: dict[str, str]
     until: float
 
     @property
@@ -345,12 +412,23 @@ class Outcome:
 
 
 def run(
-    name: str, options: argparse.Namespace, benches: Benches, field: list[Contestant]
+    name: str,
+    options: argparse.Namespace,
+    benches: Benches,
+    field: list[Contestant],
+    warm: bool = True,
 ) -> Outcome:
     """Measure what is missing in ``NAME-MODEL.jsonl``, until the time is over.
 
+    Args:
+        name: Of the benchmark.
+        options: The command line.
+        benches: The pipelines.
+        field: The settings; those that are not asked for are taken out of it.
+        warm: Whether each method draws once before it is measured.
+
     Raises:
-        SystemExit: If no caption is drawn by all yet.
+        SystemExit: If no caption is drawn by all that have begun.
     """
     field[:] = [who for who in field if not options.only or who.method in options.only]
     told = clip_scene if "num_frames" in benches.call else scene
@@ -362,10 +440,9 @@ def run(
     lines = Lines(
         path, {"model": options.model, "call": benches.call, "weights": weights, **here()}
     )
-    warm_up(benches, field, scenes[0])
     until = time.monotonic() + options.budget
-    measure(benches, field, scenes, lines, until)
+    measure(benches, field, scenes, lines, until, warm)
     rows, seeds = rows_of(field, lines)
     if not rows:
         raise SystemExit(f"No caption is drawn by all yet: start again to go on. {path}")
-    return Outcome(rows, seeds, lines, until)
+    return Outcome(rows, seeds, lines, undrawn(field, lines), until)

@@ -154,10 +154,11 @@ class Lines:
         self.found: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def add(self, line: dict[str, Any]) -> None:
-        """Write one down."""
+        """Write one down; it is found as it will be read."""
+        written = json.dumps(line)
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.found.append(line)
+            file.write(written + "\n")
+        self.found.append(json.loads(written))
 
 
 def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:

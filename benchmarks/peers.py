@@ -1,7 +1,9 @@
 """Other people's caches, as they are called by their own documentation.
 
 Each is put on before a picture and taken off after it, outside of the timed part; what a peer
-leaves behind is measured at the end of a benchmark by `leaves_a_trace`.
+leaves behind is measured at the end of a benchmark by `leaves_a_trace`. Sweeps go on until the
+picture is another one (SSIM below 0.8): at each level of fidelity, then, the best peer is one that
+could go no farther.
 """
 
 from __future__ import annotations
@@ -18,6 +20,14 @@ from typing import Any
 import torch
 
 Enter = Callable[[Any, dict[str, Any]], AbstractContextManager[None]]
+
+
+MAG_CURVES = (
+    ("MagCache", 5, (0.06, 0.12, 0.24, 0.4, 0.7, 1.0, 2.0)),
+    ("MagCache, 10 skips", 10, (0.4, 0.7, 1.0, 2.0)),
+)
+"""By curve: consecutive skips that are allowed, and thresholds. With 5 skips a threshold soon
+changes nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +69,27 @@ def _native(config: Callable[[dict[str, Any]], Any]) -> Enter:
 def _diffusers(pipe: Any, call: dict[str, Any]) -> Iterator[Peer]:
     from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 
-    for knob in (0.02, 0.05, 0.08, 0.12, 0.2, 0.3):
+    for knob in (0.02, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.7, 1.0):
         config = FirstBlockCacheConfig(threshold=knob)
         yield Peer("diffusers", "FirstBlockCache", knob, _native(lambda _, c=config: c))
-    for every in (2, 3, 4, 5, 6):
+    for every in (2, 3, 4, 5, 6, 8, 10):
         taylor = TaylorSeerCacheConfig(
             cache_interval=every, disable_cache_before_step=3, max_order=1
         )
         yield Peer("diffusers", "TaylorSeer", every, _native(lambda _, c=taylor: c))
     ratios = _magnitudes(pipe, call)
-    for knob in (0.06, 0.12, 0.24, 0.4):
+    for name, skips, knobs in MAG_CURVES:
+        for knob in knobs:
 
-        def mag(call: dict[str, Any], knob: float = knob) -> MagCacheConfig:
-            return MagCacheConfig(
-                threshold=knob,
-                max_skip_steps=5,
-                num_inference_steps=call["num_inference_steps"],
-                mag_ratios=ratios,
-            )
+            def mag(call: dict[str, Any], knob: float = knob, skips: int = skips) -> MagCacheConfig:
+                return MagCacheConfig(
+                    threshold=knob,
+                    max_skip_steps=skips,
+                    num_inference_steps=call["num_inference_steps"],
+                    mag_ratios=ratios,
+                )
 
-        yield Peer("diffusers", "MagCache", knob, _native(mag))
+            yield Peer("diffusers", name, knob, _native(mag))
 
 
 def _magnitudes(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
@@ -101,7 +112,7 @@ def _cache_dit() -> Iterator[Peer]:
     logging.disable(logging.WARNING)  # its loggers say the same at every picture
     forms = {"DBCache F1B0": (1, None), "DBCache F3B0": (3, None), "DBCache F1B0 + Taylor": (1, 1)}
     for name, (front, order) in forms.items():
-        for knob in (0.04, 0.08, 0.12, 0.2, 0.3):
+        for knob in (0.04, 0.08, 0.12, 0.2, 0.3, 0.5, 0.7, 1.0):
             yield Peer("cache-dit", name, knob, _dbcache(cache_dit, front, order, knob))
 
 
@@ -128,7 +139,7 @@ def _dbcache(cache_dit: Any, front: int, order: int | None, threshold: float) ->
 
 def _deepcache() -> Iterator[Peer]:
     for branch in (0, 1):
-        for every in (2, 3, 4, 5, 7):
+        for every in (2, 3, 4, 5, 7, 10):
             name = f"DeepCache branch {branch}"
             yield Peer("DeepCache", name, every, _deepcache_helper(branch, every))
 

@@ -44,6 +44,9 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 
 RATIOS = (0.25, 0.5, 0.75)
 
+JUDGED = (64, 128)
+"""Pixels a side, at least and at most, that the oracle was trained on."""
+
 
 def ours(pipe: Any, settings: int | None) -> list[Contestant]:
     """Every setting of every reduction of ours that serves the pipeline."""
@@ -62,10 +65,18 @@ def ours(pipe: Any, settings: int | None) -> list[Contestant]:
     return found
 
 
+def why_not_theirs(pipe: Any) -> str | None:
+    """Why tomesd is left out."""
+    if not hasattr(pipe, "unet"):
+        return "tomesd is LEFT OUT: it serves UNets alone; take --model scenes-unet"
+    if find_spec("tomesd") is None:
+        return "tomesd is LEFT OUT: it is not installed; the extra 'bench' brings it"
+    return None
+
+
 def theirs(pipe: Any, settings: int | None) -> Iterator[Contestant]:
     """Every ratio of tomesd, where it is installed and serves the pipeline."""
-    if not hasattr(pipe, "unet") or find_spec("tomesd") is None:
-        print("left out tomesd: it serves UNets, and is brought by the extra 'bench'")
+    if why_not_theirs(pipe):
         return
     for ratio in RATIOS[:settings]:
         peer = Peer("tomesd", "ToMe", ratio, _tomesd(ratio))
@@ -86,8 +97,25 @@ def _tomesd(ratio: float) -> Enter:
     return enter
 
 
-def markdown(rows: list[dict[str, Any]], title: str) -> str:
-    """Every setting as a line of a table, the fastest first."""
+def notes(pipe: Any, call: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """What a reader must know: a peer that is missing, and sizes that mean less."""
+    side, least, most = call["height"], *JUDGED
+    found = [why for why in [why_not_theirs(pipe)] if why]
+    if call != own:
+        found.append(
+            f"The model was trained on pictures of {own['height']} px: at {side} px SSIM and "
+            "distance compare with what stock draws there, whatever that shows."
+        )
+    if not least <= side <= most:
+        found.append(
+            f"The oracle that says what is right was trained on pictures of {least} to {most} px: "
+            f"at {side} px that column and the perceptual distance are marks, not figures."
+        )
+    return found
+
+
+def markdown(rows: list[dict[str, Any]], title: str, remarks: list[str]) -> str:
+    """Every setting as a line of a table, the fastest first, and what a reader must know."""
     lines = [f"{title}. Times faster than stock, and how near to it.", ""]
     lines += ["| reduction | setting | faster | SSIM | perceptual distance | right |"]
     lines += ["|---|---|---|---|---|---|"]
@@ -96,19 +124,24 @@ def markdown(rows: list[dict[str, Any]], title: str) -> str:
         cells = [who, f"{row['knob']:g}", f"{row['speedup']['median']:.2f}×", f"{row['ssim']:.4f}"]
         cells += [f"{row['perceptual']:.4f}", f"{row['caption_accuracy']:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"* {one}" for one in remarks)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     """Measure, and write ``tokens-SIZE-MODEL`` with its endings."""
     parser = contest.options_of(__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, help="pixels a side; the model's own without it")
+    parser.set_defaults(model="scenes-unet")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     benches = Benches(options.model, options.steps)
+    own = dict(benches.call)
     if options.size is not None:
         benches.call |= {"height": options.size, "width": options.size}
     pipe, _ = benches.get(OURS)
+    remarks = notes(pipe, benches.call, own)
+    print("\n".join(remarks))
     field = [*ours(pipe, options.settings), *theirs(pipe, options.settings)]
     size = benches.call["height"]
     found = contest.run(f"tokens-{size}", options, benches, field)
@@ -117,8 +150,9 @@ def main() -> None:
     steps = benches.call["num_inference_steps"]
     title = f"{options.model}, {size}², {steps} steps, {len(found.seeds)} captions"
     contest.plot(found.rows, options.out / f"{name}.png", title)
-    (options.out / f"{name}.md").write_text(markdown(found.rows, title))
+    (options.out / f"{name}.md").write_text(markdown(found.rows, title, remarks))
     result = {"call": benches.call, "captions": found.seeds, "stock": found.stock}
+    result |= {"remarks": remarks, "left_out": found.undrawn}
     print(save(name, {**result, "rows": found.rows}, options.out))
 
 

@@ -93,6 +93,7 @@ def caches_table() -> str:
             if level["measure"] == "ssim":
                 ours, peer = (_point(level[side]) for side in ("ours", "peer"))
                 ratio = f"{level['ratio']:.2f}×" if level["ratio"] else "–"
+                ratio += " (peer's sweep ends above)" if level.get("censored") else ""
                 rows.append(f"| {model} | {level['level']:g} | {ours} | {peer} | {ratio} |")
     return "\n".join(rows)
 
