@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 State = Literal["computed", "reused", "predicted"]
 ACTIVE = "ACTIVE"
 INACTIVE = "INACTIVE"
+MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,15 @@ class Event:
         branch: Guidance branch.
         sample: Position in the batch.
         state: ``computed`` in full, ``reused`` as it was, or ``predicted`` from what was kept.
+        parts: What of the site was not computed (kinds of modules, a range of blocks), where the
+            method may leave out one part and compute another.
     """
 
     step: int
     branch: str
     sample: int
     state: State
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,24 @@ class Tally:
         if text not in self.advice:
             self.advice.append(text)
 
-    def record(self, step: int, rows: Iterable[tuple[str, int]], state: State) -> None:
-        """Add what happened to some rows (branch, sample) at a step."""
-        self.events += [Event(step, branch, sample, state) for branch, sample in rows]
+    def record(
+        self, step: int, rows: Iterable[tuple[str, int]], state: State, parts: Iterable[str] = ()
+    ) -> None:
+        """Add what happened to some rows (branch, sample) at a step; see `Event`."""
+        left_out = tuple(sorted(parts))
+        self.events += [Event(step, branch, sample, state, left_out) for branch, sample in rows]
+
+    @property
+    def cost(self) -> str:
+        """What it keeps in memory, in words: known from the first computed step on, if it plans."""
+        kept, planned = self.peak / MIB, self.planned / MIB
+        if self.planned > self.peak:
+            return (
+                f"keeps {kept:.1f} of {planned:.1f} MiB"
+                if kept
+                else f"would keep {planned:.1f} MiB"
+            )
+        return f"keeps {kept:.1f} MiB" if kept else ""
 
     def verdict(self) -> Verdict:
         """Whether the method did something in this run."""
@@ -211,6 +230,11 @@ class Report:
                 tally.method: [[e.step, e.branch, e.sample, e.state] for e in tally.events]
                 for tally in self.tallies
             },
+            "parts": {
+                tally.method: [[e.step, e.branch, e.sample, list(e.parts)] for e in parted]
+                for tally in self.tallies
+                if (parted := [event for event in tally.events if event.parts])
+            },
         }
 
     def __str__(self) -> str:
@@ -219,18 +243,19 @@ class Report:
             f"{self.seconds:.2f} s in the loop"
         )
         if self.cached_bytes:
-            head += f", {self.cached_bytes / 2**20:.1f} MiB kept"
+            head += f", {self.cached_bytes / MIB:.1f} MiB kept"
         if self.peak is not None:
             head += f"\n  {self.peak}"
         width = max((len(tally.method) for tally in self.tallies), default=0)
         lines = [
-            f"  {method:<{width}}  {verdict.state:<8}  {verdict.detail}"
-            for method, verdict in self.verdicts.items()
+            f"  {tally.method:<{width}}  {verdict.state:<8}  "
+            + "; ".join(filter(None, (verdict.detail, tally.cost)))
+            for tally, verdict in zip(self.tallies, self.verdicts.values(), strict=True)
         ]
         return "\n".join([head, *lines])
 
     def timeline(self) -> Image.Image:
-        """A picture of it: a row for each method and branch, a column for each step."""
+        """A picture of it: a row for each method, part of it and branch, a column for each step."""
         from accel.timeline import draw
 
         return draw(self)

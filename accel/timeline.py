@@ -1,4 +1,8 @@
-"""Draw a report: a row for each method, site and branch, a column for each step."""
+"""Draw a report: a row for each method, site and branch, a column for each step.
+
+Where a method leaves out one part of its site and computes another (kinds of modules, a range of
+blocks), each part has a row of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 if TYPE_CHECKING:
-    from accel.report import Event, Report
+    from accel.report import Event, Report, State
 
-COLOURS = {"computed": (47, 85, 151), "reused": (244, 177, 131), "predicted": (169, 209, 142)}
+COLOURS: dict[State, tuple[int, int, int]] = {
+    "computed": (47, 85, 151),
+    "reused": (244, 177, 131),
+    "predicted": (169, 209, 142),
+}
 INK, PAPER, RULE = (40, 40, 40), (255, 255, 255), (225, 225, 225)
 CELL, GAP, LEFT, TOP, LEGEND = 18, 2, 270, 40, 34
 
@@ -40,22 +48,36 @@ def draw(report: Report) -> Image.Image:
     return picture
 
 
-def _rows(report: Report) -> dict[str, dict[int, list[Event]]]:
-    rows: dict[str, dict[int, list[Event]]] = {}
+def _rows(report: Report) -> dict[str, dict[int, list[State]]]:
+    """By label, in order: the states at each step."""
+    rows: dict[str, dict[int, list[State]]] = {}
     for tally in report.tallies:
+        parts = _parts(tally.events)
         for event in tally.events:
-            label = f"{tally.method} · {tally.site} · {event.branch}"
-            rows.setdefault(label, {}).setdefault(event.step, []).append(event)
+            for part in parts.get(event.branch, [""]):
+                state = event.state if part in event.parts or not part else "computed"
+                label = f"{tally.method} · {part or tally.site} · {event.branch}"
+                rows.setdefault(label, {}).setdefault(event.step, []).append(state)
     return dict(sorted(rows.items()))
 
 
-def _cell(pen: ImageDraw.ImageDraw, left: int, top: int, events: list[Event]) -> None:
-    if not events:
+def _parts(events: list[Event]) -> dict[str, list[str]]:
+    """By branch, the parts that were left out at some step."""
+    found: dict[str, list[str]] = {}
+    for event in events:
+        for part in event.parts:
+            if part not in found.setdefault(event.branch, []):
+                found[event.branch].append(part)
+    return found
+
+
+def _cell(pen: ImageDraw.ImageDraw, left: int, top: int, states: list[State]) -> None:
+    if not states:
         pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=RULE)
         return
     start = 0.0
     for state, colour in COLOURS.items():
-        share = sum(event.state == state for event in events) / len(events)
+        share = states.count(state) / len(states)
         if share:
             low, high = top + round(start * CELL), top + round((start + share) * CELL) - 1
             pen.rectangle((left, low, left + CELL - 1, high), fill=colour)

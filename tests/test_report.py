@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from roster import ROSTER, STEPS, off_plans
 
-from accel import Plan, cache, errors
+from accel import Plan, cache, errors, timeline
 from accel.report import ACTIVE, INACTIVE, Report, Tally
 from accel.timeline import COLOURS
 
@@ -101,6 +101,77 @@ def test_the_timeline_shows_the_share_of_the_states(run):
     for state, colour in COLOURS.items():
         area = (pixels == colour).all(-1).sum()
         assert area == pytest.approx(states.count(state) / run.report.samples * 18 * 18)
+
+
+def parted():
+    """A method that leaves out one kind of modules, another, both, or none."""
+    tally = Tally("cache.PAB", site="modules")
+    rows = [("cond", 0), ("uncond", 0)]
+    tally.record(0, rows, "computed")
+    tally.record(1, rows, "reused", {"self", "cross"})
+    tally.record(2, rows, "reused", ["cross"])
+    tally.record(3, rows[:1], "reused", ["self"])
+    return Report("Some", [tally], steps=4, samples=1)
+
+
+def test_the_timeline_has_a_row_for_each_part_that_is_left_out():
+    """Where one part of a site is reused the others are computed."""
+    rows = timeline._rows(parted())
+    blue, peach = "computed", "reused"
+    assert {
+        label: [states for _, (states,) in sorted(cells.items())] for label, cells in rows.items()
+    } == {
+        "cache.PAB · cross · cond": [blue, peach, peach, blue],
+        "cache.PAB · self · cond": [blue, peach, blue, peach],
+        "cache.PAB · cross · uncond": [blue, peach, peach],
+        "cache.PAB · self · uncond": [blue, peach, blue],
+    }
+    picture = np.asarray(parted().timeline())
+    reused = (picture[40:-34] == timeline.COLOURS["reused"]).all(-1).sum()
+    assert reused == 7 * 18 * 18
+
+
+def test_a_method_without_parts_has_its_site_in_the_label(run):
+    labels = list(timeline._rows(run.report))
+    assert "cache.EasyCache · denoiser · cond" in labels
+    assert "guidance.Interval · branches · uncond" in labels
+
+
+def test_the_dictionary_tells_the_parts_and_leaves_events_as_they_are():
+    said = parted().to_dict()
+    assert said["events"]["cache.PAB"][2] == [1, "cond", 0, "reused"]
+    assert said["parts"]["cache.PAB"][0] == [1, "cond", 0, ["cross", "self"]]
+    assert len(said["parts"]["cache.PAB"]) == 5
+    assert json.loads(json.dumps(said)) == said
+    assert Report("Plain", [Tally("a.Method")]).to_dict()["parts"] == {}
+
+
+@pytest.mark.parametrize(
+    ("peak", "planned", "said"),
+    [
+        (0, 0, ""),
+        (3 * 2**20, 0, "; keeps 3.0 MiB"),
+        (2**20, 3 * 2**20, "; keeps 1.0 of 3.0 MiB"),
+        (0, 3 * 2**20, "; would keep 3.0 MiB"),
+        (3 * 2**20, 3 * 2**20, "; keeps 3.0 MiB"),
+    ],
+)
+def test_the_text_says_what_a_method_costs(peak, planned, said):
+    tally = Tally("a.Method", peak=peak, planned=planned, reason=lambda: "because")
+    assert str(Report("One", [tally])).endswith(f"a.Method  INACTIVE  because{said}")
+
+
+def test_a_cache_of_modules_tells_its_cost_after_the_first_step(bench):
+    """Before its histories are full: order 2 keeps three values of each module."""
+    told = []
+    pipe = bench.pipe("flux")
+    run = Plan(cache.TaylorSeer(interval=2, order=2, warmup=1)).attach(pipe)
+    run.trajectory.observers.append(lambda *_: told.append(str(run.report)))
+    bench.call("flux", steps=STEPS)
+    run.detach()
+    planned = run.report.to_dict()["planned_bytes"]["cache.TaylorSeer"] / 2**20
+    assert f"; keeps {planned / 3:.1f} of {planned:.1f} MiB" in told[0]
+    assert told[-1].endswith(f"; keeps {planned:.1f} MiB")
 
 
 @pytest.mark.parametrize("report", [Report("Empty", []), Report("One", [Tally("a.Method")])])
