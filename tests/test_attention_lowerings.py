@@ -1,6 +1,9 @@
 """Compiled patterns and their lowerings: all compute what a dense masked attention computes."""
 
 import math
+import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import BlockSparse, compiled, compiled_by_head
-from accel.attention.lowerings import NAMES, gather, lowered, refusals
+from accel.attention.lowerings import NAMES, gather, lowered, refusals, xformers
 from accel.attention.lowerings.flex import Flex
 from accel.attention.lowerings.gather import Gather
 from accel.attention.lowerings.lowering import by_text
@@ -254,6 +257,30 @@ def test_flex_is_masked_attention(name):
         close(found, attended(*qkv, mask_of(pattern, layout), layout, given_mask))
 
 
+HEADED = Layout(3, 2, 3, 4, text_first=False)
+HALVES = PerHead((Surrounding((1, 2, 2)), CrissCross((1, 1, 2)), Neighbourhood((1, 3, 3))))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_takes_a_table_for_each_head():
+    torch.compiler.reset()
+    groups, cells, kept = by_head(HEADED)
+    blocks = BlockSparse.of_table(HEADED, groups, cells, kept)
+    text_mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool)
+    qkv = inputs(HEADED)
+    found = Flex(blocks, block=8)(*qkv, text_mask=text_mask)
+    close(found, attended(*qkv, kept[:, groups][:, :, cells], HEADED, text_mask))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_takes_a_pattern_for_each_head():
+    torch.compiler.reset()
+    qkv = inputs(HEADED)
+    masks = torch.stack([mask_of(one, HEADED) for one in HALVES.patterns])
+    table = compiled_by_head(HALVES, HEADED)
+    close(lowered("flex", table)(*qkv), attended(*qkv, masks, HEADED))
+
+
 def test_flex_has_more_text_than_a_group_has_queries():
     """Text has no mask, and no row in the table of masks either."""
     layout = Layout(3, 1, 1, 2, text_first=False)
@@ -316,6 +343,57 @@ def test_packed_groups_are_masked_attention(data):
     close(found, attended(*qkv, blocks.mask(), layout, text_mask))
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("xformers") is None, reason="needs CUDA and xformers"
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_xformers_is_masked_attention(padded):
+    """On its device, in half precision as well; what it keeps for the kernel is made once."""
+    text_mask = torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool) if padded else None
+    groups, cells, kept = by_head(HEADED)
+    table = BlockSparse.of_table(HEADED, groups, cells, kept).to("cuda")
+    qkv = inputs(HEADED).cuda()
+    expected = lowered("dense", table)(*qkv, text_mask=text_mask.cuda() if padded else None)
+    lowering = lowered("xformers", table)
+    close(lowering(*qkv, text_mask=text_mask), expected)
+    half = lowering(*qkv.bfloat16(), text_mask=text_mask)
+    assert (half - expected).abs().max() < 0.03
+
+
+def test_the_mask_of_a_packed_batch_is_made_once(monkeypatch):
+    """With a kernel that is not there: it is given each group's queries and keys."""
+    made, given = [], []
+
+    class Diagonal:
+        @staticmethod
+        def from_seqlens(queries, keys, *, device):
+            made.append((queries, keys, str(device)))
+            return made[-1]
+
+    def attend(q, k, v, *, attn_bias, scale):
+        given.append(attn_bias)
+        queries, keys, _ = attn_bias
+        parts = zip(q[0].split(queries), k[0].split(keys), v[0].split(keys), strict=True)
+        heads_first = (tuple(x.transpose(0, 1) for x in part) for part in parts)
+        done = [scaled_dot_product_attention(*part) for part in heads_first]
+        return torch.cat(done, dim=1).transpose(0, 1)[None]
+
+    ops = SimpleNamespace(
+        fmha=SimpleNamespace(attn_bias=SimpleNamespace(BlockDiagonalMask=Diagonal)),
+        memory_efficient_attention=attend,
+    )
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=ops))
+    monkeypatch.setattr(xformers, "refusal", lambda blocks, device: None)
+    layout = Layout(3, 1, 4, 4)
+    blocks, qkv = compiled(Surrounding((1, 2, 2), 0), layout), inputs(layout)
+    lowering = lowered("xformers", blocks)
+    for _ in range(2):
+        close(lowering(*qkv), attended(*qkv, blocks.mask(), layout))
+    lowering(*qkv, text_mask=torch.tensor([[1, 1, 0], [1, 0, 0]], dtype=torch.bool))
+    assert len(made) == 2 and len(given) == 3
+
+
 def test_what_cannot_serve_says_so():
     blocks = compiled(Surrounding((1, 2, 2)), Layout(2, 1, 4, 4))
     found = refusals(blocks, "cpu")
@@ -370,6 +448,41 @@ def test_text_reaches_every_row_and_padding_none(data):
     changed = (lowering(q, k, v, text_mask=text_mask) != before).any(-1)
     assert changed[0].all()
     assert not changed[1].any()
+
+
+TABLES = {"masks": (*FLEX["masks"], compiled), "by head": (HALVES, HEADED, compiled_by_head)}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", TABLES)
+@pytest.mark.parametrize("name", ["dense", "gather", "flex"])
+def test_by_every_lowering_a_key_reaches_whom_the_pattern_says(name, case):
+    """A masked key nobody, a key of the text everybody, a padded one none of its sample."""
+    torch.compiler.reset()
+    pattern, layout, make = TABLES[case]
+    masks = [mask_of(one, layout) for one in getattr(pattern, "patterns", (pattern,) * HEADS)]
+    text_mask = torch.ones(2, layout.text, dtype=torch.bool)
+    text_mask[1, 0] = False
+    q, k, v = inputs(layout)
+    lowering = lowered(name, make(pattern, layout))
+    before = lowering(q, k, v, text_mask=text_mask)
+
+    def reached(token):
+        """Which rows change with a key, ``[B, H, S]``."""
+        keys, values = k.clone(), v.clone()
+        keys[:, :, token] += 3.0
+        values[:, :, token] += 3.0
+        return (lowering(q, keys, values, text_mask=text_mask) != before).any(-1)
+
+    for key in (0, layout.image // 2):
+        found = reached(layout.image_span.start + key)
+        expected = torch.stack([mask[:, key] for mask in masks]).expand(2, -1, -1)
+        assert torch.equal(found[:, :, layout.image_span], expected)
+        assert found[:, :, layout.text_span].all()
+        assert not expected.all()
+    padded = reached(layout.text_span.start)
+    assert padded[0].all() and not padded[1].any()
+    assert reached(layout.text_span.stop - 1).all()
 
 
 def test_samples_with_equal_padding_are_served_together():

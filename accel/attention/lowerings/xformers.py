@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -35,6 +36,13 @@ class Packed:
     keys: Tensor
     query_counts: list[int]
     key_counts: list[int]
+
+    @cached_property
+    def diagonal(self) -> Any:
+        """The kernel's mask: a group's queries attend to its own keys alone. Made once, on them."""
+        xops: Any = import_module("xformers.ops")
+        kind = xops.fmha.attn_bias.BlockDiagonalMask
+        return kind.from_seqlens(self.query_counts, self.key_counts, device=self.keys.device)
 
 
 def packed(blocks: BlockSparse, texts: Sequence[Tensor]) -> Packed:
@@ -107,14 +115,11 @@ class XFormers:
         checked(self.blocks, q, k, v, text_mask)
         plan = self._packed(q.shape[0], text_mask)
         flat = [_flat(x, self.blocks.heads) for x in (q, k, v)]
-        diagonal = xops.fmha.attn_bias.BlockDiagonalMask.from_seqlens(
-            plan.query_counts, plan.key_counts
-        )
         out = xops.memory_efficient_attention(
             flat[0][plan.queries][None],
             flat[1][plan.keys][None],
             flat[2][plan.keys][None],
-            attn_bias=diagonal,
+            attn_bias=plan.diagonal,
             scale=scale,
         )
         return unpacked(out[0], plan, q.shape, self.blocks.heads)
