@@ -69,12 +69,42 @@ class Step:
         index: 0-based, counts from the first evaluation that the run really makes.
         total: Evaluations in the run; ``None`` where a pipeline cuts the schedule unseen.
         position: The same place in the whole schedule (img2img starts in its middle).
+        order: Evaluations that the solver makes for each of its steps (Heun: 2).
     """
 
     index: int
     total: int | None
     position: int
     levels: Levels
+    order: int = 1
+
+    @property
+    def stage(self) -> int:
+        """Which evaluation of its solver's step this is, from 0.
+
+        The stages of a solver are sequences of their own: Heun's corrector looks at another state
+        than its predictor, so what one gave is no answer for the other.
+        """
+        return self.index % self.order
+
+    @property
+    def turn(self) -> int:
+        """The solver's step, from 0: how many evaluations of this stage went before."""
+        return self.index // self.order
+
+    @property
+    def turns(self) -> int | None:
+        """Steps of the solver in the run, the last one maybe of fewer stages; see ``total``."""
+        return None if self.total is None else -(-self.total // self.order)
+
+    @property
+    def closing(self) -> bool:
+        """Whether this is the last evaluation of its stage; of a usual solver: of the run.
+
+        Raises:
+            UnsupportedModel: If the pipeline cuts its schedule unseen.
+        """
+        return self.last or (self.total is not None and self.index + self.order >= self.total)
 
     @property
     def last(self) -> bool:
@@ -219,7 +249,9 @@ class Trajectory:
             self.total = self._count(scheduled)
             if self.begin is None:
                 self.begin = self._skipped(scheduled)
-        return Step(self.index, self.total, (self.begin or 0) + self.index, self.levels)
+        position = (self.begin or 0) + self.index
+        order = int(getattr(self.scheduler, "order", 1))
+        return Step(self.index, self.total, position, self.levels, order)
 
     def _count(self, scheduled: int) -> int | None:
         told = self.truncated(scheduled)

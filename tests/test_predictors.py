@@ -151,18 +151,68 @@ def test_a_taylor_sum_misses_a_parabola_that_newton_meets():
     assert taught(newton_of(2), parabola).predict(15).item() == pytest.approx(225)
 
 
-def test_taylor_follows_the_recursion_of_the_paper_over_uneven_gaps():
-    """D_{j+1} = (D_j − D_j of the compute before) / gap, whatever the gaps."""
-    values = {0: 1.0, 1: 3.0, 5: -2.0, 7: 4.0}
-    before, kept, gap = [], 0, 1
-    for position, value in values.items():
-        gap, kept = position - kept or 1, position
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=7), st.integers(1, 6), st.integers(1, 9))
+def test_taylor_follows_the_recursion_of_the_paper_over_even_gaps(values, gap, ahead):
+    """D_{j+1} = (D_j − D_j of the compute before) / gap."""
+    before = []
+    for value in values:
         row = [value]
         for old in before[:2]:
             row.append((row[-1] - old) / gap)
         before = row
-    expected = sum(d * 2.0**j / math.factorial(j) for j, d in enumerate(before))
-    assert taught(Forecast("taylor", 2).make(), values).predict(9).item() == pytest.approx(expected)
+    expected = sum(d * ahead**j / math.factorial(j) for j, d in enumerate(before))
+    nodes = {gap * k: value for k, value in enumerate(values)}
+    found = taught(Forecast("taylor", 2).make(), nodes).predict(gap * (len(values) - 1) + ahead)
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+@st.composite
+def uneven(draw):
+    """Computed steps with any gaps, newest first, and steps ahead of the newest."""
+    gaps = draw(st.lists(st.integers(1, 9), min_size=4, max_size=6))
+    return [sum(gaps[:k]) for k in range(len(gaps), 0, -1)], draw(st.integers(1, 9))
+
+
+@given(uneven(), st.integers(1, 3), st.integers(0, 1000))
+def test_over_uneven_gaps_the_differences_are_divided_ones(case, order, seed):
+    """f[t_0, …, t_j] = Σ_i f(t_i) / Π_{m≠i} (t_i − t_m), for both series."""
+    nodes, ahead = case
+    numbers = torch.randn(len(nodes), generator=torch.Generator().manual_seed(seed)).tolist()
+    values = dict(zip(reversed(nodes), reversed(numbers), strict=True))
+    bases = {
+        "taylor": lambda j: ahead**j,
+        "hicache": lambda j: 0.5**j * [1, x := 2 * 0.5 * ahead, x**2 - 2, x**3 - 6 * x][j],
+    }
+    for kind, basis in bases.items():
+        expected = 0.0
+        for j in range(order + 1):
+            newest = nodes[: j + 1]
+            for here in newest:
+                others = math.prod(here - node for node in newest if node != here)
+                expected += basis(j) * values[here] / others
+        found = taught(Forecast(kind, order, scale=0.5).make(), values).predict(nodes[0] + ahead)
+        assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@given(uneven(), st.integers(1, 2), st.sampled_from(["taylor", "hicache"]), st.integers(0, 1000))
+def test_no_order_grows_from_uneven_gaps(case, degree, kind, seed):
+    """Of a polynomial the differences above its degree vanish, and its own is its derivative."""
+    nodes, ahead = case
+    generator = torch.Generator().manual_seed(seed)
+    *lower, top = torch.randn(degree + 1, generator=generator, dtype=torch.float64).tolist()
+    values = {
+        t: sum(c * t**k for k, c in enumerate(lower)) + top * t**degree for t in reversed(nodes)
+    }
+
+    def at(order):
+        return taught(Forecast(kind, order).make(), values).predict(nodes[0] + ahead).item()
+
+    for higher in range(degree + 1, 4):
+        assert at(higher) == pytest.approx(at(degree), rel=1e-6, abs=1e-5)
+    x = ahead  # 2σk at σ = 0.5
+    basis = ahead**degree if kind == "taylor" else 0.5**degree * (x if degree == 1 else x**2 - 2)
+    before = values[nodes[0]] if degree == 1 else at(degree - 1)
+    assert at(degree) - before == pytest.approx(top * basis, rel=1e-6, abs=1e-5)
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.floats(0.1, 1.0))

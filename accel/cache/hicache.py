@@ -17,7 +17,8 @@ from accel.cache.predictors import Kind
 class HiCache(Forecasting):
     """TaylorSeer with σ^j H_j(σk) in place of k^j: steadier over long gaps at higher orders.
 
-    At order 1 the slope counts 2σ²-fold (a half at σ = 0.5). It never reads the device.
+    At order 1 the slope counts 2σ²-fold (a half at σ = 0.5). Differences are divided ones, as
+    TaylorSeer's here. It never reads the device.
     """
 
     name: ClassVar[str] = "cache.HiCache"

@@ -160,7 +160,11 @@ def _lagrange(nodes: Sequence[float], at: float) -> list[float]:
 def taylor() -> Weights:
     """Σ_j D_j k^j / j!, the differences taken as derivatives (TaylorSeer, arXiv 2503.06923).
 
-    D_{j+1} is the change of D_j since the compute before, over the gap between the two.
+    D_j is j! times the divided difference of the j + 1 newest values. At even gaps that is the
+    paper's recursion (D_{j+1} is the change of D_j since the compute before, over the gap between
+    the two). Over uneven ones, as after the warm-up, the recursion would give a parabola third
+    differences, and what it takes for a second derivative is none; a divided difference is, of any
+    polynomial of its degree.
     """
     return _series(lambda j, k: k**j)
 
@@ -178,7 +182,7 @@ def _series(basis: Callable[[int, float], float]) -> Weights:
     def weights(positions: Sequence[float], at: float) -> list[float]:
         total = [0.0] * len(positions)
         for j, row in enumerate(_differences(positions)):
-            factor = basis(j, at - positions[0]) / math.factorial(j)
+            factor = basis(j, at - positions[0])
             total = [t + factor * r for t, r in zip(total, row, strict=True)]
         return total
 
@@ -186,13 +190,13 @@ def _series(basis: Callable[[int, float], float]) -> Weights:
 
 
 def _differences(positions: Sequence[float]) -> list[list[float]]:
-    """For each j, the weights of the values in D_j at the newest position."""
+    """For each j, the weights of the values in D_j / j!, the divided difference of the newest."""
     count = len(positions)
     rows = [[float(i == k) for k in range(count)] for i in range(count)]
     newest = [rows[0]]
-    for _ in range(1, count):
+    for j in range(1, count):
         rows = [
-            [(a - b) / (positions[i] - positions[i + 1]) for a, b in zip(new, old, strict=True)]
+            [(a - b) / (positions[i] - positions[i + j]) for a, b in zip(new, old, strict=True)]
             for i, (new, old) in enumerate(pairwise(rows))
         ]
         newest.append(rows[0])
@@ -340,9 +344,9 @@ class Forecast:
         """Where a step lies for this predictor.
 
         `newton` extrapolates in the log-SNR, in which networks change evenly; the others in the
-        number of the step, as their papers do.
+        number of the solver's step, as their papers do.
         """
-        return step.time if self.kind == "newton" else float(step.index)
+        return step.time if self.kind == "newton" else float(step.turn)
 
     def make(self) -> Predictor:
         """A predictor for one row of one stream."""

@@ -18,7 +18,9 @@ class TaylorSeer(Forecasting):
     """Compute every ``interval``-th step, forecast the others from the last ``order + 1``.
 
     The series is exact for features that are linear in the step; predictor ``newton`` is exact
-    for polynomials up to its order. It never reads the device.
+    for polynomials up to its order. Differences are divided ones: where the gaps are even, those
+    of the paper; over the uneven gaps behind the warm-up its recursion would raise them. It never
+    reads the device.
     """
 
     name: ClassVar[str] = "cache.TaylorSeer"
