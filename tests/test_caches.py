@@ -23,6 +23,7 @@ class At:
 
     def __init__(self, index, total=100):
         self.index, self.total, self.last = index, total, index == total - 1
+        self.turn, self.turns, self.closing = index, total, self.last
         self.timestep = 999 - 20 * index
 
 
@@ -113,8 +114,9 @@ def test_a_new_leader_is_measured_afresh():
 
     def asked(index, *branches):
         rows = [SimpleNamespace(sample=0, branch=branch) for branch in branches]
-        step = SimpleNamespace(index=index)
-        return SimpleNamespace(rows=rows, step=step, denoiser=SimpleNamespace(name="transformer"))
+        step = SimpleNamespace(index=index, stage=0)
+        denoiser = SimpleNamespace(name="transformer")
+        return SimpleNamespace(rows=rows, step=step, denoiser=denoiser, arguments={})
 
     decisions = Decisions(ProbeChange, lambda: None)
     first = asked(0, "uncond", "cond")
@@ -160,6 +162,12 @@ def test_nan_latents_are_computed_not_reused(bench, method):
 
 def answers(bench, name, plan, **call):
     """What the pipeline gets from its network, call by call, with its inputs, and when."""
+    seen, times, _ = followed(bench, name, plan, **call)
+    return seen, times
+
+
+def followed(bench, name, plan, **call):
+    """The same, and the run."""
     pipe = bench.pipe(name)
     seen, times = [], []
 
@@ -177,7 +185,7 @@ def answers(bench, name, plan, **call):
     bench.call(name, **call)
     undo()
     run.detach()
-    return seen, times
+    return seen, times, run
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "flux_schnell", "zimage", "cogvideox"])

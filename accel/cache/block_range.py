@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from accel.cache.decisions import Decisions
+from accel.cache.decisions import Decisions, Slot
 from accel.cache.predictors import Forecast, Predictor
 from accel.errors import UnsupportedModel
 from accel.seams.blocks import crosses_long_skips
-from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
+from accel.seams.denoisers import Call, Inner, Result, stack_rows
 from accel.seams.rows import index_rows, scatter
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ class Pass:
 class BlockRangeCache:
     """Skips ranges of blocks; one for all denoisers of a pipeline.
 
-    State is one predictor for each denoiser, sample, branch, range and stream. Reads the device
-    once a step if its indicator measures anything.
+    State is one predictor for each denoiser, sample, branch, stage of the solver, range and
+    stream. Reads the device once a step if its indicator measures anything.
 
     Args:
         tally: Where it says what it did.
@@ -180,13 +180,14 @@ class BlockRangeCache:
         self._forecast = forecast
         self._entry = entry
         self._told = told
-        self._kept: dict[tuple[str, Row, int, Stream], Predictor] = {}
+        self._kept: dict[Slot, dict[tuple[int, Stream], Predictor]] = {}
         self._pass: Pass | None = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline."""
         site.tally.memory = self._memory
         yield site.on_start(self.reset)
+        yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
             blocks = site.blocks(denoiser)
             spans = self._spans[denoiser.name] = self._make_spans(len(blocks))
@@ -200,7 +201,7 @@ class BlockRangeCache:
                 yield block.wrap(partial(self._block, block))
 
     def _memory(self) -> int:
-        kept = sum(kept.bytes for kept in self._kept.values())
+        kept = sum(one.bytes for kept in self._kept.values() for one in kept.values())
         return kept + self.decisions.bytes
 
     def reset(self) -> None:
@@ -332,6 +333,9 @@ class BlockRangeCache:
 
     def _learn(self, passed: Pass) -> None:
         call = passed.call
+        for row in (call.rows[index] for index in passed.computed):
+            if row.branch not in self.decisions.sample(call, row.sample).learned:
+                self._kept.pop(Slot.of(call, row), None)
         for number, total in enumerate(passed.totals if passed.computed else ()):
             gains = total.total()
             for stream, value in gains.items():
@@ -351,26 +355,25 @@ class BlockRangeCache:
             state = self.decisions.sample(call, call.rows[index].sample)
             if state.leads(call.rows[index]):
                 picture = [value[place] for (name, _), value in gains.items() if name == "hidden"]
-                told(state.indicator, call.step.index, picture)
+                told(state.indicator, call.step.turn, picture)
 
     def _update(
         self, call: Call, rows: list[int], which: tuple[int, Stream], value: Tensor
     ) -> None:
         position = self._forecast.position(call.step)
         for place, index in enumerate(rows):
-            key = (call.denoiser.name, call.rows[index], *which)
-            self._kept.setdefault(key, self._forecast.make()).update(position, value[place])
+            kept = self._kept.setdefault(Slot.of(call, call.rows[index]), {})
+            kept.setdefault(which, self._forecast.make()).update(position, value[place])
 
     def _predict(self, passed: Pass, chosen: int) -> dict[Stream, Tensor]:
-        call, name = passed.call, passed.call.denoiser.name
+        call = passed.call
         rows = [call.rows[index] for index in passed.skipped]
-        streams = [key[3] for key in self._kept if key[:3] == (name, rows[0], chosen)]
+        kept = [self._kept[Slot.of(call, row)] for row in rows]
+        streams = [stream for number, stream in kept[0] if number == chosen]
         self._tally.record(call.step.index, rows, self._forecast.state)
         position = self._forecast.position(call.step)
         return {
-            stream: stack_rows(
-                [self._kept[name, row, chosen, stream].predict(position) for row in rows]
-            )
+            stream: stack_rows([one[chosen, stream].predict(position) for one in kept])
             for stream in streams
         }
 

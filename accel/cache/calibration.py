@@ -141,7 +141,7 @@ class Sizes(BlockRecorder):
             told=Residual.added,
         )
         yield from cache.attach(site)
-        yield site.on_step(lambda step, _: self._saw(step.index))
+        yield site.on_step(lambda step, _: self._saw(step.turn))
 
     def _saw(self, index: int) -> None:
         self._total = max(self._total, index + 1)

@@ -1,7 +1,11 @@
 """One decision a sample and step, shared by all its branches, whatever the guidance layout.
 
 The unit of decision is a sample with all its branches: the first call of a step that holds the
-sample decides, by its ``cond`` row where there is one; the others follow.
+sample decides, by its ``cond`` row where there is one; the others follow. Where a solver evaluates
+more than once a step, each of its evaluations (`Step.stage`) has decisions and state of its own.
+
+What is kept is valid for the conditions that it was computed under (`accel.cache.conditions`).
+Where they have changed, the sample is computed, and what was kept of it counts for nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
+from accel.cache.conditions import Conditions, Watch
 from accel.cache.policies import Guarded
 from accel.seams.denoisers import Call, Row
 from accel.trajectory import Step
@@ -28,6 +33,25 @@ class Sized(Protocol):
         ...
 
 
+class Slot(NamedTuple):
+    """Whose state something is.
+
+    Attributes:
+        denoiser: The network.
+        stage: Which evaluation of its step the solver makes.
+        row: Branch and sample.
+    """
+
+    denoiser: str
+    stage: int
+    row: Row
+
+    @classmethod
+    def of(cls, call: Call, row: Row) -> Slot:
+        """The slot of a row of a call."""
+        return cls(call.denoiser.name, call.step.stage, row)
+
+
 Measure = TypeVar("Measure", bound=Sized)
 
 
@@ -41,7 +65,10 @@ class Sample(Generic[Measure]):
         leader: The branch that the latest decision was made by.
         decided: The step of the latest decision.
         compute: The latest decision.
-        learned: By branch, the step at which its kept state was computed.
+        learned: By branch, the step at which its kept state was computed. A branch that is not
+            in it has none that is valid.
+        told: By branch, the conditions of its latest call.
+        void: Whether they have changed, so that the next decision is to compute.
     """
 
     indicator: Measure
@@ -50,6 +77,8 @@ class Sample(Generic[Measure]):
     decided: int = -1
     compute: bool = True
     learned: dict[str, int] = field(default_factory=dict)
+    told: dict[str, Conditions] = field(default_factory=dict)
+    void: bool = False
 
     def must_compute(self, branch: str) -> bool:
         """Whether a branch has to be computed: by decision, or because its state is too old."""
@@ -62,12 +91,25 @@ class Sample(Generic[Measure]):
 
 
 class Decisions(Generic[Measure]):
-    """The samples of a run, by denoiser."""
+    """The samples of a run, by denoiser.
 
-    def __init__(self, indicator: Callable[[], Measure], policy: Callable[[], Guarded]) -> None:
+    Args:
+        indicator: Makes the indicator of a sample.
+        policy: Makes its policy.
+        conditions: Reads the conditions of calls; one of its own where it is not shared. Whoever
+            owns the decisions attaches it.
+    """
+
+    def __init__(
+        self,
+        indicator: Callable[[], Measure],
+        policy: Callable[[], Guarded],
+        conditions: Watch | None = None,
+    ) -> None:
         self._indicator = indicator
         self._policy = policy
-        self._samples: dict[tuple[str, int], Sample[Measure]] = {}
+        self.conditions = conditions or Watch()
+        self._samples: dict[tuple[str, int, int], Sample[Measure]] = {}
         self.lowest = math.inf
         self.eligible = 0
 
@@ -82,22 +124,41 @@ class Decisions(Generic[Measure]):
         return sum(sample.indicator.bytes for sample in self._samples.values())
 
     def sample(self, call: Call, sample: int) -> Sample[Measure]:
-        """What is decided about a sample at a call's denoiser."""
-        key = (call.denoiser.name, sample)
+        """What is decided about a sample at a call's denoiser and stage."""
+        key = (call.denoiser.name, call.step.stage, sample)
         if key not in self._samples:
             self._samples[key] = Sample(self._indicator(), self._policy())
         return self._samples[key]
 
     def leaders(self, call: Call) -> dict[int, int]:
-        """Row of the leading branch, for each sample that this step has not decided about yet."""
+        """Row of the leading branch, for each sample that this step has not decided about yet.
+
+        To be asked at every call, before `decide`.
+        """
         rows: dict[int, int] = {}
         for index, row in enumerate(call.rows):
+            self._tell(call, row)
             undecided = self.sample(call, row.sample).decided != call.step.index
             if undecided and (row.sample not in rows or row.branch == "cond"):
                 rows[row.sample] = index
         for number, index in rows.items():
             self._lead(self.sample(call, number), call.rows[index].branch)
         return rows
+
+    def _tell(self, call: Call, row: Row) -> None:
+        """Let a branch hear its conditions: if they are others, what it kept is void.
+
+        Where the step is not decided yet, that of all branches is, so that they go on together.
+        """
+        sample, now = self.sample(call, row.sample), self.conditions.of(call)
+        if sample.told.setdefault(row.branch, now) == now:
+            return
+        sample.told[row.branch] = now
+        if sample.decided == call.step.index:
+            sample.learned.pop(row.branch, None)
+        else:
+            sample.learned.clear()
+            sample.void, sample.leader = True, ""
 
     def _lead(self, sample: Sample[Measure], branch: str) -> None:
         """Let a branch lead. A new leader is measured afresh: branches are not comparable."""
@@ -109,13 +170,16 @@ class Decisions(Generic[Measure]):
         numbers = _read(values)
         for sample, value in numbers.items():
             state = self.sample(call, sample)
+            state.decided = call.step.index
+            if state.void:
+                state.policy.force(call.step)
+                state.compute, state.void = True, False
+                continue
             self._watch(call.step, state.policy, value)
             state.compute = state.policy.compute(call.step, value)
-            state.decided = call.step.index
 
     def _watch(self, step: Step, policy: Guarded, value: float | None) -> None:
-        guarded = step.index < policy.warmup or (policy.last and step.last)
-        if value is not None and not guarded:
+        if value is not None and not policy.guards(step):
             self.eligible += 1
             self.lowest = min(self.lowest, value)
 

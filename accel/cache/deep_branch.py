@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from accel.cache.decisions import Decisions
+from accel.cache.decisions import Decisions, Slot
 from accel.cache.predictors import Forecast, Predictor
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class DeepBranchCache:
     """Runs the shallow part of a UNet behind a predicted feature.
 
-    State is one predictor for each denoiser, sample and branch, all frames of a row together.
+    State is one predictor for each denoiser, sample, branch and stage of the solver, all frames of
+    a row together.
     Rows that differ are two calls of the network. Reads the device once a step if its indicator
     measures anything.
 
@@ -46,7 +47,7 @@ class DeepBranchCache:
         self._branch = branch
         self._forecast = forecast
         self._cuts: dict[str, DeepBranch] = {}
-        self._kept: dict[tuple[str, Row], tuple[torch.Size, Predictor]] = {}
+        self._kept: dict[Slot, tuple[torch.Size, Predictor]] = {}
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline.
@@ -59,6 +60,7 @@ class DeepBranchCache:
         }
         site.tally.memory = self._memory
         yield site.on_start(self.reset)
+        yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
             yield from self._cuts[denoiser.name].attach()
@@ -92,7 +94,7 @@ class DeepBranchCache:
 
     def _must_compute(self, call: Call, index: int) -> bool:
         row = call.rows[index]
-        shape, _ = self._kept.get((call.denoiser.name, row), (None, None))
+        shape, _ = self._kept.get(Slot.of(call, row), (None, None))
         if shape != call.sample[index].shape:  # nothing is kept, or that of another resolution
             return True
         return self.decisions.sample(call, row.sample).must_compute(row.branch)
@@ -116,20 +118,22 @@ class DeepBranchCache:
             if state.leads(row):
                 state.indicator.learn(*matching(x, y))
             if feature is not None:
-                state.learned[row.branch] = call.step.index
                 self._keep(call, row, x.shape, feature[index])
+                state.learned[row.branch] = call.step.index
         self._tally.record(call.step.index, call.rows, "computed")
         return result
 
     def _keep(self, call: Call, row: Row, shape: torch.Size, feature: torch.Tensor) -> None:
-        key = (call.denoiser.name, row)
-        if key not in self._kept or self._kept[key][0] != shape:
-            self._kept[key] = (shape, self._forecast.make())
-        self._kept[key][1].update(self._forecast.position(call.step), feature)
+        slot, valid = Slot.of(call, row), self.decisions.sample(call, row.sample).learned
+        if row.branch not in valid or slot not in self._kept or self._kept[slot][0] != shape:
+            self._kept[slot] = (shape, self._forecast.make())
+        self._kept[slot][1].update(self._forecast.position(call.step), feature)
 
     def _shallow(self, call: Call, inner: Inner) -> Result:
         name, position = call.denoiser.name, self._forecast.position(call.step)
-        feature = stack_rows([self._kept[name, row][1].predict(position) for row in call.rows])
+        feature = stack_rows(
+            [self._kept[Slot.of(call, row)][1].predict(position) for row in call.rows]
+        )
         result = self._cuts[name].shallow(feature, lambda: inner(call))
         self._tally.record(call.step.index, call.rows, self._forecast.state)
         return Result(result.value, (False,) * len(call.rows), result.native)

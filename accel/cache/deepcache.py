@@ -99,7 +99,7 @@ class DeepCache(StaticCache):
 
 @dataclass
 class Clustered:
-    """Compute ceil(total / interval) steps, densest around a centre.
+    """Compute ceil(turns / interval) steps of the solver, densest around a centre.
 
     Attributes:
         interval: Mean gap between computed steps.
@@ -118,16 +118,16 @@ class Clustered:
         Raises:
             UnsupportedModel: If the pipeline cuts its schedule unseen.
         """
-        if step.total is None:
+        if step.turns is None:
             raise UnsupportedModel(
                 "This pipeline cuts its schedule where no public call shows it, so a non-uniform "
                 "schedule has no length: use schedule='uniform'."
             )
-        if step.total not in self._steps:
-            self._steps[step.total] = frozenset(
-                clustered(step.total, self.interval, self.centre, self.power)
+        if step.turns not in self._steps:
+            self._steps[step.turns] = frozenset(
+                clustered(step.turns, self.interval, self.centre, self.power)
             )
-        return step.index in self._steps[step.total]
+        return step.turn in self._steps[step.turns]
 
     def computed(self, step: Step) -> None:
         """Nothing is kept."""

@@ -6,7 +6,7 @@ section 3. Without a curve γ is measured in the run itself, which the paper doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,7 +50,8 @@ class MagCache(AdaptiveCache):
         default=0.2,
         ge=0.0,
         le=1.0,
-        description="share of the steps, at the start, that is always computed",
+        description="share of the steps, at the start, that is always computed; of two experts "
+        "(Wan 2.2), of the steps of each",
     )
     curve: tuple[PositiveFloat, ...] = Field(
         default=(),
@@ -69,9 +70,10 @@ class MagCache(AdaptiveCache):
         from accel.cache.indicators import Magnitudes, Unmeasured
 
         yield site.claim("blocks")
+        part = parts(site)
         decisions: Decisions[Any] = Decisions(
             Unmeasured if self.curve else Magnitudes,
-            lambda: self.guarded(Magnitude(self.threshold, self.share, self.curve)),
+            lambda: self.guarded(Magnitude(self.threshold, self.share, self.curve, part)),
         )
         site.tally.reason = self._why_idle
         cache = BlockRangeCache(
@@ -99,11 +101,14 @@ class Magnitude:
         threshold: Of the sum of |1 − γ_1 ⋯ γ_k| over the skipped steps.
         share: Of the steps, at the start, that is always computed.
         curve: γ by step; empty: it is what the indicator measures.
+        part: From a step to the part of the run that the share is of, in steps of the solver: that
+            of the network that serves it. The whole run where there is one network.
     """
 
     threshold: float
     share: float
     curve: Sequence[float] = ()
+    part: Callable[[Step], range] = lambda step: range(_known(step.turns))
     ratio: float = 1.0
     error: float = 0.0
     begun: bool = False
@@ -111,7 +116,7 @@ class Magnitude:
     def due(self, step: Step, value: float | None) -> bool:
         """Whether the error, with this step skipped too, is above the threshold."""
         gamma = self._gamma(step) if self.curve else value
-        if gamma is None or not self.begun or (self.share and step.index < self._forced(step)):
+        if gamma is None or not self.begun or (self.share and self._forced(step)):
             return True
         self.ratio *= gamma
         self.error += abs(1.0 - self.ratio)
@@ -122,10 +127,32 @@ class Magnitude:
         self.ratio, self.error, self.begun = 1.0, 0.0, True
 
     def _gamma(self, step: Step) -> float:
-        return resampled(self.curve, step.index, _total(step))
+        return resampled(self.curve, step.turn, _known(step.turns))
 
-    def _forced(self, step: Step) -> int:
-        return int(self.share * _total(step) + 0.5)
+    def _forced(self, step: Step) -> bool:
+        """Whether a step is in the share at the start, in steps of the solver of its expert."""
+        own = self.part(step)
+        return step.turn - own.start < int(self.share * len(own) + 0.5)
+
+
+def parts(site: Site) -> Callable[[Step], range]:
+    """From a step to the steps of the solver that the same network serves (Wan 2.2: two experts).
+
+    Such a pipeline gives timesteps from ``boundary_ratio`` of the training steps on to its first
+    network, those below to its second.
+    """
+    ratio = site.pipe.config.get("boundary_ratio")
+    if ratio is None or len(site.denoisers) < 2:
+        return lambda step: range(_known(step.turns))
+    boundary = ratio * site.pipe.scheduler.config.num_train_timesteps
+
+    def part(step: Step) -> range:
+        begin, count = step.position - step.index, _known(step.turns)
+        places = [begin + turn * step.order for turn in range(count)]
+        first = sum(step.levels.timesteps[place] >= boundary for place in places)
+        return range(first) if step.timestep >= boundary else range(first, count)
+
+    return part
 
 
 def resampled(curve: Sequence[float], index: int, total: int) -> float:
@@ -135,10 +162,10 @@ def resampled(curve: Sequence[float], index: int, total: int) -> float:
     return curve[round(index * (len(curve) - 1) / (total - 1))]
 
 
-def _total(step: Step) -> int:
-    if step.total is None:
+def _known(turns: int | None) -> int:
+    if turns is None:
         raise UnsupportedModel(
             "cache.MagCache counts in shares of the run, and this pipeline cuts its schedule where "
             "no public call shows it. Set share=0 and give no curve, or use cache.FirstBlock."
         )
-    return step.total
+    return turns

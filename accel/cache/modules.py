@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from accel.cache.conditions import Watch
 from accel.cache.decisions import Decisions
 from accel.cache.indicators import Unmeasured, relative_l1
 from accel.cache.policies import Every, Guarded
@@ -36,12 +37,14 @@ class Place(NamedTuple):
 
     Attributes:
         denoiser: The network.
+        stage: Which evaluation of its step the solver makes.
         module: The module's index.
         turn: How many calls the module had before in the same pass.
         shape: Shapes of what one row gave it: texts may be padded to their neighbours' length.
     """
 
     denoiser: str
+    stage: int
     module: int
     turn: int
     shape: tuple[Hashable, ...]
@@ -69,8 +72,8 @@ class Pass:
 class ModuleCache:
     """Answers for modules from what they gave before; one for all denoisers of a pipeline.
 
-    State is one predictor for each denoiser, sample, branch, module and output. It never reads
-    the device (but for predictor ``dmd``).
+    State is one predictor for each denoiser, sample, branch, stage of the solver, module and
+    output. It never reads the device (but for predictor ``dmd``).
 
     Args:
         tally: Where it says what it did.
@@ -98,6 +101,7 @@ class ModuleCache:
         self._policy = policy
         self._forecast = forecast
         self._limit = limit
+        self._conditions = Watch()
         self._decisions: dict[Hashable, Decisions[Unmeasured]] = {}
         self._kept: dict[Place, dict[Row, list[Predictor]]] = {}
         self._forms: dict[Place, Form] = {}
@@ -113,14 +117,14 @@ class ModuleCache:
         site.tally.memory = self._bytes
         site.tally.reason = self._why_idle
         yield site.on_start(self.reset)
+        yield from self._conditions.attach(site)
         for denoiser in site.denoisers:
             grouped = [(module, self._group(module)) for module in find_modules(denoiser)]
             modules = {module: group for module, group in grouped if group is not None}
             self.groups[denoiser.name] = tuple(dict.fromkeys(modules.values()))
             for group in self.groups[denoiser.name]:
-                self._decisions.setdefault(
-                    group, Decisions(Unmeasured, partial(self._policy, group))
-                )
+                policy = partial(self._policy, group)
+                self._decisions.setdefault(group, Decisions(Unmeasured, policy, self._conditions))
             yield site.around(denoiser, self)
             for module, group in modules.items():
                 yield module.wrap(partial(self._module, module, group))
@@ -205,6 +209,11 @@ class ModuleCache:
         self._update(place, module, passed.call, returned)
         return returned
 
+    def _valid(self, module: Module, call: Call, row: Row) -> bool:
+        """Whether what is kept of a row goes on, or begins anew with what it is computing."""
+        state = self._decisions[self._group(module)].sample(call, row.sample)
+        return row.branch in state.learned
+
     def _place(
         self, module: Module, passed: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Place:
@@ -212,7 +221,8 @@ class ModuleCache:
         passed.turns[module.index] = turn + 1
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         shape = (len(given[0]) // len(passed.call.rows), *(tuple(x.shape[1:]) for x in given))
-        return Place(passed.call.denoiser.name, module.index, turn, shape)
+        call = passed.call
+        return Place(call.denoiser.name, call.step.stage, module.index, turn, shape)
 
     def _update(self, place: Place, module: Module, call: Call, returned: Any) -> None:
         form = self._forms[place] = Form.of(module, returned)
@@ -221,8 +231,9 @@ class ModuleCache:
         kept = self._kept.setdefault(place, {})
         for index, row in enumerate(call.rows):
             if row not in kept:
-                kept[row] = [self._forecast.make() for _ in values]
                 self._plan(value[index] for value in values)
+            if row not in kept or not self._valid(module, call, row):
+                kept[row] = [self._forecast.make() for _ in values]
             if not self._over:
                 for predictor, value in zip(kept[row], values, strict=True):
                     predictor.update(position, value[index])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from accel.cache.decisions import Decisions
+from accel.cache.decisions import Decisions, Slot
 from accel.cache.predictors import Forecast, Predictor
-from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
+from accel.seams.denoisers import Call, Inner, Result, stack_rows
 from accel.seams.rows import scatter
 from accel.seams.spaces import matching
 
@@ -37,7 +37,8 @@ class NetworkCache:
     With predictor ``reuse`` the kept quantity is v − x, so that the answer follows the present
     input (EasyCache, section 3); with ``newton`` it is v, as a polynomial in `Step.time`.
 
-    State is one predictor for each denoiser, sample and branch. Reads the device once a step.
+    State is one predictor for each denoiser, sample, branch and stage of the solver. Reads the
+    device once a step if its indicator measures anything.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class NetworkCache:
         self._tally = tally
         self._follow = forecast.kind == "reuse"
         self._forecast = forecast
-        self._kept: dict[tuple[str, Row], Predictor] = {}
+        self._kept: dict[Slot, Predictor] = {}
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser of a pipeline."""
         site.tally.memory = self._memory
         yield site.on_start(self.reset)
+        yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
 
@@ -105,9 +107,11 @@ class NetworkCache:
             sample = self.decisions.sample(call, row.sample)
             if sample.leads(row):
                 sample.indicator.learn(*matching(x, y))
+            slot = Slot.of(call, row)
+            if row.branch not in sample.learned:
+                self._kept[slot] = self._forecast.make()
             sample.learned[row.branch] = call.step.index
-            kept = self._kept.setdefault((call.denoiser.name, row), self._forecast.make())
-            kept.update(
+            self._kept[slot].update(
                 self._forecast.position(call.step), _minus_input(y, x) if self._follow else y
             )
         self._tally.record(call.step.index, call.rows, "computed")
@@ -115,7 +119,7 @@ class NetworkCache:
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
         answers, position = [], self._forecast.position(call.step)
         for index in rows:
-            kept = self._kept[call.denoiser.name, call.rows[index]]
+            kept = self._kept[Slot.of(call, call.rows[index])]
             value = kept.predict(position)
             if self._follow:
                 value = _plus_input(value, call.sample[index])

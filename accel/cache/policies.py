@@ -71,23 +71,26 @@ class Accumulated:
 
 @dataclass
 class Every:
-    """Compute when ``interval`` steps have gone since the last compute (FORA, DeepCache)."""
+    """Compute when ``interval`` steps have gone since the last compute (FORA, DeepCache).
+
+    The steps are the solver's: where it evaluates twice a step, it skips both or none.
+    """
 
     interval: int
     newest: int | None = None
 
     def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
         """Whether the interval is over."""
-        return self.newest is None or step.index - self.newest >= self.interval
+        return self.newest is None or step.turn - self.newest >= self.interval
 
     def computed(self, step: Step) -> None:
         """Begin a new interval."""
-        self.newest = step.index
+        self.newest = step.turn
 
 
 @dataclass
 class Listed:
-    """Compute at listed steps, counted from 0.
+    """Compute at listed evaluations, counted from 0.
 
     Attributes:
         steps: The steps.
@@ -120,7 +123,8 @@ class Listed:
 class Within:
     """Inside a range of timesteps compute every ``interval``-th step, outside it all of them.
 
-    Pyramid Attention Broadcast's rule: the step counts from 0, and both ends are exclusive.
+    Pyramid Attention Broadcast's rule: the solver's steps count from 0, and both ends are
+    exclusive.
 
     Attributes:
         interval: Steps that share one compute.
@@ -135,7 +139,7 @@ class Within:
     def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
         """Whether the step is outside the range, or has its turn."""
         inside = self.low < step.timestep < self.high
-        return not inside or step.index % self.interval == 0
+        return not inside or step.turn % self.interval == 0
 
     def computed(self, step: Step) -> None:
         """Nothing is kept."""
@@ -180,12 +184,23 @@ class Guarded:
     def compute(self, step: Step, value: float | None) -> bool:
         """Whether to compute at this step. An indicator that is NaN computes."""
         value = value if known(value) else None
-        needed = self.rule.due(step, value)
-        needed = needed or step.index < self.warmup or (self.last and step.last)
+        needed = self.rule.due(step, value) or self.guards(step)
         needed = needed or 0 < self.max_skips <= self.skips or 0 < self.budget <= self.skipped
-        self.skips = 0 if needed else self.skips + 1
         if needed:
-            self.rule.computed(step)
+            self._computed(step)
         else:
-            self.skipped += 1
+            self.skips, self.skipped = self.skips + 1, self.skipped + 1
         return needed
+
+    def guards(self, step: Step) -> bool:
+        """Whether a step is computed for its place in the run alone, in steps of the solver."""
+        return step.turn < self.warmup or (self.last and step.closing)
+
+    def force(self, step: Step) -> None:
+        """The step is computed, because what was kept is not valid any more."""
+        self.rule.due(step, None)
+        self._computed(step)
+
+    def _computed(self, step: Step) -> None:
+        self.skips = 0
+        self.rule.computed(step)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from accel.cache.conditions import Conditions, Watch
 from accel.cache.predictors import History, Keep
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
@@ -87,7 +88,8 @@ class Sample:
         track: Decides and predicts.
         step: The step of the latest decision.
         skip: The latest decision.
-        asked: Branches that the pipeline asked for at this step, with their network.
+        asked: Branches that the pipeline asked for at this step, with their network and the
+            conditions that it was called under.
         computed: Whether one of them was computed at this step.
         before: ``asked`` of the latest step that was learned.
     """
@@ -95,9 +97,9 @@ class Sample:
     track: Track
     step: int = -1
     skip: bool = False
-    asked: set[tuple[str, str]] = field(default_factory=set)
+    asked: set[tuple[str, str, Conditions]] = field(default_factory=set)
     computed: bool = False
-    before: frozenset[tuple[str, str]] = frozenset()
+    before: frozenset[tuple[str, str, Conditions]] = frozenset()
 
 
 class SolverCache:
@@ -117,6 +119,7 @@ class SolverCache:
         self._solver = solver
         self._track = track
         self._keep = keep
+        self._conditions = Watch()
         self._samples: dict[int, Sample] = {}
         self._kept: dict[tuple[str, Row], History] = {}
 
@@ -124,6 +127,7 @@ class SolverCache:
         """Put it around every denoiser and in front of ``scheduler.step``."""
         site.tally.memory = self._memory
         yield site.on_start(self.reset)
+        yield from self._conditions.attach(site)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self.answer)
         yield site.edit_step(self.edit)
@@ -147,7 +151,7 @@ class SolverCache:
         computed = call.where(lambda row: not self._answers(call, row))
         for index, row in enumerate(call.rows):
             sample = self._samples[row.sample]
-            sample.asked.add((call.denoiser.name, row.branch))
+            sample.asked.add(self._asked(call, row))
             sample.computed |= index in computed
         skipped = [index for index in range(len(call.rows)) if index not in computed]
         if not skipped:
@@ -183,9 +187,11 @@ class SolverCache:
 
     def _current(self, call: Call, row: Row) -> bool:
         """Whether the row's answer to the latest step that the sample computed is kept."""
-        key = (call.denoiser.name, row.branch)
         kept = (call.denoiser.name, row) in self._kept
-        return kept and key in self._samples[row.sample].before
+        return kept and self._asked(call, row) in self._samples[row.sample].before
+
+    def _asked(self, call: Call, row: Row) -> tuple[str, str, Conditions]:
+        return call.denoiser.name, row.branch, self._conditions.of(call)
 
     def _learn(self, call: Call, result: Result) -> None:
         for index, row in enumerate(call.rows):

@@ -8,7 +8,7 @@ builder here trains nothing: it measures.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -60,11 +60,9 @@ class Table(Cache, Limited):
 
     @model_validator(mode="after")
     def _is_even(self) -> Self:
-        widths = sorted({len(line) for line in self.steps})
-        if len(widths) > 1:
-            raise ValueError(f"the lines of a table are of one length, not of {widths}")
-        if self.by == "kind" and widths not in ([], [4]):
-            raise ValueError("a table by kind has 4 characters a line: self, cross, temporal, mlp")
+        problem = unfit(self.steps, self.by)
+        if problem:
+            raise ValueError(problem)
         return self
 
     @classmethod
@@ -86,41 +84,54 @@ class Table(Cache, Limited):
         from accel.cache.modules import ModuleCache
 
         yield site.claim("blocks")
-        columns = {denoiser: self._columns(denoiser) for denoiser in site.denoisers}
-        skipped = {
-            column
-            for column in range(len(self.steps[0]))
-            if any(line[column] == "0" for line in self.steps)
-        }
-
-        def group(module: Module) -> int | None:
-            column = columns[module.denoiser][column_of(module, self.by)]
-            return column if column in skipped else None
-
         cache = ModuleCache(
             site.tally,
-            group,
-            lambda column: self.guarded(self._rule(column)),
+            grouping(site, self.steps, self.by),
+            lambda column: self.guarded(Column.of(self.steps, column, self.stretch)),
             self.forecast,
             self.memory_limit,
         )
         yield from cache.attach(site)
 
-    def _columns(self, denoiser: Denoiser) -> dict[Hashable, int]:
-        """Place of each column in a line."""
-        names = columns_of(denoiser, self.by)
-        width = len(self.steps[0])
-        if len(names) != width:
-            raise UnsupportedModel(
-                f"The table has {width} characters a line, but {type(denoiser.core).__name__} has "
-                f"{len(names)} (by {self.by}): it does not fit. Build a table for this network "
-                "with accel.cache.table.build."
-            )
-        return {name: index for index, name in enumerate(names)}
 
-    def _rule(self, column: Any) -> Column:
-        computed = tuple(i for i, line in enumerate(self.steps) if line[column] == "1")
-        return Column(Listed(computed, len(self.steps)), self.stretch)
+def unfit(lines: Sequence[str], by: By) -> str | None:
+    """Why some lines are no table, or ``None``."""
+    widths = sorted({len(line) for line in lines})
+    if len(widths) > 1:
+        return f"the lines of a table are of one length, not of {widths}"
+    if by == "kind" and widths not in ([], [4]):
+        return "a table by kind has 4 characters a line: self, cross, temporal, mlp"
+    return None
+
+
+def grouping(site: Site, lines: Sequence[str], by: By) -> Callable[[Module], int | None]:
+    """From a module to its place in the lines; ``None`` where it is always computed.
+
+    Raises:
+        UnsupportedModel: For a network with another number of columns.
+    """
+    columns = {denoiser: _places(denoiser, len(lines[0]), by) for denoiser in site.denoisers}
+    skipped = {
+        column for column in range(len(lines[0])) if any(line[column] == "0" for line in lines)
+    }
+
+    def group(module: Module) -> int | None:
+        column = columns[module.denoiser][column_of(module, by)]
+        return column if column in skipped else None
+
+    return group
+
+
+def _places(denoiser: Denoiser, width: int, by: By) -> dict[Hashable, int]:
+    """Place of each column in a line."""
+    names = columns_of(denoiser, by)
+    if len(names) != width:
+        raise UnsupportedModel(
+            f"The table has {width} characters a line, but {type(denoiser.core).__name__} has "
+            f"{len(names)} (by {by}): it does not fit. Build a table for this network "
+            "with accel.cache.table.build."
+        )
+    return {name: index for index, name in enumerate(names)}
 
 
 class Column:
@@ -130,15 +141,28 @@ class Column:
         self._listed = listed
         self._stretch = stretch
 
+    @classmethod
+    def of(cls, lines: Sequence[str], column: Any, stretch: bool) -> Self:
+        """The rule of a column of some lines."""
+        computed = tuple(i for i, line in enumerate(lines) if line[column] == "1")
+        return cls(Listed(computed, len(lines), "The table"), stretch)
+
     def due(self, step: Step, value: float | None) -> bool:
         """Whether the table says so.
 
         Raises:
-            UnsupportedModel: If the run has another number of steps, and is not to be stretched.
+            UnsupportedModel: If the run has another number of steps and is not to be stretched,
+                or if the pipeline cuts its schedule unseen.
         """
-        if not self._stretch or step.total is None or self._listed.total is None:
+        if not self._stretch or self._listed.total is None:
             return self._listed.due(step, value)
-        share = step.index / max(step.total - 1, 1)
+        if step.turns is None:
+            raise UnsupportedModel(
+                "This pipeline cuts its schedule where no public call shows it, so a table cannot "
+                "be stretched to the run: it does not fit. Use a scheduler that has "
+                "set_begin_index, or cache.FORA."
+            )
+        share = step.turn / max(step.turns - 1, 1)
         return round(share * (self._listed.total - 1)) in self._listed.steps
 
     def computed(self, step: Step) -> None:
