@@ -9,12 +9,14 @@ from conftest import bits_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from roster import ROSTER
 from test_laws_counts import computed_steps
 from tiny import PIPELINES
 from tiny.base import Ask
 
 from accel import Plan, cache, errors
-from accel.cache.custom import INDICATORS, MEASURED, What, Where, Which
+from accel.cache.custom import INDICATORS, READS, What, Where, Which
+from accel.cache.fields import Cache
 from accel.cache.predictors import Forecast, Kind
 from accel.cache.step_rehash import Answers, calibrate, choose
 
@@ -30,6 +32,9 @@ ACTS = {
     "within": {"interval": 3, **EVERYWHERE},
     "accumulated": {"threshold": 1e9},
     "below": {"threshold": 1e9},
+    "magnitude": {"threshold": 1e9},
+    "clustered": {"interval": 3, "centre": 0.0, "power": 1.0},
+    "table": {"table": ("1", "1", "0", "0", "1", "1")},
 }
 """Fields with which a rule skips."""
 
@@ -39,12 +44,24 @@ COMPUTES = {
     "within": {"low": -2.0, "high": -1.0},
     "accumulated": {"threshold": 1e-30},
     "below": {"threshold": 1e-30},
+    "magnitude": {"threshold": 1e-30},
+    "clustered": {"warmup": 99},
+    "table": {"table": ("1", "0", "0", "0", "1", "1"), "warmup": 99},
 }
 """Fields with which it computes every step."""
 
 
+def fits(site, rule, indicator):
+    return indicator in INDICATORS[site] and indicator in READS.get(rule, ("none",))
+
+
 def combined(site, rule, indicator, **fields):
     front = {"front": 1} if indicator == "probe" else {}
+    if rule == "magnitude" and indicator == "none":
+        front["curve"] = (1.0, 0.5)
+    if rule == "table" and site == "modules":
+        fields["table"] = tuple(line * 4 for line in fields["table"])
+        front["by"] = "kind"
     return cache.Custom(site=site, rule=rule, indicator=indicator, **front, **fields)
 
 
@@ -54,7 +71,7 @@ def legal():
         for site in sites:
             for indicator in INDICATORS[site]:
                 for rule in get_args(Which):
-                    if (rule in MEASURED) == (indicator != "none"):
+                    if fits(site, rule, indicator):
                         yield pytest.param(
                             name, site, rule, indicator, id=f"{name}-{site}-{rule}-{indicator}"
                         )
@@ -89,8 +106,7 @@ def test_every_legal_combination_attaches_acts_and_can_be_stock(
     st.sampled_from(get_args(What)),
 )
 def test_a_combination_is_legal_or_refused_in_one_line(site, rule, indicator):
-    fits = indicator in INDICATORS[site] and (rule in MEASURED) == (indicator != "none")
-    if fits:
+    if fits(site, rule, indicator):
         combined(site, rule, indicator, **ACTS[rule])
         return
     with pytest.raises(ValidationError) as caught:
@@ -104,7 +120,25 @@ def test_a_combination_is_legal_or_refused_in_one_line(site, rule, indicator):
     ("fields", "words"),
     [
         ({"rule": "steps", "steps": (0, 1), "interval": 3}, r"interval is read by rule 'interval'"),
-        ({"threshold": 0.2}, r"threshold is read by rule 'accumulated' or 'below' only"),
+        ({"threshold": 0.2}, r"threshold is read by rule 'accumulated' or 'below' or 'magnitude'"),
+        ({"rule": "magnitude"}, r"needs either a curve or indicator 'gain'"),
+        (
+            {"rule": "magnitude", "site": "blocks", "indicator": "gain", "curve": (1.0,)},
+            r"needs either a curve or indicator 'gain'",
+        ),
+        (
+            {"rule": "below", "site": "blocks", "indicator": "gain"},
+            r"rule 'below' needs indicator 'input' or 'probe', not 'gain'",
+        ),
+        ({"curve": (1.0,)}, r"curve is read by rule 'magnitude' only"),
+        ({"centre": 0.1}, r"centre is read by rule 'clustered' only"),
+        ({"rule": "table"}, r"rule 'table' needs a table"),
+        ({"rule": "table", "table": ("10", "01")}, r"a table has one character a line"),
+        ({"rule": "table", "table": ("1",), "by": "kind"}, r"by is read by site 'modules' only"),
+        (
+            {"rule": "table", "site": "modules", "table": ("1", "01")},
+            r"the lines of a table are of one length",
+        ),
         ({"low": 5.0}, r"low is read by rule 'within' only, not by 'interval'"),
         ({"front": 1}, r"front is read by site 'blocks' only, not by 'network'"),
         ({"branch": 1}, r"branch is read by site 'deep branch' only"),
@@ -112,7 +146,7 @@ def test_a_combination_is_legal_or_refused_in_one_line(site, rule, indicator):
         ({"rule": "steps"}, r"rule 'steps' needs steps that rise"),
         ({"rule": "steps", "steps": (0, 3, 2)}, r"needs steps that rise without repeats"),
         ({"rule": "steps", "steps": (0, 9), "total": 9}, r"step 9 is none of a run of 9"),
-        ({"rule": "below"}, r"rule 'below' needs an indicator, not 'none'"),
+        ({"rule": "below"}, r"rule 'below' needs indicator 'input' or 'probe', not 'none'"),
         ({"indicator": "input"}, r"rule 'interval' needs indicator 'none', not 'input'"),
         ({"site": "blocks", "rule": "below", "indicator": "probe"}, r"needs front of at least 1"),
         (
@@ -166,6 +200,30 @@ TWINS = {
     ),
 }
 TWINS |= {
+    "MagCache": (
+        "flux_cfg",
+        cache.MagCache(threshold=0.5, share=0.3, max_skips=2),
+        cache.Custom(site="blocks", rule="magnitude", indicator="gain", threshold=0.5, share=0.3),
+    ),
+    "MagCache, curve": (
+        "flux_cfg",
+        cache.MagCache(threshold=0.5, share=0.0, curve=(1.0, 0.8)),
+        cache.Custom(site="blocks", rule="magnitude", threshold=0.5, curve=(1.0, 0.8)),
+    ),
+    "DeepCache, nonuniform": (
+        "sd15",
+        cache.DeepCache(interval=3, schedule="nonuniform", centre=0.5),
+        cache.Custom(site="deep branch", rule="clustered", interval=3, centre=0.5, last=False),
+    ),
+    "Table": (
+        "flux_cfg",
+        cache.Table(steps=("1111", "0110", "1001"), by="kind", stretch=True),
+        cache.Custom(
+            site="modules", rule="table", table=("1111", "0110", "1001"), by="kind", stretch=True
+        ),
+    ),
+}
+TWINS |= {
     f"TaylorSeer {site}": (
         "flux_cfg",
         cache.TaylorSeer(interval=3, warmup=2, site=site),
@@ -188,6 +246,35 @@ def test_a_named_method_is_a_point_of_custom(bench, same, name, named, custom):
         assert run.report.verdicts[method.name].state == "ACTIVE"
     assert same(*outputs)
     assert not same(outputs[0], bench.stock(name, steps=9))
+
+
+SUBCLASSES = {name: row for name, row in ROSTER.items() if isinstance(row.active, Cache)}
+
+
+def test_every_cache_with_a_predictor_is_in_the_roster():
+    def below(kind):
+        return {kind, *(one for child in kind.__subclasses__() for one in below(child))}
+
+    named = {getattr(kind, "name", None) for kind in below(Cache) if "accel." in kind.__module__}
+    assert named - {None} == SUBCLASSES.keys()
+
+
+@pytest.mark.parametrize("predictor", get_args(Kind))
+@pytest.mark.parametrize("method", SUBCLASSES)
+def test_any_predictor_fills_in_for_any_rule_from_python_and_from_a_plan(
+    bench, same, method, predictor
+):
+    row = SUBCLASSES[method]
+    name = next(name for name in ("flux", "sd15") if row.acts(PIPELINES[name]))
+    form = row.active.model_copy(update={"predictor": predictor, "last": False})
+    again = Plan.from_dict(Plan(form).to_dict())
+    assert again == Plan(form)
+    with again.attach(bench.pipe(name)) as run:
+        output = bench.call(name, steps=4)
+    assert torch.isfinite(output).all()
+    states = {state for *_, state in run.report.to_dict()["events"][method]}
+    assert states == {"computed", "reused" if predictor == "reuse" else "predicted"}
+    assert not same(output, bench.stock(name, steps=4))
 
 
 def test_custom_claims_its_site(bench):

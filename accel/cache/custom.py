@@ -5,35 +5,54 @@ Not a method of a paper but the engine's own form, in which the methods of paper
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from accel.attach import Site, Undo
+from accel.cache.deepcache import Clustered
 from accel.cache.fields import Cache, Limited
 from accel.cache.forecasting import ByPlace
+from accel.cache.magcache import Magnitude, parts
 from accel.cache.policies import Accumulated, Below, Every, Guarded, Listed, Rule, Within
+from accel.cache.table import By, Column, Line, grouping, unfit
 
 if TYPE_CHECKING:
     from accel.cache.decisions import Decisions
 
 Where = Literal["network", "blocks", "modules", "deep branch"]
-Which = Literal["interval", "steps", "within", "accumulated", "below"]
-What = Literal["none", "input", "probe"]
+Which = Literal[
+    "interval", "steps", "within", "clustered", "table", "accumulated", "below", "magnitude"
+]
+What = Literal["none", "input", "probe", "gain"]
 
 MEASURED = ("accumulated", "below")
 """Rules that compare what an indicator measures with a threshold."""
 
+READS: dict[Which, tuple[What, ...]] = {
+    "accumulated": ("input", "probe"),
+    "below": ("input", "probe"),
+    "magnitude": ("none", "gain"),
+}
+"""The indicators of rules that have any; 'magnitude' has none where there is a curve."""
+
 BY_RULE = {
-    "interval": ("interval", "within"),
+    "interval": ("interval", "within", "clustered"),
     "steps": ("steps",),
     "total": ("steps",),
     "low": ("within",),
     "high": ("within",),
-    "threshold": MEASURED,
+    "threshold": (*MEASURED, "magnitude"),
+    "share": ("magnitude",),
+    "curve": ("magnitude",),
+    "centre": ("clustered",),
+    "power": ("clustered",),
+    "table": ("table",),
+    "by": ("table",),
+    "stretch": ("table",),
 }
 """Fields that only some rules read."""
 
@@ -41,13 +60,14 @@ BY_SITE = {
     "front": ("blocks",),
     "back": ("blocks",),
     "branch": ("deep branch",),
+    "by": ("modules",),
     "memory_limit": ("modules",),
 }
 """Fields that only some sites have."""
 
 INDICATORS = {
     "network": ("none", "input"),
-    "blocks": ("none", "input", "probe"),
+    "blocks": ("none", "input", "probe", "gain"),
     "modules": ("none",),
     "deep branch": ("none", "input"),
 }
@@ -59,8 +79,9 @@ class Custom(Cache, Limited):
 
     EasyCache is ``network``, ``accumulated``, ``input``; First-Block-Cache ``blocks``, ``below``,
     ``probe`` with ``front=1``; TeaCache with the identity ``blocks``, ``accumulated``, ``input``;
-    FORA ``modules``, ``interval``; DeepCache ``deep branch``, ``interval``. Reads the device once
-    a step where an indicator measures, else never.
+    MagCache ``blocks``, ``magnitude``, ``gain``; FORA ``modules``, ``interval``; DeepCache ``deep
+    branch``, ``interval`` or ``clustered``; HarmoniCa's form ``modules``, ``table``. Reads the
+    device once a step where an indicator measures, else never.
     """
 
     name: ClassVar[str] = "cache.Custom"
@@ -80,14 +101,17 @@ class Custom(Cache, Limited):
     rule: Which = Field(
         default="interval",
         description="when to compute: each 'interval'-th step; listed 'steps'; each interval-th "
-        "'within' a range of timesteps; when the indicator's sum since the last compute has "
-        "('accumulated'), or its present value is not 'below', the threshold",
+        "'within' a range of timesteps; one step in 'interval', 'clustered' around a centre; by a "
+        "'table'; when the indicator's sum since the last compute has ('accumulated'), or its "
+        "present value is not 'below', the threshold; when the 'magnitude' of what is kept is off "
+        "by more than it",
     )
     indicator: What = Field(
         default="none",
         description="what 'accumulated' and 'below' compare: the estimated change of the output "
         "from the 'input' (at blocks: from the modulated input of the first), or the change of "
-        "what the 'probe', the blocks in front, adds",
+        "what the 'probe', the blocks in front, adds. For 'magnitude' without a curve: how the "
+        "size of the blocks' 'gain' changes",
     )
     interval: int = Field(default=2, ge=1, description="steps from compute to compute; 1 is off")
     steps: tuple[NonNegativeInt, ...] = Field(
@@ -105,7 +129,34 @@ class Custom(Cache, Limited):
         default=850.0, description="timesteps at or above are computed by rule 'within'"
     )
     threshold: float = Field(
-        default=0.05, ge=0.0, description="of 'accumulated' and 'below'; 0 is off"
+        default=0.05, ge=0.0, description="of 'accumulated', 'below' and 'magnitude'; 0 is off"
+    )
+    share: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the steps, at the start, that 'magnitude' always computes",
+    )
+    curve: tuple[PositiveFloat, ...] = Field(
+        default=(),
+        description="the ratio of sizes at each step, for 'magnitude' (see cache.MagCache); empty: "
+        "measured by indicator 'gain'",
+    )
+    centre: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="where 'clustered' is densest, as a share"
+    )
+    power: float = Field(default=1.4, ge=1.0, le=4.0, description="how much denser; 1 is even")
+    table: tuple[Line, ...] = Field(
+        default=(),
+        description="for 'table': a line of 0s and 1s for each evaluation, 1 computes; one "
+        "character a line, or at site 'modules' one for each column (see cache.Table)",
+    )
+    by: By = Field(
+        default="block", description="what one character stands for, as cache.Table has it"
+    )
+    stretch: bool = Field(
+        default=False,
+        description="serve runs of another number of steps by the table's nearest line",
     )
     front: int = Field(
         default=0, ge=0, description="blocks at the start that always run; the probe"
@@ -120,7 +171,8 @@ class Custom(Cache, Limited):
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
-        for problem in (self._idle_field(), self._mismatch(), self._bad_steps()):
+        problems = (self._idle_field(), self._mismatch(), self._bad_steps(), self._bad_table())
+        for problem in problems:
             if problem:
                 raise ValueError(problem)
         return self
@@ -138,8 +190,11 @@ class Custom(Cache, Limited):
     def _mismatch(self) -> str | None:
         if self.indicator not in INDICATORS[self.site]:
             return f"site '{self.site}' has no indicator '{self.indicator}'"
-        if (self.rule in MEASURED) != (self.indicator != "none"):
-            needs = "an indicator" if self.rule in MEASURED else "indicator 'none'"
+        if self.rule == "magnitude" and bool(self.curve) == (self.indicator == "gain"):
+            return "rule 'magnitude' needs either a curve or indicator 'gain'"
+        if self.indicator not in READS.get(self.rule, ("none",)):
+            readers = " or ".join(f"'{one}'" for one in READS.get(self.rule, ("none",)))
+            needs = f"indicator {readers}"
             return f"rule '{self.rule}' needs {needs}, not '{self.indicator}'"
         if self.indicator == "probe" and self.front == 0:
             return "indicator 'probe' needs front of at least 1: the blocks that are the probe"
@@ -156,6 +211,15 @@ class Custom(Cache, Limited):
             return f"step {self.steps[-1]} is none of a run of {self.total} evaluations"
         return None
 
+    def _bad_table(self) -> str | None:
+        if self.rule != "table":
+            return None
+        if not self.table:
+            return "rule 'table' needs a table"
+        if self.site != "modules" and {len(line) for line in self.table} != {1}:
+            return f"at site '{self.site}' a table has one character a line: there is one thing"
+        return unfit(self.table, self.by)
+
     @classmethod
     def off(cls) -> Self:
         """Interval 1."""
@@ -163,8 +227,11 @@ class Custom(Cache, Limited):
 
     def why_off(self) -> str | None:
         """Why the rule computes every step."""
-        if self.rule in MEASURED:
+        if self.rule in READS:
             return "threshold is 0" if self.threshold == 0 else None
+        if self.rule == "table":
+            whole = not any("0" in line for line in self.table)
+            return "the table computes everything" if whole else None
         if self.rule == "steps":
             return "every step is listed" if len(self.steps) == self.total else None
         if self.interval == 1:
@@ -187,18 +254,19 @@ class Custom(Cache, Limited):
             "deep branch": self._around_deep_branch,
         }[self.site](site)
 
-    def _fresh_rule(self) -> Rule:
-        rules: dict[str, Rule] = {
-            "interval": Every(self.interval),
-            "steps": Listed(self.steps, self.total or None),
-            "within": Within(self.interval, self.low, self.high),
-            "accumulated": Accumulated(self.threshold),
-            "below": Below(self.threshold),
+    def _policy(self, site: Site, column: Any = 0) -> Guarded:
+        """A fresh policy for one sample; for one column of a table."""
+        rules: dict[Which, Callable[[], Rule]] = {
+            "interval": lambda: Every(self.interval),
+            "steps": lambda: Listed(self.steps, self.total or None),
+            "within": lambda: Within(self.interval, self.low, self.high),
+            "clustered": lambda: Clustered(self.interval, self.centre, self.power),
+            "table": lambda: Column.of(self.table, column, self.stretch),
+            "accumulated": lambda: Accumulated(self.threshold),
+            "below": lambda: Below(self.threshold),
+            "magnitude": lambda: Magnitude(self.threshold, self.share, self.curve, parts(site)),
         }
-        return rules[self.rule]
-
-    def _policy(self) -> Guarded:
-        return self.guarded(self._fresh_rule())
+        return self.guarded(rules[self.rule]())
 
     def _decisions(self, site: Site) -> Decisions[Any]:
         from accel.cache import indicators
@@ -206,8 +274,13 @@ class Custom(Cache, Limited):
         from accel.cache.indicators import Unmeasured
 
         of_input = indicators.SignalChange if self.site == "blocks" else indicators.InputChange
-        kinds = {"none": Unmeasured, "input": of_input, "probe": indicators.ProbeChange}
-        decisions: Decisions[Any] = Decisions(kinds[self.indicator], self._policy)
+        kinds = {
+            "none": Unmeasured,
+            "input": of_input,
+            "probe": indicators.ProbeChange,
+            "gain": indicators.Magnitudes,
+        }
+        decisions: Decisions[Any] = Decisions(kinds[self.indicator], lambda: self._policy(site))
         site.tally.reason = (
             (lambda: decisions.why_idle("the indicator", self.threshold))
             if self.rule in MEASURED
@@ -221,10 +294,12 @@ class Custom(Cache, Limited):
         yield from NetworkCache(site.tally, self._decisions(site), self.forecast).attach(site)
 
     def _around_blocks(self, site: Site) -> Iterator[Undo]:
-        from accel.cache.block_range import BlockRangeCache, Spans
+        from accel.cache.block_range import BlockRangeCache, Spans, picture_in
+        from accel.cache.indicators import Magnitudes
         from accel.seams.modulation import input_signal
 
-        entry = None
+        gain = self.indicator == "gain"
+        entry = picture_in if gain else None
         if self.indicator == "input":
             signal = cache(input_signal)  # looked up once a block
             for denoiser in site.denoisers:
@@ -236,16 +311,18 @@ class Custom(Cache, Limited):
             lambda count: Spans((range(self.front, count - self.back),), front=self.front),
             self.forecast,
             entry=entry,
+            told=Magnitudes.added if gain else None,
         )
         yield from range_cache.attach(site)
 
     def _around_modules(self, site: Site) -> Iterator[Undo]:
         from accel.cache.modules import ModuleCache
 
+        tabled = self.rule == "table"
         module_cache = ModuleCache(
             site.tally,
-            lambda module: "all",  # noqa: ARG005
-            lambda group: self._policy(),  # noqa: ARG005
+            grouping(site, self.table, self.by) if tabled else lambda module: 0,  # noqa: ARG005
+            lambda column: self._policy(site, column),
             self.forecast,
             self.memory_limit,
         )
