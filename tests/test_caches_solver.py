@@ -329,6 +329,18 @@ def test_the_sign_of_the_measure_is_that_of_the_paper():
     assert measure > 0, "slopes that run away are not stable"
 
 
+def test_the_bend_is_that_of_the_authors_code_for_flows():
+    """−(v_n − v_{n+1}) + (v_{n+1} − v_{n+2}) over the gap, whatever the place."""
+    times = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
+    track = Stability(cache.SADA(start=0.0, stop=1.0, criterion="bend"), solver(), Seen())
+    run = steps(times)
+    for step, slope in zip(run[:3], [1.0, 2.0, 4.0], strict=True):
+        track.learn(at(step, [slope, slope], [0.0, 0.0]))
+    for place in (-5.0, 5.0):
+        measure = track.judge(run[2], torch.tensor([place, 0.0]))
+        assert measure.item() == pytest.approx((-(4 - 2) + (2 - 1)) / 0.1, abs=1e-4)
+
+
 def test_only_computed_outputs_enter_the_differences():
     """A second skip in a row still sees the slope: skipped outputs are none of the history."""
     times = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
@@ -506,11 +518,14 @@ def test_the_history_of_a_multistep_solver_holds_what_was_predicted(bench, monke
 STEPWISE = cache.SADA(start=0.0, stop=1.0, max_skips=2)
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_criterion_keeps_laws_3_and_4(bench, same, name):
-    """A random network is stable or not by chance, so the roster's forms do not ask it."""
+@pytest.mark.parametrize(
+    ("name", "criterion"), [*((name, "deviation") for name in CORE), ("flux_cfg", "bend")]
+)
+def test_the_criterion_keeps_laws_3_and_4(bench, same, name, criterion):
+    """A random network is stable or not by chance, so the roster's forms do not rest on it."""
     pipe, tiny = bench.pipe(name), PIPELINES[name]
-    with Plan(STEPWISE).attach(pipe) as run:
+    method = STEPWISE.model_copy(update={"criterion": criterion})
+    with Plan(method).attach(pipe) as run:
         outputs = [bench.call(name, steps=10) for _ in range(2)]
         events_ = run.report.to_dict()["events"]
         assert same(*outputs)
