@@ -1,13 +1,18 @@
 """Predictors: exact where theory says so, and nobody else's tensors."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
-from accel.cache.predictors import DMD, Forecast
+from accel import cache
+from accel.cache.predictors import DMD, Forecast, History
+from accel.cache.solver_coupled import CleanNodes
+from accel.cache.zeus import Pattern
 
 MAKES = {kind: Forecast(kind).make for kind in ("reuse", "foca", "dmd")} | {
     f"{kind}{order}": Forecast(kind, order).make
@@ -264,6 +269,45 @@ def test_dmd_answers_a_line_until_it_has_four_even_values(count, ahead):
     values = {t: 2.0 * t + 1.0 for t in range(count)}
     expected = 2.0 * (count - 1 + ahead) + 1.0 if count > 1 else 1.0
     assert taught(DMD(), values).predict(count - 1 + ahead).item() == pytest.approx(expected)
+
+
+def stored(predictor):
+    """The tensors that a predictor keeps."""
+    histories = [one for one in vars(predictor).values() if isinstance(one, History)]
+    return [value for history in histories for _, value in history._nodes]
+
+
+@pytest.mark.parametrize("kind", ["reuse", "newton", "taylor", "hicache", "foca", "dmd"])
+def test_what_is_kept_on_the_cpu_lies_there_and_comes_back(kind):
+    """On tensors of a device that need not be here: they have all but values."""
+    with FakeTensorMode():
+        predictor = Forecast(kind, 2, keep="cpu").make()
+        for position in range(3):
+            predictor.update(position, torch.ones(4, device="cuda"))
+        assert {value.device.type for value in stored(predictor)} == {"cpu"}
+        assert predictor.predict(4).device.type == "cuda"
+        native = Forecast(kind, 2).make()
+        native.update(0, torch.ones(4, device="cuda"))
+        assert {value.device.type for value in stored(native)} == {"cuda"}
+
+
+@pytest.mark.parametrize("keep", ["bfloat16", "cpu"])
+def test_solver_coupled_caches_keep_nodes_and_outputs_so(keep):
+    """What SADA and ZEUS fill in from; SADA's slopes stay as they are."""
+    with FakeTensorMode():
+        nodes = CleanNodes(1, 2, keep)
+        pattern = Pattern(cache.ZEUS(keep=keep), None)
+        for clear in (False, True):
+            if clear:
+                nodes.clear()
+                pattern.forget()
+            nodes.learn(SimpleNamespace(index=1, time=0.5), torch.ones(3, device="cuda"))
+            pattern._outputs.add(0.0, torch.ones(3, device="cuda"))
+            for holder in (nodes, pattern):
+                (value,) = stored(holder)
+                assert value.dtype == (torch.bfloat16 if keep == "bfloat16" else torch.float32)
+                assert value.device.type == ("cpu" if keep == "cpu" else "cuda")
+        assert pattern._outputs.value(0).device.type == "cuda"
 
 
 @pytest.mark.parametrize("kind", ["reuse", "newton", "taylor", "hicache", "foca", "dmd"])

@@ -36,7 +36,9 @@ class Cache(Accelerator):
     scale: float = Field(default=0.5, gt=0.0, le=1.0, description="σ of 'hicache'")
     keep: Keep = Field(
         default="native",
-        description="how kept values are stored: 'native', in 'bfloat16', or on the 'cpu'",
+        description="how the values that are filled in from are stored: 'native', in 'bfloat16', "
+        "or on the 'cpu'. What an indicator compares stays native: it is read at every step, and "
+        "its small differences would be rounding in bfloat16",
     )
 
     def guarded(self, rule: Rule) -> Guarded:

@@ -87,7 +87,9 @@ class SADA(Accelerator):
     )
     keep: Keep = Field(
         default="native",
-        description="how the network's answers are kept: 'native', in 'bfloat16', on the 'cpu'",
+        description="how the network's answers and the polynomial's nodes are kept: 'native', in "
+        "'bfloat16', on the 'cpu'. The slopes stay as they are: their second difference decides, "
+        "at every step, and in bfloat16 it would be rounding",
     )
 
     @classmethod
@@ -148,7 +150,7 @@ class Stability:
         self._method = method
         self._solver = solver
         self._seen = seen
-        self._clean = CleanNodes(method.every, method.nodes)
+        self._clean = CleanNodes(method.every, method.nodes, method.keep)
         self._trend = Trend(solver)
         self._expected: Tensor | None = None
         self._skipped = 0

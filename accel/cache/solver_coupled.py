@@ -265,12 +265,18 @@ class CleanNodes:
     """The clean samples of each ``every``-th step, and the polynomial in λ through them.
 
     Nodes are the steps 1, 1 + ``every``, 1 + 2·``every``, …, where computed; λ is `Step.time`.
+
+    Args:
+        every: Steps from node to node.
+        count: Nodes to keep.
+        keep: How they are kept.
     """
 
-    def __init__(self, every: int, count: int) -> None:
+    def __init__(self, every: int, count: int, keep: Keep = "native") -> None:
         self._every = every
         self._count = count
-        self._history = History(count)
+        self._keep = keep
+        self._history = History(count, keep)
 
     @property
     def bytes(self) -> int:
@@ -303,4 +309,4 @@ class CleanNodes:
 
     def clear(self) -> None:
         """Drop the nodes."""
-        self._history = History(self._count)
+        self._history = History(self._count, self._keep)

@@ -64,7 +64,8 @@ class ZEUS(Spaced):
     nodes: int = Field(default=3, ge=1, le=5, description="nodes of that polynomial")
     keep: Keep = Field(
         default="native",
-        description="how the network's answers are kept: 'native', in 'bfloat16', on the 'cpu'",
+        description="how the network's answers, the guided outputs and the polynomial's nodes are "
+        "kept: 'native', in 'bfloat16', on the 'cpu'",
     )
 
     def attach(self, site: Site) -> Iterator[Undo]:
@@ -95,8 +96,8 @@ class Pattern:
 
         self._method = method
         self._solver = solver
-        self._clean = CleanNodes(method.every, method.nodes)
-        self._outputs = History(2)
+        self._clean = CleanNodes(method.every, method.nodes, method.keep)
+        self._outputs = History(2, method.keep)
         self._skipped = 0
 
     @property
@@ -150,5 +151,5 @@ class Pattern:
         """Start anew."""
         from accel.cache.predictors import History
 
-        self._outputs = History(2)
+        self._outputs = History(2, self._method.keep)
         self._clean.clear()
