@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from roster import full
-from roster.solvers import STATISTICS
+from roster.solvers import ROWS, STATISTICS
 from tiny import PIPELINES
 
 import samplers
-from accel.errors import BadInput
+from accel import Plan
+from accel.errors import BadInput, UnsupportedModel
 from samplers.olss import first_order_rows
+from samplers.sampler import TOKEN_TIMES, Sampler
 
 STEPS = 3
 
@@ -66,6 +68,21 @@ def test_every_sampler_makes_all_steps_or_says_why_not(bench, name):
                 assert (found - end).abs().max() < 1e-4 * end.abs().max()
     finally:
         pipe.scheduler = stock
+
+
+@pytest.mark.parametrize("pipeline", TOKEN_TIMES)
+def test_no_sampler_attaches_where_each_token_has_a_noise_level(pipeline):
+    pipe = PIPELINES["ltx"].build()
+    methods = [row.active for row in ROWS.values() if isinstance(row.active, Sampler)]
+    assert len(methods) > 8
+    for method in methods:
+        Plan(method).attach(pipe).detach()
+    pipe.__class__ = type(pipeline, (type(pipe),), {})
+    before = pipe.scheduler
+    for method in methods:
+        with pytest.raises(UnsupportedModel, match=f"leave {method.name} out of the plan"):
+            Plan(method).attach(pipe)
+        assert pipe.scheduler is before
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
