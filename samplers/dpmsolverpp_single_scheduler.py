@@ -57,6 +57,11 @@ class DPMSolverPPSingleScheduler(SolverScheduler):
         """Begin a new group at the next step, for when the predictions jump."""
         self._planned.clear()
 
+    def stage(self, position: int) -> int:
+        """How many evaluations of the same group come before the one at a position."""
+        update = self._planned.get(position)
+        return 0 if update is None else len(update.history) - 1
+
     def _prepare(self, levels: Sequence[Level]) -> None:  # noqa: ARG002
         self.history.clear()
         self._planned.clear()

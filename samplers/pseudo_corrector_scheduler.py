@@ -47,6 +47,11 @@ class PseudoCorrectorScheduler(PredictorCorrectorScheduler):
         """Whether there is one evaluation a step: no steps of Heun's method."""
         return not self.config.heun
 
+    def stage(self, position: int) -> int:
+        """How many evaluations of the same step come before: 1 for Heun's second one."""
+        here, there = self._levels[position : position + 2]
+        return int(here == there)
+
     def updates(self, levels: Sequence[Level], index: int) -> list[Update]:
         """Euler's step; between the two evaluations at one level, the correction of Heun's."""
         here, there = levels[index], levels[index + 1]

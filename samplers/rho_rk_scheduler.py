@@ -52,16 +52,25 @@ class RhoRKScheduler(MultistepScheduler):
         """Never: evaluations inside a step are beside the trajectory."""
         return False
 
+    def stage(self, position: int) -> int:
+        """How many evaluations of the same step come before the one at a position."""
+        start, _ = self._step_of(self._levels, position)
+        return position - start
+
     def updates(self, levels: Sequence[Level], index: int) -> list[Update]:
         """From one evaluation to the next, by the number of predictions at hand."""
+        start, size = self._step_of(levels, index)
+        return stage(levels[start : start + size + 1], index - start)
+
+    def _step_of(self, levels: Sequence[Level], index: int) -> tuple[int, int]:
+        """Where the step of an evaluation starts, and how many evaluations it has."""
         sizes = plan_steps(levels, self.config.order)
         starts = accumulate(sizes, initial=0)
-        start, size = next(
+        return next(
             (start, size)
             for start, size in zip(starts, sizes, strict=False)
             if index < start + size
         )
-        return stage(levels[start : start + size + 1], index - start)
 
     def _schedule(self, asked: Request) -> Grid:
         grid, noise = super()._schedule(asked), self._noise()

@@ -1,16 +1,22 @@
 """Guidance: spaces, latching per sample, intervals, and branches that disappear in mid-run."""
 
+import itertools
+
 import diffusers
 import pytest
 import torch
 from test_laws_counts import computed_steps, counting, switch_of
+from test_samplers_v3 import LIKE_PP
 from tiny import PIPELINES
 
 import samplers
 from accel import Plan, cache, errors, guidance, hooks
 from accel.seams.history import forgetter
 from accel.seams.spaces import convert, matching
+from accel.seams.stages import start_of
 from accel.trajectory import Levels, Step
+from samplers.dpmsolverpp_single import plan_groups
+from samplers.rho_rk import plan_steps
 
 # A network's answer in other spaces, from the definitions alone.
 
@@ -103,11 +109,35 @@ def test_adaptive_says_why_it_never_ended(bench):
         bench.call("flux_cfg", steps=6)
 
 
-@pytest.mark.parametrize("method", [guidance.Adaptive(), guidance.Interval()])
-@pytest.mark.parametrize(("name", "call"), [("flux", {}), ("sd15", {"guidance": False})])
-def test_without_guidance_there_is_nothing_to_leave_out(bench, same, name, call, method):
+EVERY = {
+    method.name: method
+    for method in (
+        guidance.Adaptive(),
+        guidance.Interval(),
+        guidance.CFGCache(),
+        guidance.LinearAG(coefficients=((-1.0, 1.0, 1.0),)),
+        guidance.Residual(),
+        guidance.SkipAtOne(),
+    )
+}
+
+
+def test_every_method_of_guidance_is_asked_here():
+    assert set(EVERY) == {f"guidance.{name}" for name in guidance.__all__}
+
+
+@pytest.mark.parametrize("method", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize(
+    ("name", "call", "told"),
+    [
+        ("flux", {}, r"guidance is embedded: the network is told the scale \(guidance\)"),
+        ("sd15", {"guidance": False}, "guidance is off"),
+    ],
+)
+def test_without_a_branch_there_is_nothing_to_leave_out(bench, same, name, call, told, method):
+    """Embedded guidance is called by its name."""
     with (
-        pytest.warns(errors.AccelWarning, match="guidance is off or embedded"),
+        pytest.warns(errors.AccelWarning, match=told),
         Plan(method).attach(bench.pipe(name)),
     ):
         output = bench.call(name, steps=4, **call)
@@ -337,24 +367,41 @@ def test_without_forgetting_the_history_shows(kind):
     assert not torch.allclose(*results, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheduler", ["dpm++", "ours"])
+ALONE = {
+    "dpm++": of_kind,
+    "deis": of_kind,
+    "unipc": of_kind,
+    "sa": of_kind,
+    "ours": of_kind,
+    "our deis": lambda _: samplers.DEISScheduler(prediction_type="epsilon", order=3, **VP),
+    "our unipc": lambda _: samplers.UniPCScheduler(prediction_type="epsilon", **VP),
+    "our sa": lambda _: samplers.SASolverScheduler(prediction_type="epsilon", tau=0.0, **VP),
+    "v3": lambda _: samplers.DPMSolverV3Scheduler(
+        LIKE_PP.to_scalars().model_dump(mode="json"), 3, prediction_type="epsilon", **VP
+    ),
+}
+LATCHING = guidance.Adaptive(threshold=-1.0, min_steps=3, min_guided=0.0, reset_history=True)
+LIMITED = guidance.Interval(low=0.5, high=4.0, reset_history=True)
+LINEAR = guidance.LinearAG(coefficients=((-1.0, 1.0, 1.0),), guided=0.4, reset_history=True)
+CACHED = guidance.CFGCache(interval=3, start=5000.0, reset_history=True)
+
+
 @pytest.mark.parametrize(
-    ("method", "switches"),
+    ("method", "scheduler"),
     [
-        (guidance.Interval(low=0.5, high=4.0, reset_history=True), 2),
-        (
-            guidance.Adaptive(threshold=-1.0, min_steps=3, min_guided=0.0, reset_history=True),
-            1,
-        ),
+        *((method, kind) for method in (LIMITED, LATCHING) for kind in ("dpm++", "ours")),
+        *((LINEAR, kind) for kind in ALONE),
+        *((CACHED, kind) for kind in ("unipc", "v3")),
     ],
+    ids=lambda value: getattr(value, "name", value),
 )
-def test_the_solver_forgets_where_guidance_switches(bench, method, switches, scheduler):
-    """There, and only there, the step is of first order: that of the same solver at order 1."""
+def test_the_solver_forgets_where_guidance_switches(bench, method, scheduler):
+    """There, and only there, the step is of first order: that of a solver that knows nothing."""
     pipe = bench.pipe("sd15")
     before = pipe.scheduler
-    pipe.scheduler = of_kind(scheduler)
-    first = of_kind(scheduler)
-    steps, firsts = 8, []
+    pipe.scheduler = ALONE[scheduler](scheduler)
+    first = ALONE[scheduler](scheduler)
+    steps, firsts = 9, []
     run = Plan(method).attach(pipe)
 
     def compare(inner, output, timestep, sample, **kwargs):
@@ -367,13 +414,86 @@ def test_the_solver_forgets_where_guidance_switches(bench, method, switches, sch
     undo = hooks.wrap(pipe.scheduler, "step", compare)
     bench.call("sd15", steps=steps)
     undo()
-    guided = computed_steps(run, method)["uncond", 0]
+    guided = {
+        step
+        for step, _, _, state in run.report.to_dict()["events"][method.name]
+        if state == "computed" or (method is LINEAR and state == "predicted")
+    }
     run.detach()
     pipe.scheduler = before
     changed = [i for i in range(1, steps) if (i in guided) != (i - 1 in guided)]
-    assert len(changed) == switches
+    assert len(changed) == {LIMITED: 2, LATCHING: 1, LINEAR: 1, CACHED: 5}[method]
     ends = {0, steps - 1}  # the last one may be of first order by itself
     assert {i for i, order_1 in enumerate(firsts) if order_1} - ends == set(changed) - ends
+
+
+# Solvers of several evaluations a step.
+
+STAGED = {
+    "rho_rk": (samplers.RhoRK(order=3), None),
+    "dpm++ single": (samplers.DPMSolverPPSingle(order=3), None),
+    "pseudo": (samplers.PseudoCorrector(heun=3), None),
+    "heun": (None, diffusers.HeunDiscreteScheduler(**VP)),
+    "dpm++ single, stock": (
+        None,
+        diffusers.DPMSolverSinglestepScheduler(solver_order=3, final_sigmas_type="zero", **VP),
+    ),
+    "pndm": (None, diffusers.PNDMScheduler(**VP)),
+    "plms": (None, diffusers.PNDMScheduler(skip_prk_steps=True, **VP)),
+}
+
+
+def groups_of(kind, scheduler):
+    """The evaluations of each step, by what the solver's definition says."""
+    count = len(scheduler.timesteps)
+    if kind == "rho_rk":
+        sizes = plan_steps(scheduler._levels, 3)
+    elif kind == "dpm++ single":
+        sizes = plan_groups(scheduler._levels, 3)
+    elif kind == "pseudo":
+        sizes = [2, 2, 2] + [1] * count
+    elif kind == "heun":
+        sizes = [2] * count
+    elif kind == "pndm":
+        sizes = [4, 4, 4] + [1] * count
+    elif kind == "plms":
+        sizes = [2] + [1] * count
+    else:
+        starts = [i for i, order in enumerate(scheduler.order_list) if order == 1]
+        sizes = [b - a for a, b in itertools.pairwise([*starts, count])]
+    ends = [min(end, count) for end in itertools.accumulate(sizes)]
+    return [set(range(a, b)) for a, b in itertools.pairwise([0, *ends]) if a < b]
+
+
+@pytest.mark.parametrize("kind", STAGED)
+def test_the_stages_of_a_step_are_guided_all_or_none(bench, kind):
+    sampler, scheduler = STAGED[kind]
+    pipe = bench.pipe("pixart_sigma")
+    before = pipe.scheduler
+    pipe.scheduler = scheduler or before
+    for method in (
+        guidance.Interval(low=0.8, high=6.0),
+        guidance.Adaptive(threshold=-1.0, min_steps=3, min_guided=0.0),
+        guidance.Adaptive(threshold=-1.0, min_steps=4, min_guided=0.0),
+        guidance.LinearAG(every=1, guided=0.35),
+    ):
+        run = Plan(method, *[sampler] * bool(sampler)).attach(pipe)
+        bench.call("pixart_sigma", steps=10)
+        groups, count = groups_of(kind, pipe.scheduler), len(pipe.scheduler.timesteps)
+        run.detach()
+        guided = computed_steps(run, method)["uncond", 0]
+        assert guided and len(groups) < count
+        for group in groups:
+            assert not group & guided or group <= guided, (method, group, guided)
+    pipe.scheduler = before
+
+
+def test_without_stages_a_step_starts_where_it_is():
+    for scheduler in (diffusers.DDIMScheduler(**VP), of_kind("ours"), of_kind("unipc")):
+        scheduler.set_timesteps(6)
+        for index in range(6):
+            step = Step(index, 6, index, Levels(scheduler))
+            assert start_of(step, scheduler) is step
 
 
 def test_without_the_option_the_history_stays(bench, same):

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from accel.guidance.switching import Switching
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from accel.guidance.branches import Pair
     from accel.seams.denoisers import Call
-    from accel.trajectory import Step
+    from accel.trajectory import Step, Trajectory
 
 
-class Adaptive(Accelerator):
+class Adaptive(Switching):
     """Guide a sample until cos(c, u) ≥ threshold, then evaluate its conditional branch alone.
 
-    Each sample of a batch latches by itself. Reads the device once a step while guidance is on;
+    Each sample of a batch latches by itself; the stages of a solver's step are guided all, or none.
+    Reads the device once a step while guidance is on;
     answers that a cache gave do not count. With a flow or v-prediction network the raw answers
     start far apart; ε-networks answer ≈ x at high noise in both branches, which is why there is a
     guard and a choice of space.
@@ -57,12 +59,6 @@ class Adaptive(Accelerator):
         "min_steps it keeps guidance from ending at once",
     )
     min_steps: int = Field(default=3, ge=0, description="steps that are guided in any case")
-    reset_history: bool = Field(
-        default=False,
-        description="take a step of first order where guidance ends: a multistep solver's history "
-        "is of guided outputs, and there they jump. The history is the batch's: with samples that "
-        "end apart, one resets all, and warns",
-    )
 
     @classmethod
     def off(cls) -> Self:
@@ -78,9 +74,9 @@ class Adaptive(Accelerator):
         from accel.guidance.branches import ENDS, Unconditional, resetting
 
         yield site.claim(ENDS)
-        latch = Latch(self)
+        latch = Latch(self, site.trajectory)
         yield site.on_start(latch.reset)
-        switched = resetting(site, self.name) if self.reset_history else None
+        switched = resetting(site, self)
         unconditional = Unconditional(site.tally, latch.guided, latch.observe, switched=switched)
         yield from unconditional.attach(site)
         idle = site.tally.reason
@@ -90,8 +86,9 @@ class Adaptive(Accelerator):
 class Latch:
     """Which samples of a run still need guidance."""
 
-    def __init__(self, method: Adaptive) -> None:
+    def __init__(self, method: Adaptive, trajectory: Trajectory) -> None:
         self._method = method
+        self._trajectory = trajectory
         self._ended: dict[int, int] = {}
         self._highest = -math.inf
 
@@ -102,8 +99,10 @@ class Latch:
 
     def guided(self, call: Call, sample: int) -> bool:
         """Whether a sample needs its unconditional branch in a call."""
-        index = call.step.index
-        return not self._ended.get(sample, index) < index
+        from accel.seams.stages import start_of
+
+        start = start_of(call.step, self._trajectory.scheduler).index
+        return not self._ended.get(sample, start) < start
 
     def observe(self, call: Call, pairs: dict[int, Pair]) -> None:
         """Compare the branches of some samples; reads the device once."""

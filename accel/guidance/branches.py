@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from accel.errors import AccelWarning, UnsupportedModel
+from accel.seams.branches import embedded_scale
 from accel.seams.denoisers import Call, Inner, Result, stack_rows
 from accel.seams.rows import scatter
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from accel.attach import Site, Undo
+    from accel.guidance.switching import Switching
     from accel.report import State, Tally
 
 COND = "cond"
@@ -85,8 +87,9 @@ class Unconditional:
         guided: Says which rows are evaluated.
         observe: Sees what was evaluated.
         estimate: Answers for the rows that are not; without it, the conditional answer does.
-        switched: Called before the solver's step where another set of samples is evaluated than
-            at the step before, with whether that holds for all samples.
+        switched: Called before the solver's step where another set of samples is guided than at
+            the step before, with whether that holds for all samples.
+        guides: Says which samples count as guided; without it, those that are evaluated.
     """
 
     def __init__(
@@ -96,12 +99,15 @@ class Unconditional:
         observe: Observe | None = None,
         estimate: Estimate | None = None,
         switched: Callable[[bool], None] | None = None,
+        guides: Guided | None = None,
     ) -> None:
         self._tally = tally
         self._guided = guided
         self._observe = observe
         self._estimate = estimate
         self._switched = switched
+        self._guides = guides
+        self._embedded = ""
         self._cond: dict[int, tuple[int, Tensor, bool]] = {}
         self._latest: frozenset[int] | None = None
 
@@ -113,18 +119,25 @@ class Unconditional:
             yield site.around(denoiser, self)
 
     def _start(self) -> None:
+        self._embedded = ""
         self._cond.clear()
         self._latest = None
 
     def _why_idle(self) -> str:
         if self._tally.events:
             return f"all {len(self._tally.events)} unconditional evaluations were needed"
-        return "the calls have one branch: guidance is off or embedded"
+        if self._embedded:
+            return (
+                f"guidance is embedded: the network is told the scale ({self._embedded}), and its "
+                "calls have no unconditional branch to leave out. Leave this method out of the plan"
+            )
+        return "the calls have one branch: guidance is off"
 
     def __call__(self, call: Call, inner: Inner) -> Result:
         """Compute the rows that are needed, answer for the others."""
         needed = call.where(lambda row: row.branch == UNCOND)
         if not needed:
+            self._embedded = self._embedded or embedded_scale(call)
             result = inner(call)
             self._keep(call, result)
             return result
@@ -146,7 +159,10 @@ class Unconditional:
 
     def _follow(self, call: Call, needed: list[int], dropped: list[int]) -> None:
         samples = {call.rows[i].sample for i in needed}
-        now = frozenset(samples - {call.rows[i].sample for i in dropped})
+        if self._guides is None:
+            now = frozenset(samples - {call.rows[i].sample for i in dropped})
+        else:
+            now = frozenset(sample for sample in samples if self._guides(call, sample))
         if self._switched is not None and self._latest not in (None, now):
             self._switched(now ^ self._latest >= samples)
         self._latest = now
@@ -204,25 +220,30 @@ def claim_all(site: Site) -> Iterator[Undo]:
         yield site.claim(seam)
 
 
-def resetting(site: Site, method: str) -> Callable[[bool], None]:
+def resetting(site: Site, method: Switching) -> Callable[[bool], None] | None:
     """What `Unconditional` calls to make the solver forget its history where guidance switches.
 
     The history is one for all samples of a batch: where only some of them switch, the others
     take a step of first order too, and that is a warning.
+
+    Returns:
+        ``None`` where the method does not ask for it.
 
     Raises:
         UnsupportedModel: If the scheduler keeps a history that it cannot forget.
     """
     from accel.seams.history import forgetter
 
-    forget = forgetter(site.pipe.scheduler, method)
+    if not method.reset_history:
+        return None
+    forget = forgetter(site.pipe.scheduler, method.name)
 
     def switched(everywhere: bool) -> None:
         if not everywhere:
             warnings.warn(
-                f"{method}: guidance ended for some samples of the batch, and reset_history lowers "
-                "the solver's order for all of them: a sample now depends on its neighbours. "
-                "Run one sample at a time, or set reset_history=False.",
+                f"{method.name}: guidance switched for some samples of the batch, and "
+                "reset_history lowers the solver's order for all of them: a sample now depends on "
+                "its neighbours. Run one sample at a time, or set reset_history=False.",
                 AccelWarning,
                 stacklevel=2,
             )

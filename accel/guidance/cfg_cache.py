@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from accel.guidance.switching import Switching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from accel.trajectory import Step
 
 
-class CFGCache(Accelerator):
+class CFGCache(Switching):
     """Keep Δ = u − c of the last full step by frequency; answer û = c + w₁·Δ_low + w₂·Δ_high.
 
     Frequencies are those of height and width, frame by frame; tokens are unpacked for it. The
@@ -72,13 +73,16 @@ class CFGCache(Accelerator):
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser."""
-        from accel.guidance.branches import Unconditional, claim_all
+        from accel.guidance.branches import Unconditional, claim_all, resetting
 
         yield from claim_all(site)
         deltas = Deltas(self)
         yield site.on_start(deltas.reset)
         site.tally.memory = deltas.memory
-        engine = Unconditional(site.tally, deltas.needed, deltas.keep, deltas.estimate)
+        switched = resetting(site, self)
+        engine = Unconditional(
+            site.tally, deltas.needed, deltas.keep, deltas.estimate, switched=switched
+        )
         yield from engine.attach(site)
 
     def weights(self, step: Step) -> tuple[float, float]:

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from accel.guidance.switching import Switching
 
 if TYPE_CHECKING:
     from accel.seams.denoisers import Call
 
 
-class Interval(Accelerator):
+class Interval(Switching):
     """Evaluate the unconditional branch only while σ_lo < σ ≤ σ_hi; elsewhere w = 1.
 
-    σ is in the units of EDM, σ/α: a flow's σ_f is σ_f/(1 − σ_f), infinite at its first step. A pure
+    σ is in the units of EDM, σ/α: a flow's σ_f is σ_f/(1 − σ_f), infinite at its first step. The
+    stages of a solver's step are in or out together, by the level at which the step starts. A pure
     function of the noise level: no state, no device read.
     """
 
@@ -39,12 +41,6 @@ class Interval(Accelerator):
         gt=0.0,
         description="σ/α above which there is no guidance; inf: none. The authors use "
         "(0.28, 5.42] for SDXL, (0.19, 1.61] for EDM2-XXL",
-    )
-
-    reset_history: bool = Field(
-        default=False,
-        description="take a step of first order where the interval begins and ends: a multistep "
-        "solver's outputs jump there",
     )
 
     @model_validator(mode="after")
@@ -65,11 +61,12 @@ class Interval(Accelerator):
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser."""
         from accel.guidance.branches import WHERE, Unconditional, resetting
+        from accel.seams.stages import start_of
 
         yield site.claim(WHERE)
 
         def guided(call: Call, _sample: int) -> bool:
-            return self.low < call.step.sigma <= self.high
+            return self.low < start_of(call.step, site.trajectory.scheduler).sigma <= self.high
 
-        switched = resetting(site, self.name) if self.reset_history else None
+        switched = resetting(site, self)
         yield from Unconditional(site.tally, guided, switched=switched).attach(site)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
 from accel.errors import BadInput, UnsupportedModel
+from accel.guidance.switching import Switching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from accel.trajectory import Step
 
 
-class LinearAG(Accelerator):
+class LinearAG(Switching):
     """Guide the first half of the steps, every second one with û = Σ βᶜ_i·c_i + Σ βᵘ_i·u_i.
 
     The sums run over the answers so far, the present c among them; the second half of the steps is
@@ -96,14 +97,21 @@ class LinearAG(Accelerator):
         Raises:
             UnsupportedModel: If the coefficients are for another network.
         """
-        from accel.guidance.branches import Unconditional, claim_all
+        from accel.guidance.branches import Unconditional, claim_all, resetting
 
         self._check_model(site.pipe)
         yield from claim_all(site)
         history = History(self, site)
         yield site.on_start(history.reset)
         site.tally.memory = history.memory
-        engine = Unconditional(site.tally, history.needed, history.keep, history.estimate)
+        engine = Unconditional(
+            site.tally,
+            history.needed,
+            history.keep,
+            history.estimate,
+            switched=resetting(site, self),
+            guides=lambda call, _: history.guides(call.step),
+        )
         yield from engine.attach(site)
 
     def _check_model(self, pipe: Any) -> None:
@@ -153,6 +161,7 @@ class History:
     def __init__(self, method: LinearAG, site: Site) -> None:
         self._method = method
         self._pipe = site.pipe
+        self._trajectory = site.trajectory
         self._cond: dict[tuple[int, int], Tensor] = {}
         self._uncond: dict[tuple[int, int], Tensor] = {}
 
@@ -185,10 +194,16 @@ class History:
         kept = (*self._cond.values(), *self._uncond.values())
         return sum(value.nbytes for value in kept)
 
+    def guides(self, step: Step) -> bool:
+        """Whether there is guidance: at the stages of a solver's step by where it starts."""
+        from accel.seams.stages import start_of
+
+        return self._method.has_guidance(start_of(step, self._trajectory.scheduler))
+
     def needed(self, call: Call, sample: int) -> bool:
         """Whether a step evaluates both branches: by the pattern, or for want of an input."""
         index, method = call.step.index, self._method
-        if not method.has_guidance(call.step):
+        if not self.guides(call.step):
             return False
         return method.evaluates(index) or not self._complete(index, sample)
 
@@ -201,7 +216,7 @@ class History:
     def keep(self, call: Call, pairs: dict[int, Pair]) -> None:
         """Keep what was evaluated, while it is to be of use."""
         index = call.step.index
-        if not self._method.has_guidance(call.step):
+        if not self.guides(call.step):
             self._cond.clear()
             self._uncond.clear()
             return
@@ -212,7 +227,7 @@ class History:
     def estimate(self, missing: Missing) -> Tensor | None:
         """û where there is guidance, else the conditional answer."""
         step, sample, method = missing.call.step, missing.sample, self._method
-        if not method.has_guidance(step):
+        if not self.guides(step):
             return None
         if missing.fresh:
             self._cond[sample, step.index] = missing.cond.clone()

@@ -106,6 +106,16 @@ def layout_of(pipe: Any) -> Layout:
     return LAYOUTS[max(matches, key=len)]
 
 
+EMBEDS_SCALE = ("guidance", "timestep_cond")
+"""Arguments by which networks are told the guidance scale that they were distilled for."""
+
+
+def embedded_scale(call: Call) -> str:
+    """The argument by which a call tells its network the guidance scale; empty where none does."""
+    given = (name for name in EMBEDS_SCALE if call.arguments.get(name) is not None)
+    return next(given, "")
+
+
 @dataclass
 class Reader:
     """Reads calls of one pipeline's denoisers: step, branch and sample of each row."""
