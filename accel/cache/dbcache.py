@@ -1,7 +1,12 @@
 """DBCache: blocks in front decide, blocks in the middle are skipped, blocks at the end always run.
 
-Source: cache-dit's Dual Block Cache (2025). F1B0 is First-Block-Cache. Its variant DBPrune, which
-judges every block by its own input, is not offered.
+Source: cache-dit's Dual Block Cache (2025). F1B0 is First-Block-Cache.
+
+Its caps are all here: ``warmup``, ``max_skips`` in a row, the ``budget`` of a run, ``accumulated``
+change, a mask of ``steps``, and the mean over ``changed`` tokens; its calibrators are the
+predictors. Not offered: DBPrune, which judges every block by its own input and so reads the device
+once a block where this reads it once a step; and cache-dit's counting of calls in pairs for
+guidance, in place of which every branch has its own state here.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 
 from accel.attach import Site, Undo
 from accel.cache.fields import AdaptiveCache
-from accel.cache.policies import Below, Either, Guarded, Listed, Rule
+from accel.cache.policies import Accumulated, Below, Either, Guarded, Listed, Rule
 
 
 class DBCache(AdaptiveCache):
@@ -53,6 +58,18 @@ class DBCache(AdaptiveCache):
         ge=0,
         description="skips in the whole run after which every step is computed; 0: no cap",
     )
+    accumulated: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="sum of the changes over consecutive skips at which a step is computed; 0: no "
+        "cap",
+    )
+    changed: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="only tokens whose own relative change is above it count in the change, where "
+        "there are any: what stands still does not hide what moves; 0: all tokens",
+    )
     steps: tuple[NonNegativeInt, ...] = Field(
         default=(), description="steps, counted from 0, that are computed in any case"
     )
@@ -71,7 +88,7 @@ class DBCache(AdaptiveCache):
         yield site.claim("blocks")
         if self.back:
             check_skips(site, self.name)
-        decisions = Decisions(ProbeChange, self._policy)
+        decisions = Decisions(lambda: ProbeChange(self.changed), self._policy)
         site.tally.reason = lambda: decisions.why_idle("the front blocks' change", self.threshold)
         front, back = self.front, self.back
         cache = BlockRangeCache(
@@ -83,7 +100,9 @@ class DBCache(AdaptiveCache):
         yield from cache.attach(site)
 
     def _policy(self) -> Guarded:
-        rule: Rule = Below(self.threshold)
+        rules: list[Rule] = [Below(self.threshold)]
+        if self.accumulated:
+            rules.append(Accumulated(self.accumulated))
         if self.steps:
-            rule = Either((rule, Listed(self.steps)))
-        return replace(self.guarded(rule), budget=self.budget)
+            rules.append(Listed(self.steps))
+        return replace(self.guarded(Either(rules)), budget=self.budget)

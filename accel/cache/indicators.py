@@ -26,6 +26,18 @@ def relative_l1(new: Tensor, old: Tensor) -> Tensor:
     return mean_abs(new - old) / mean_abs(old).clamp_min(TINY)
 
 
+def _relative_l1_of_changed(new: Tensor, old: Tensor, above: float) -> Tensor:
+    """`relative_l1` over the tokens ``[tokens, width]`` that change by more than ``above``.
+
+    Over all of them where none does. No device read.
+    """
+    change = (new - old).abs().float().mean(dim=-1)
+    size = old.abs().float().mean(dim=-1)
+    counted = change > above * size
+    counted = counted | ~counted.any()
+    return (change * counted).sum() / (size * counted).sum().clamp_min(TINY)
+
+
 class Unmeasured:
     """The indicator of rules that need none, at every site."""
 
@@ -72,9 +84,15 @@ class InputChange:
 
 
 class ProbeChange:
-    """First-Block-Cache's relative change of the first block's residual since the last compute."""
+    """First-Block-Cache's relative change of the first block's residual since the last compute.
 
-    def __init__(self) -> None:
+    Args:
+        above: Only tokens count whose own relative change is above it, where there are any; with
+            0 all do (DBCache).
+    """
+
+    def __init__(self, above: float = 0.0) -> None:
+        self._above = above
         self._kept: Tensor | None = None
 
     @property
@@ -84,7 +102,11 @@ class ProbeChange:
 
     def measure(self, residual: Tensor) -> Tensor | None:
         """The relative change, or ``None`` before the first compute."""
-        return None if self._kept is None else relative_l1(residual, self._kept)
+        if self._kept is None:
+            return None
+        if self._above:
+            return _relative_l1_of_changed(residual, self._kept, self._above)
+        return relative_l1(residual, self._kept)
 
     def learn(self, residual: Tensor) -> None:
         """A step was computed."""

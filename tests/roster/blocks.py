@@ -22,6 +22,7 @@ ROWS = {
             cache.DBCache(
                 threshold=1e6, front=1, warmup=1, steps=(2,), last=False, keep="bfloat16"
             ),
+            cache.DBCache(threshold=1e6, front=1, warmup=1, accumulated=1e6, changed=0.1),
         ),
         unserved=frozenset({"unet"}),
         dial=lambda threshold: cache.DBCache(threshold=threshold, front=2, warmup=1),
