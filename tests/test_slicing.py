@@ -257,12 +257,14 @@ LARGER = {
 
 @pytest.mark.parametrize("name", LARGER)
 def test_less_lives_at_once(bench, no_collection, name):
-    """Of the whole network, skip residuals and all."""
+    """Of the whole network, skip residuals and all: in slices, and less in groups of operators."""
     pipe = bench.pipe(name)
-    stock, grouped = (
-        most(pipe, name, plan, **LARGER[name]) for plan in (Plan(), Plan(memory.OperatorGrouping()))
+    stock, sliced, grouped = (
+        most(pipe, name, Plan(*methods), **LARGER[name])
+        for methods in ((), (memory.FeatureSlicing(),), (memory.OperatorGrouping(),))
     )
-    assert grouped < 0.8 * stock
+    assert sliced < 0.65 * stock
+    assert grouped < 0.5 * stock and grouped < sliced
 
 
 @torch.no_grad()

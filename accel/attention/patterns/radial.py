@@ -36,7 +36,9 @@ class Radial(Pattern):
         block: Tokens below which a band does not narrow; 128 in the paper, the block of its kernel.
         exact: Whether bands end at any token. Otherwise blocks of a frame's tokens are kept whole
             where the band fills them – the authors' rule, 60 % of the columns to a third, in closed
-            form – which costs a kernel the same and needs no masks.
+            form – which costs a kernel the same and needs no masks. Blocks begin with each frame,
+            and the last of a frame may be shorter; the authors' go through the whole sequence, so
+            that on frames that are no whole blocks some of them cross into the next frame.
         sink: Whether all queries attend to the first frame too (Wan).
 
     Raises:
