@@ -106,8 +106,15 @@ class Listed:
         """Whether the step is in the list.
 
         Raises:
-            UnsupportedModel: If the run has another number of evaluations than the list is for.
+            UnsupportedModel: If the run has another number of evaluations than the list is for, or
+                if the pipeline cuts its schedule unseen.
         """
+        if self.total is not None and step.total is None:
+            raise UnsupportedModel(
+                f"{self.owner} is for runs of {self.total} evaluations, and this pipeline cuts its "
+                "schedule where no public call shows it: it does not fit. Use a scheduler that "
+                "has set_begin_index, or a rule with an interval."
+            )
         if self.total is not None and step.total != self.total:
             raise UnsupportedModel(
                 f"{self.owner} is for runs of {self.total} evaluations; this one "
