@@ -113,6 +113,15 @@ class Request(Source):
     lora: Annotated[
         Path | None, Option(help="LoRA weights (.safetensors)", rich_help_panel=MODEL)
     ] = None
+    compile: Annotated[
+        bool | None,
+        Option(
+            "--compile/--no-compile",
+            help="compile the repeated blocks, or their modules under a cache of modules; the "
+            "first run takes longer. Default: no",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
 
     @property
     def source(self) -> Source:

@@ -17,6 +17,7 @@ from accel.plan import Plan
 from accel.report import Report
 from app import models
 from app.call import arguments, recorded
+from app.compiling import Regions, parts_for
 from app.modes import parameters, pipeline_for
 from app.request import Request, Source
 
@@ -56,6 +57,7 @@ class Session:
     def __init__(self, model: models.Model) -> None:
         self.model = model
         self._lora: Path | None = None
+        self._regions: Regions | None = None
 
     @classmethod
     def open(cls, source: Source) -> Session:
@@ -80,7 +82,7 @@ class Session:
             Conflict: If methods of the plan do not go together.
             UnsupportedModel: If the pipeline cannot be served.
         """
-        pipe, call = self._prepare(request)
+        pipe, call = self._prepare(request, plan)
         with plan.attach(pipe) as run:
             latest: list[Any] = [None]
             run.trajectory.observers.append(lambda _step, result: _keep(latest, result))
@@ -95,10 +97,10 @@ class Session:
 
     def bare(self, request: Request) -> Outcome:
         """Run a request on the stock pipeline, with nothing attached."""
-        pipe, call = self._prepare(request)
+        pipe, call = self._prepare(request, Plan())
         return self._call(pipe, request, call, None)
 
-    def _prepare(self, request: Request) -> tuple[Any, dict[str, Any]]:
+    def _prepare(self, request: Request, plan: Plan) -> tuple[Any, dict[str, Any]]:
         if request.source != self.model.source:
             raise BadInput(
                 f"This session has {self.model.source}, the request wants {request.source}: open "
@@ -106,6 +108,7 @@ class Session:
             )
         pipe = pipeline_for(self.model.pipe, request)
         self._set_lora(request.lora)
+        self._compile(request, plan)
         return pipe, arguments(pipe, request, self.model.call)
 
     def _set_lora(self, lora: Path | None) -> None:
@@ -118,6 +121,13 @@ class Session:
         if lora is not None:
             _load_lora(pipe, lora)
             self._lora = lora
+
+    def _compile(self, request: Request, plan: Plan) -> None:
+        """Before the plan is attached: its hooks go around the graphs."""
+        if self._regions is None and request.compile:
+            self._regions = Regions(self.model.pipe)
+        if self._regions is not None:
+            self._regions.put_on(parts_for(plan) if request.compile else None)
 
     def _call(
         self, pipe: Any, request: Request, call: dict[str, Any], report: Report | None
