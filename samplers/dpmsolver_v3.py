@@ -136,7 +136,9 @@ class DPMSolverV3(Sampler):
                 measured.check(self.name, model=model_digest(site.pipe))
         except BadInput as error:
             raise UnsupportedModel(str(error)) from error
-        yield from super().attach(site)
+        for undo in super().attach(site):
+            yield undo
+            site.pipe.scheduler.compared = True
         if measured is not None:
 
             def look() -> None:

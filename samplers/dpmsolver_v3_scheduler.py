@@ -7,6 +7,7 @@ statistics="ems.safetensors", order=2)``
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -15,7 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from accel.errors import BadInput
+from accel.errors import AccelWarning, BadInput
 from samplers.base import SolverScheduler
 from samplers.dpmsolver_v3 import Corrector
 from samplers.dpmsolver_v3_step import Step, clean_weights, residual_weights, step
@@ -47,10 +48,13 @@ class DPMSolverV3Scheduler(SolverScheduler):
     """DPM-Solver-v3 (multistep) for variance-preserving models and rectified flows.
 
     Levels may lie beyond the range that was measured: the outermost statistics serve there, and the
-    order of the solver stays what it is.
+    order of the solver stays what it is. A scheduler does not see the network: the plan's
+    `samplers.DPMSolverV3` compares it with the one that was measured. Alone, it compares noise
+    process and prediction, and warns once that the network is not known.
 
     Attributes:
         history: The values of f of earlier steps, the newest first.
+        compared: Whether somebody has compared the network; set it to say that it is the right one.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class DPMSolverV3Scheduler(SolverScheduler):
             "lower_order_final": lower_order_final,
         }
         self._ems = ems
+        self.compared = ems.measured is None
         self.history: list[Tensor] = []
         self._indices: list[int] = []
         self._taken: Taken | None = None
@@ -137,6 +142,15 @@ class DPMSolverV3Scheduler(SolverScheduler):
     def _prepare(self, levels: Sequence[Level]) -> None:
         self._reset()
         self._check_range(levels)
+        if not self.compared:
+            self.compared = True
+            warnings.warn(
+                "samplers.DPMSolverV3Scheduler: whether its statistics are of this pipeline's "
+                "network and guidance is not compared, since a scheduler alone does not see them. "
+                "Put samplers.DPMSolverV3 into a plan, or set scheduler.compared = True.",
+                AccelWarning,
+                stacklevel=2,
+            )
 
     def _check_range(self, levels: Sequence[Level]) -> None:
         """Refuse statistics of quite another part of the trajectory."""

@@ -247,6 +247,21 @@ def test_weights_that_have_no_value_are_not_compared():
         Plan(method).attach(other).detach()
 
 
+def test_a_scheduler_alone_says_once_that_it_does_not_know_the_network():
+    pipe = PIPELINES["sd15"].build()
+    method, config = measured_on(pipe), pipe.scheduler.config
+    given = method.numbers.model_dump(mode="json")
+    alone = DPMSolverV3Scheduler.from_config(config, statistics=given)
+    with pytest.warns(AccelWarning, match="set scheduler.compared = True"):
+        alone.set_timesteps(4)
+    alone.set_timesteps(4)
+    told = DPMSolverV3Scheduler.from_config(config, statistics=given)
+    told.compared = True
+    told.set_timesteps(4)
+    with Plan(method.model_copy(update={"order": 3})).attach(pipe):
+        pipe.scheduler.set_timesteps(4)
+
+
 # What is measured: on the mixture of Gaussians, against its exact predictor.
 
 

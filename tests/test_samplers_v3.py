@@ -188,6 +188,67 @@ def test_with_l_1_a_run_is_one_of_dpm_solver_pp(order, settings):
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def beside_dpm_solver_pp(order, **settings):
+    """A scheduler with l = 1, and the DPM-Solver++ that it then is."""
+    solver = {"order": order, "lower_order_final": False}
+    ours = DPMSolverV3Scheduler(inline(LIKE_PP), corrector="none", **solver, **settings)
+    theirs = DPMSolverPPScheduler(variant="heun", **solver, **settings)
+    return ours, theirs
+
+
+def loud(x, i):
+    """Outputs far outside [−1, 1]."""
+    return 3.0 * network(x, i)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+def test_thresholding_is_that_of_dpm_solver_pp(prediction, order):
+    model = {"prediction_type": prediction} | ({} if prediction == "flow_prediction" else TABLE)
+    ends = {}
+    for thresholding in (False, True):
+        pair = beside_dpm_solver_pp(order, thresholding=thresholding, **model)
+        for scheduler in pair:
+            scheduler.set_timesteps(12)
+        ends[thresholding] = [run(scheduler, noise(), predict=loud) for scheduler in pair]
+    found, expected = ends[True]
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert not torch.allclose(found, ends[False][0], atol=1e-2)
+
+
+def test_a_learned_variance_is_cut_off():
+    with_variance, plain = (ready(10, variance_type=v, **TABLE) for v in ("learned_range", None))
+
+    def wide(x, i):
+        return torch.cat([network(x, i), 9.0 * noise(x.shape)], 1)
+
+    assert torch.equal(run(with_variance, noise(), predict=wide), run(plain, noise()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        (TABLE, {"timesteps": [900, 640, 310, 90]}),
+        (FLOW, {"sigmas": [1.0, 0.6, 0.3], "mu": 0.8}),
+        (FLOW, {"num_inference_steps": 5, "mu": 1.3}),
+    ],
+    ids=["timesteps", "sigmas and mu", "mu"],
+)
+def test_every_argument_of_set_timesteps_gives_the_levels_of_dpm_solver_pp(settings, asked):
+    shifted = {"use_dynamic_shifting": True} if "mu" in asked else {}
+    pair = beside_dpm_solver_pp(2, **settings, **shifted)
+    for scheduler in pair:
+        scheduler.set_timesteps(**asked)
+    for name in ("timesteps", "sigmas"):
+        assert torch.equal(*(getattr(scheduler, name) for scheduler in pair))
+    found, expected = (run(scheduler, noise()) for scheduler in pair)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    if "mu" in asked:
+        other = beside_dpm_solver_pp(2, **settings, **shifted)[0]
+        other.set_timesteps(**asked | {"mu": 0.1})
+        assert not torch.equal(other.sigmas, pair[0].sigmas)
+
+
 def by_hand(scheduler, ems, x, predict, order, extra):
     """Predictor and pseudo-corrector as in the paper: x and ε of the new point are replaced."""
     levels, history, start = scheduler._levels, [], x
