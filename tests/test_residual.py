@@ -1,5 +1,7 @@
 """Residual guidance: the virtual negative, its recursion, and what a run evaluates."""
 
+import warnings
+
 import diffusers
 import pytest
 import torch
@@ -257,6 +259,21 @@ def test_self_knows_nothing_of_the_negative_prompt(bench, same):
     other = bench.call("sd_img2img", steps=6, negative_prompt=["a green tractor"])
     run.detach()
     assert same(first, other)
+
+
+@pytest.mark.parametrize(
+    ("negative", "prompt", "warns"),
+    [("self", "a green tractor", True), ("self", "", False), ("onetime", "a green tractor", False)],
+)
+def test_self_says_that_it_does_not_use_the_negative_prompt(bench, negative, prompt, warns):
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        Plan(guidance.Residual(negative=negative)).attach(bench.pipe("sd_img2img")),
+    ):
+        warnings.simplefilter("always")
+        bench.call("sd_img2img", steps=6, negative_prompt=[prompt])
+    told = [w for w in caught if "negative prompt of this run is not used" in str(w.message)]
+    assert len(told) == warns
 
 
 def test_self_decides_for_each_sample(bench):

@@ -67,11 +67,24 @@ class Residual(Accelerator):
         yield from claim_all(site)
         origin = Origin(self, site)
         yield site.on_start(origin.reset)
+        if self.negative == "self":
+            yield site.on_start(lambda: _look_for_negative(site))
         yield from watch(site.pipe.scheduler, origin.begin)
         engine = Unconditional(site.tally, origin.needed, origin.keep, origin.estimate)
         yield from engine.attach(site)
         idle = site.tally.reason
         site.tally.reason = lambda: origin.why_idle() or idle()
+
+
+def _look_for_negative(site: Site) -> None:
+    """Say so where a call has a negative prompt, which ``self`` does not use."""
+    from accel.seams.underway import negative_texts
+
+    if any(any(texts) for texts in negative_texts(site.pipe).values()):
+        site.tally.advise(
+            "the negative prompt of this run is not used: with negative='self' the input picture "
+            "stands in its place. Use negative='onetime', or leave the negative prompt out"
+        )
 
 
 class Origin:
