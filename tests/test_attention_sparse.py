@@ -1,6 +1,7 @@
 """Sparse attention on pipelines: what is served, as whom, how it is counted, when it pays."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from types import SimpleNamespace
@@ -220,8 +221,10 @@ def test_what_stays_dense_is_said_with_its_reason_and_is_stock(bench, same, name
 
 
 def test_a_network_whose_order_of_tokens_is_not_known_is_refused_by_name(bench):
-    with pytest.raises(UnsupportedModel, match=r"GRAT does not fit MochiTransformer3DModel"):
+    with pytest.raises(UnsupportedModel, match=r"GRAT does not fit MochiT.*one sample after the"):
         Plan(attention.GRAT()).attach(bench.pipe("mochi"))
+    with pytest.raises(UnsupportedModel, match=r"GRAT does not fit Lumina2.*order .* is not known"):
+        Plan(attention.GRAT()).attach(bench.pipe("lumina2"))
     with (
         Plan(attention.GRAT(warm_up=0.0)).attach(bench.pipe("flux_kontext")),
         pytest.raises(UnsupportedModel, match=r"FluxTransformer2DModel .* order is not known"),
@@ -307,6 +310,42 @@ def test_a_mask_of_padded_text_is_read_whatever_its_form(case, hidden):
         between = mask.clone()
         between[0, 0, 0, -1] = -1.0
         assert valid_text(between, layout) is None
+
+
+def test_mochi_attends_to_a_sample_at_a_time_with_its_valid_text_alone():
+    """Why it is refused: of two branches, an attention has one entry, of another length each."""
+    pipe, asked = PIPELINES["mochi"].build(), []
+
+    def look(given):
+        asked.append(given.query.shape)
+        return given.dense()
+
+    module = find_modules(find_denoisers(pipe)[0])[0]
+    undo = answer_attention(module, look)
+    PIPELINES["mochi"].call(pipe, steps=2)
+    undo()
+    assert {shape[0] for shape in asked} == {1}
+    assert len({shape[2] for shape in asked}) == 2
+
+
+def test_chroma_s_mask_is_none_of_padding(bench):
+    """Why it stays dense: valid pairs get 1 more, and padded text is attended to all the same."""
+    seen = []
+
+    def look(given):
+        seen.append(given)
+        return given.dense()
+
+    pipe = PIPELINES["chroma"].build()
+    undo = answer_attention(find_modules(find_denoisers(pipe)[0])[0], look)
+    PIPELINES["chroma"].call(pipe, steps=2)
+    undo()
+    mask = seen[0].attn_mask
+    assert mask.dtype != torch.bool and set(mask.unique().tolist()) == {0.0, 1.0}
+    hidden = replace(seen[0], attn_mask=mask > 0)
+    image = mask[0, 0].amax(1) > 0
+    stock, padding = (one.dense()[:1, :, image] for one in (seen[0], hidden))
+    assert not near(padding, stock, 1e-3)
 
 
 # what computes it, and whether it pays

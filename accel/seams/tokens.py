@@ -2,6 +2,12 @@
 
 A UNet attends to one level of its pyramid at a time; a transformer to patches of its latents, and
 where its attention is joint, to the text before or behind them.
+
+Not served, though their tokens are in order: Mochi (`UNSERVED`); Flux-Kontext, whose picture of
+reference lies behind the picture's own tokens on a grid of its own, so that there is no one
+`Layout`; and, for sparse attention, Chroma, whose mask adds 1 to the scores of valid pairs where
+others hide the rest: stock attends to padded text, a little less than to valid, so that to read the
+mask as padding would draw another picture (`attention.valid_text`).
 """
 
 from __future__ import annotations
@@ -41,13 +47,26 @@ FRAMES_SECOND = ("CogVideoXTransformer3DModel",)
 """Networks whose clips are ``[B, F, C, H, W]`` rather than ``[B, C, F, H, W]``."""
 
 
+UNSERVED = {
+    "MochiTransformer3DModel": (
+        "it attends to one sample after the other, each with its valid text alone, so that an "
+        "attention does not tell whose it is, nor where padded text lies"
+    )
+}
+"""Networks whose tokens are in order, with the reason why they are not served all the same."""
+
+
 def refuse_unknown(denoiser: Denoiser, method: str) -> None:
-    """Refuse a network whose order of tokens is not known, before it is called.
+    """Refuse a network that is not served, or whose order of tokens is not known, by its class.
 
     Raises:
         UnsupportedModel: Names the method and the network.
     """
     name = type(denoiser.core).__name__
+    if name in UNSERVED:
+        raise UnsupportedModel(
+            f"{method} does not fit {name}: {UNSERVED[name]}. Leave the method out of the plan."
+        )
     known = (*TEXT_FIRST, *TEXT_LAST, *IMAGE_ALONE)
     if name not in known and not hasattr(denoiser.core, "down_blocks"):
         raise UnsupportedModel(
