@@ -398,30 +398,44 @@ def test_layerwise_casting(name, method):
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    """A LoRA of SD 1.5's tiny UNet, as a file."""
-    folder = tmp_path_factory.mktemp("lora")
-    pipe = PIPELINES["sd15"].build()
-    torch.manual_seed(0)
-    pipe.unet.add_adapter(
-        LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
-    )
-    pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))
-    return folder
+    """A LoRA for the network of a tiny pipeline, as the folder of a file."""
+
+    def save(name):
+        folder = tmp_path_factory.getbasetemp() / f"lora-{name}"
+        if not folder.exists():
+            pipe = PIPELINES[name].build()
+            (part,) = PIPELINES[name].denoisers
+            torch.manual_seed(0)
+            network = getattr(pipe, part)
+            network.add_adapter(
+                LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
+            )
+            weights = get_peft_model_state_dict(network)
+            pipe.save_lora_weights(folder, **{f"{part}_lora_layers": weights})
+        return folder
+
+    return save
 
 
-@pytest.mark.parametrize("method", ["cache.EasyCache", "cache.FORA", "cache.DeepCache", None])
-def test_a_lora_loaded_before_and_after_attaching(bench, lora, method):
+LORAS = [
+    *(("sd15", method) for method in ("cache.EasyCache", "cache.FORA", "cache.DeepCache", None)),
+    *(("flux_cfg", f"cache.{method}") for method in ("FirstBlock", "TeaCache", "TaylorSeer")),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), LORAS, ids=str)
+def test_a_lora_loaded_before_and_after_attaching(bench, lora, name, method):
     """Loaded, weighed, switched off, unloaded: as on a pipeline that had it from the start."""
     plan = Plan(*([CACHES[method].active] if method else []), CACHES["cache.TextKV"].active)
-    tiny = PIPELINES["sd15"]
+    tiny = PIPELINES[name]
     outputs = {}
     for when in ("before", "after"):
         pipe = tiny.build()
         if when == "before":
-            pipe.load_lora_weights(lora, adapter_name="one")
+            pipe.load_lora_weights(lora(name), adapter_name="one")
         run = plan.attach(pipe)
         if when == "after":
-            pipe.load_lora_weights(lora, adapter_name="one")
+            pipe.load_lora_weights(lora(name), adapter_name="one")
         outputs[when] = [tiny.call(pipe, steps=STEPS)]
         pipe.set_adapters(["one"], [0.3])
         outputs[when].append(tiny.call(pipe, steps=STEPS))
@@ -429,11 +443,12 @@ def test_a_lora_loaded_before_and_after_attaching(bench, lora, method):
         outputs[when].append(tiny.call(pipe, steps=STEPS))
         pipe.unload_lora_weights()
         outputs[when].append(tiny.call(pipe, steps=STEPS))
+        assert not method or run.report.verdicts[method].state == "ACTIVE"
         run.detach()
-        assert bits_equal(tiny.call(pipe, steps=4), bench.stock("sd15", steps=4))
+        assert bits_equal(tiny.call(pipe, steps=4), bench.stock(name, steps=4))
     assert all(map(bits_equal, outputs["before"], outputs["after"]))
     full_, weighed, none, unloaded = outputs["after"]
     assert not bits_equal(full_, weighed)
     assert not bits_equal(weighed, none)
     assert bits_equal(none, unloaded)
-    assert bits_equal(unloaded, outcome("sd15", tiny.build(), plan)[0])
+    assert bits_equal(unloaded, outcome(name, tiny.build(), plan)[0])
