@@ -12,7 +12,7 @@ from sampling import Calibration, calibrate, plans_of, read
 
 import accel
 
-COUNT = "4"
+COUNT = "2"
 """Captions of a calibration."""
 
 

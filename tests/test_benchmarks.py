@@ -282,6 +282,22 @@ def test_levels_and_their_table(tmp_path, drawn):
     assert not any(row["censored"] for row in caches.levels(rows))
 
 
+@pytest.mark.parametrize(("method", "steps"), [("A", caches.FEW), ("StepRehash", None)])
+def test_a_trace_is_looked_for_in_a_run_that_the_method_serves(monkeypatch, method, steps):
+    """Stock, the method, stock, with as many steps; what was calibrated serves whole runs alone."""
+    seen = []
+
+    def draw(benches, who, subject, steps=None):
+        seen.append((who.method, steps))
+        changed = method == "A" and len(seen) == 3
+        return contest.Drawn([changed], 1.0, 1.0)
+
+    monkeypatch.setattr(caches, "draw", draw)
+    who = contest.Contestant(contest.OURS, method, 1.0)
+    assert caches.leaves_a_trace(None, who, contest.scene(1)) is (method == "A")
+    assert seen == [(contest.STOCK, steps), (method, steps), (contest.STOCK, steps)]
+
+
 def test_every_cache_is_swept_or_calibrated():
     """Custom is any of them; what is swept are fields that there are."""
     from app.calibrators import CALIBRATORS
