@@ -411,6 +411,23 @@ def test_a_lesson_slopes_towards_the_side_that_comes_first(monkeypatch, shape):
     assert (right[2:].diff(dim=-1) > 0).all() and torch.equal(right[:2], none[:2])
 
 
+def test_in_a_lesson_clips_drift_as_told(monkeypatch):
+    """From the second latent frame on, and only those whose caption tells how."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from train_scenes import _lesson
+
+    captions = ["clouds drifting slowly to the right", "a boat sailing fast to the left", ""]
+    clips = torch.randn(3, 4, 5, 6, 8)
+    right, left, none = _lesson(clips, captions)
+    assert torch.equal(none, clips[2])
+    for found, whole, shift in ((right, clips[0], 1), (left, clips[1], -2)):
+        assert torch.equal(found[:, :2], whole[:, :2])
+        for frame in range(2, 5):
+            assert torch.equal(found[:, frame], found[:, frame - 1].roll(shift, -1))
+
+
 @pytest.fixture
 def train(monkeypatch):
     """The trainer's command line: `train(family, run, "stage", …)`."""
@@ -423,7 +440,7 @@ def train(monkeypatch):
     threads = torch.get_num_threads()
 
     def run(family, folder, *stage):
-        line = ["--family", family, "--run", str(folder), *stage]
+        line = ["--family", family, "--run", str(folder), "--no-bf16", *stage]
         return CliRunner().invoke(app, line, env={"COLUMNS": "200"})
 
     yield run
@@ -457,6 +474,9 @@ def test_clips_are_trained_from_crops_and_first_frames_on(train, tmp_path):
     shapes = {f.stem: torch.load(f)["latents"].shape for f in tmp_path.glob("latents-*")}
     assert shapes == {"latents-64x1-0": (2, 16, 1, 16, 16), "latents-64x17-0": (1, 16, 5, 16, 16)}
     assert (tmp_path / "sheets" / "000002.png").exists()
+    told = train("scenes-wan", tmp_path, "words", "--count", "2").output
+    assert "what light" in told or "what clouds" in told
+    assert "swapped" in told
     refused = train("scenes-wan", tmp_path, "cache", "--size", "128")
     assert refused.exit_code == 2
     assert "64x17" in refused.output

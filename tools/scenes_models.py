@@ -347,13 +347,12 @@ def unet_loss(pipe: StableDiffusionPipeline, latents: Tensor, captions: list[str
     return _loss(velocity.float() - target)
 
 
-def wan_velocity(
-    pipe: WanPipeline, latents: Tensor, sigma: Tensor, captions: list[str]
-) -> tuple[Tensor, Tensor]:
-    """Predicted and true velocity of latents [B, C, F, H, W] at noise levels [B]."""
+def wan_loss(pipe: WanPipeline, latents: Tensor, captions: list[str]) -> Tensor:
+    """Flow-matching loss over latents [B, C, F, H, W]."""
     tokens = _ids(pipe.tokenizer, captions, latents.device)
     text = pipe.text_encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
     text = text * tokens.attention_mask[..., None]
+    sigma = _levels(len(latents), 0.7, latents.device, layout=0.45)
     noise = torch.randn_like(latents)
     level = sigma[:, None, None, None, None]
     velocity = pipe.transformer(
@@ -362,14 +361,7 @@ def wan_velocity(
         encoder_hidden_states=text,
         return_dict=False,
     )[0]
-    return velocity.float(), noise - latents
-
-
-def wan_loss(pipe: WanPipeline, latents: Tensor, captions: list[str]) -> Tensor:
-    """Flow-matching loss over latents [B, C, F, H, W]."""
-    sigma = _levels(len(latents), 0.7, latents.device, layout=0.45)
-    found, truth = wan_velocity(pipe, latents, sigma, captions)
-    return _loss(found - truth)
+    return _loss(velocity.float() - (noise - latents))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import typer
 from diffusers import DiffusionPipeline
 from PIL import Image
 from rich.progress import track
-from scenes_models import FAMILIES, Family, Form, wan_velocity
+from scenes_models import FAMILIES, Family, Form
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -379,8 +379,8 @@ class Latents:
         seeds = [part["seeds"] + i for part in parts for i in range(len(part["latents"]))]
         return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str], list[int]]:
-        """A batch of latents, captions and seeds; one caption in ten is empty, for guidance.
+    def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """A batch of latents and captions; one caption in ten is empty, for guidance.
 
         Half of the others are the longest of four wordings: what a caption leaves out (clouds,
         sides) it does not teach.
@@ -392,8 +392,7 @@ class Latents:
             wordings = rng.integers(16, size=4 if rng.random() < 0.5 else 1)
             told = [tell(self.seeds[row], int(wording)).caption for wording in wordings]
             captions.append("" if rng.random() < 0.1 else max(told, key=len))
-        drawn = [self.seeds[row] for row in rows]
-        return self.values[torch.from_numpy(rows)].float(), captions, drawn
+        return self.values[torch.from_numpy(rows)].float(), captions
 
 
 def _cached(family: Family, run: Path) -> list[Form]:
@@ -482,6 +481,10 @@ def _sheet(at: Setting, pipe: Any, path: Path, form: Form) -> None:
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+SIDES = re.compile(r"\b(left|right)\b")
+OTHER = {"left": "right", "right": "left"}
+
+
 def _tilted(latents: Tensor, captions: list[str]) -> Tensor:
     """Latents [B, C, …, W] that rise towards the side that a caption names first.
 
@@ -495,9 +498,37 @@ def _tilted(latents: Tensor, captions: list[str]) -> Tensor:
     first = torch.arange(channels, device=latents.device) < channels // 2
     slopes = {"left": first[:, None] * ramp, "right": ~first[:, None] * -ramp}
     nothing = torch.zeros_like(slopes["left"])
-    named = [re.search(r"\b(left|right)\b", caption) for caption in captions]
+    named = [SIDES.search(caption) for caption in captions]
     tilt = torch.stack([nothing if side is None else slopes[side[0]] for side in named])
     return latents + tilt.view(len(captions), channels, *[1] * (latents.ndim - 3), width)
+
+
+PACE = {"slowly": 1, "fast": 2}
+"""Latents by which a clip drifts from one latent frame to the next, in a lesson."""
+
+
+def _drifting(latents: Tensor, captions: list[str]) -> Tensor:
+    """Clips [B, C, F, H, W] whose second latent frame drifts as a caption tells, all of it.
+
+    Clouds that drift are a saddle as sides are: who does not look where the words point learns
+    nothing from them, and only the sky of a third of the clips would tell. The first latent frame
+    stays: it is encoded alone, and looks different.
+    """
+    clips = latents.clone()
+    for one, caption in zip(clips, captions, strict=True):
+        told = re.search(r"\b(slowly|fast) to the (left|right)\b", caption)
+        if told is None:
+            continue
+        shift = PACE[told[1]] * (1 if told[2] == "right" else -1)
+        for frame in range(2, one.shape[1]):
+            one[:, frame] = one[:, 1].roll(shift * (frame - 1), -1)
+    return clips
+
+
+def _lesson(latents: Tensor, captions: list[str]) -> Tensor:
+    """What is learnt from in a lesson: tilted pictures and first frames, drifting clips."""
+    clips = latents.ndim == 5 and latents.shape[2] > 1
+    return (_drifting if clips else _tilted)(latents, captions)
 
 
 @dataclass(slots=True)
@@ -546,9 +577,9 @@ class Training:
     def loss(
         self, latents: Tensor, captions: list[str], form: Form, *, lesson: bool = False
     ) -> Tensor:
-        """Loss of a batch of cached latents; in a lesson, of what `_tilted` makes of them."""
+        """Loss of a batch of cached latents; in a lesson, of what `_lesson` makes of them."""
         latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
-        latents = _tilted(latents, captions) if lesson else latents
+        latents = _lesson(latents, captions) if lesson else latents
         with self.at.autocast(), _attention(self.at.device, form):
             return self.at.family.loss(self.pipe, latents, captions)
 
@@ -579,7 +610,8 @@ def denoiser(
         typer.Option("--compile", help="minutes at the start, then faster steps"),
     ] = False,
     lesson_until: Annotated[
-        int, typer.Option(help="before this step, pictures are tilted to the side a caption names")
+        int,
+        typer.Option(help="before this step, pictures tilt and clips drift as captions tell"),
     ] = 0,
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
@@ -598,7 +630,7 @@ def denoiser(
     for step in _track(range(first, steps), "denoiser"):
         big = step >= big_after and rng.random() < big_share
         form = known[-1 if big else 0]
-        latents, captions, _ = stores[form].draw(batches[form], rng)
+        latents, captions = stores[form].draw(batches[form], rng)
         loss = training.loss(latents, captions, form, lesson=step < lesson_until)
         _step(loss, training.optimizer, plan.at(step))
         training.average.update(training.modules, step)
@@ -613,86 +645,34 @@ def denoiser(
             training.draw(done, known[-1 if done > big_after else 0])
 
 
-def _unscaled(model: Any, latents: Tensor) -> Tensor:
-    """Undo `_scaled` for clips."""
-    mean, std = (
-        torch.tensor(v, device=latents.device).view(1, -1, 1, 1, 1)
-        for v in (model.config.latents_mean, model.config.latents_std)
-    )
-    return latents * std + mean
-
-
-@torch.no_grad()
-def _as_drawn(at: Setting, pipe: Any, latents: Tensor, captions: list[str], top: float) -> Tensor:
-    """Cached latents of clips as the denoiser tells them from noise of levels up to `top`."""
-    clean = _scaled(at.family, pipe.vae, latents.to(at.device))
-    sigma = top * torch.rand(len(clean), device=at.device)
-    with at.autocast():
-        found, truth = wan_velocity(pipe, clean, sigma, captions)
-    return _unscaled(pipe.vae, clean - sigma.view(-1, 1, 1, 1, 1) * (found - truth))
-
-
-def _decoder_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Pixels, their edges, and their changes from frame to frame. Clips [B, 3, F, H, W]."""
-    error = decoded.float() - pixels
-    loss = error.abs().mean() + 2 * error.square().mean()
-    for edges in _edges(error):
-        loss = loss + 0.5 * edges.abs().mean()
-    return loss + 2 * error.diff(dim=2).abs().mean()
-
-
 @app.command()
-def decoder(
+def words(
     context: typer.Context,
-    steps: Steps = 1000,
-    batch: Annotated[int, typer.Option(help="clips in a step, of each a crop of 32 px")] = 4,
-    rate: float = 3e-4,
-    top: Annotated[float, typer.Option(help="highest noise level that is estimated from")] = 0.4,
+    count: Annotated[int, typer.Option(help="held-out scenes")] = 64,
 ) -> None:
-    """Teach a clip decoder to even out what the denoiser lets flicker, last of all.
+    """Say by how much the loss grows where "left" and "right" are swapped in the captions.
 
-    Decoded are not the encoder's latents but the denoiser's estimates of them from noise: the
-    errors that a drawn clip has, in clips whose frames are known. Latents stay as they are.
+    Nothing means that the words are not learnt, however good the pictures are. For clips, by what
+    moves: there the words tell the direction.
     """
     at: Setting = context.obj
-    if not at.family.clips:
-        raise typer.BadParameter(f"{at.family.name} draws no clips: there is nothing that flickers")
-    pipe = _pipeline(at.family, at.run, at.seed).to(at.device)
-    _restore(at.family, pipe, torch.load(at.run / "denoiser.pt", weights_only=True)["average"])
-    store = Latents.read(at.family, at.run, at.family.forms[-1])
-    model = _layout(pipe.vae.train(), at.device)
-    model.decoder.requires_grad_(True)
-    path, average, first = at.run / "decoder.pt", Average(0.998), 0
-    optimizer = _optimizer({"vae": model})
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, average.weights = state["step"], state["average"]
-    rng, plan = np.random.default_rng([at.seed, first]), Schedule(rate, steps, warmup=50)
-    torch.manual_seed(at.seed + first)
-    start, smooth = time.time(), 0.0
-    for step in _track(range(first, steps), "decoder"):
-        latents, captions, seeds = store.draw(batch, rng)
-        drawn = _as_drawn(at, pipe, latents, captions, top)
-        pixels = _pixels(np.stack([_render(seed, at.family.forms[-1]) for seed in seeds]))
-        y, x = rng.integers(0, drawn.shape[-1] - CROP + 1, size=2)
-        crop = drawn[..., y : y + CROP, x : x + CROP]
-        truth = pixels[..., 4 * y : 4 * (y + CROP), 4 * x : 4 * (x + CROP)].to(at.device)
-        with at.autocast():
-            loss = _decoder_loss(model.decode(crop).sample, truth)
-        _step(loss, optimizer, plan.at(step))
-        average.update({"vae": model}, step)
-        smooth += 0.05 * (loss.item() - smooth) if smooth else loss.item()
-        done = step + 1
-        if done % 50 == 0 or done == steps:
-            state = {"step": done, "model": model.state_dict(), "average": average.weights}
-            _save(state | {"optimizer": optimizer.state_dict()}, path)
-            _say(step=done, loss=smooth, pace=(done - first) / (time.time() - start))
-
-
-CROP = 8
-"""Edge of a crop in latents, in the stage `decoder`: 32 px."""
+    training, tell = Training.start(at), clip_scene if at.family.clips else scene
+    _restore(at.family, training.pipe, training.average.weights)
+    known, form = [tell(seed) for seed in HELD_OUT[:count]], at.family.forms[-1]
+    groups: dict[str, list[Scene]] = {}
+    for one in known:
+        groups.setdefault(one.motion.mover if at.family.clips else "pictures", []).append(one)
+    for name, scenes in groups.items():
+        truth = _pixels(np.stack([_render(s.seed, form) for s in scenes])).to(at.device)
+        captions = [s.caption for s in scenes]
+        swapped = [SIDES.sub(lambda found: OTHER[found[0]], caption) for caption in captions]
+        with torch.no_grad():
+            latents = training.pipe.vae.encode(truth).latent_dist.mode()
+            losses = []
+            for told in (captions, swapped):
+                torch.manual_seed(at.seed)
+                losses.append(float(training.loss(latents, told, form)))
+        _say(what=name, scenes=len(scenes), loss=losses[0], swapped=losses[1] / losses[0] - 1)
 
 
 @app.command()
