@@ -155,6 +155,8 @@ SIZES = {
     "wan21": ((4, 3, 16, 16), 0),
     "cogvideox": ((3, 4, 16, 16), 0),
     "sd15": ((4, 16, 16), 0),
+    "zimage": ((4, 1, 16, 16), 0),  # a list of rows
+    "hunyuanimage": ((8, 16, 16), 0),  # a guider
 }
 
 
@@ -194,8 +196,18 @@ def test_unknown_tokens_are_refused():
 # In a run.
 
 
-@pytest.mark.parametrize(("interval", "share"), [(2, 1.0), (3, 1.0), (5, 0.5), (8, 0.3)])
-@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "wan21"])
+@pytest.mark.parametrize(
+    ("name", "interval", "share"),
+    [
+        *(
+            (name, *fields)
+            for name in ("sd15", "flux_cfg", "wan21")
+            for fields in ((2, 1.0), (3, 1.0), (5, 0.5), (8, 0.3))
+        ),
+        ("zimage", 3, 1.0),
+        ("hunyuanimage", 3, 1.0),
+    ],
+)
 def test_it_evaluates_every_so_many_steps_below_a_timestep(bench, name, interval, share):
     start = 1000 * share + 1
     timesteps = []

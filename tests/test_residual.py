@@ -167,6 +167,79 @@ def flow_call(pipe, more, steps=6):
     )
 
 
+def zimage_img2img():
+    """A list of rows, and a network that answers the other way round."""
+    pipe = diffusers.ZImageImg2ImgPipeline(**PIPELINES["zimage"].build().components)
+    return pipe, {"prompt": "a red fox", "negative_prompt": "blurry", "image": picture()}
+
+
+def wan_from_a_clip():
+    """By embeddings: the pipeline cleans words by a package that it does not need otherwise."""
+    parts = PIPELINES["wan21"].build().components
+    names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+    pipe = diffusers.WanVideoToVideoPipeline(**{name: parts[name] for name in names})
+    draw = torch.Generator().manual_seed(1)
+    one, other = torch.randn(2, 1, 48, pipe.transformer.config.text_dim, generator=draw)
+    clip = [*(torch.linspace(0, 1, 9)[:, None, None, None] * picture())]
+    return pipe, {"prompt_embeds": one, "negative_prompt_embeds": other, "video": clip}
+
+
+class Outside(guidance.Residual):
+    """Sees what the pipeline is given: outside of all guidance."""
+
+    name = "guidance.Outside"
+    layer = "loop"
+
+    def attach(self, site):
+        def look(call, inner):
+            result = inner(call)
+            SEEN.extend(
+                (call.step, row.branch, call.sample[i].clone(), result.value[i].clone())
+                for i, row in enumerate(call.rows)
+            )
+            return result
+
+        SEEN.clear()
+        for denoiser in site.denoisers:
+            yield site.around(denoiser, look)
+
+
+SEEN = []
+
+
+@pytest.mark.parametrize("build", [zimage_img2img, wan_from_a_clip])
+def test_lists_and_clips_are_led_back_to_their_input(build):
+    """At every step the virtual answer is one whose clean sample is the input."""
+    pipe, call = build()
+    pipe.set_progress_bar_config(disable=True)
+    network, clean = type(pipe.transformer).__name__, []
+    adder = "scale_noise" if hasattr(pipe.scheduler, "scale_noise") else "add_noise"
+    run = Plan(Outside(), guidance.Residual(negative="self")).attach(pipe)
+    undo = hooks.wrap(
+        pipe.scheduler,
+        adder,
+        lambda inner, *a, **k: clean.append(a[0].clone()) or inner(*a, **k),
+    )
+    pipe(
+        **call,
+        strength=0.7,
+        guidance_scale=4.0,
+        num_inference_steps=6,
+        height=32,
+        width=32,
+        max_sequence_length=48,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    )
+    undo()
+    run.detach()
+    virtual = [(step, x, y) for step, branch, x, y in SEEN if branch == "uncond"]
+    assert run.report.nfe == len(virtual) == run.report.steps > 2
+    for step, x, y in virtual:
+        found = convert(y, x, step, "x0", network)
+        assert torch.allclose(found, clean[0][0].reshape(found.shape), atol=1e-4)
+
+
 def counted(pipe, plan, call):
     with counting(pipe) as counts:
         attached = plan.attach(pipe)
