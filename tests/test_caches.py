@@ -116,7 +116,10 @@ def test_a_new_leader_is_measured_afresh():
         rows = [SimpleNamespace(sample=0, branch=branch) for branch in branches]
         step = SimpleNamespace(index=index, stage=0)
         denoiser = SimpleNamespace(name="transformer")
-        return SimpleNamespace(rows=rows, step=step, denoiser=denoiser, arguments={})
+        return Asked(rows=rows, step=step, denoiser=denoiser, arguments={})
+
+    class Asked(SimpleNamespace):
+        """As a call, it can be referred to weakly."""
 
     decisions = Decisions(ProbeChange, lambda: None)
     first = asked(0, "uncond", "cond")

@@ -1,5 +1,6 @@
 """What is kept is valid for the conditions it was computed under: control that ends, scales."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -121,8 +122,12 @@ def test_a_rescaled_control_is_computed_once_for_each_scale(bench):
     assert all(found == {0, 1, 3, 5} for found in computed_steps(run, method).values())
 
 
+class ACall(SimpleNamespace):
+    """As a call, it can be referred to weakly."""
+
+
 def a_call(**arguments):
-    return SimpleNamespace(denoiser=SimpleNamespace(name="unet"), arguments=arguments)
+    return ACall(denoiser=SimpleNamespace(name="unet"), arguments=arguments)
 
 
 def test_conditions_are_what_is_given_and_numbers_not_time_or_values_of_tensors():
@@ -152,3 +157,14 @@ def test_the_scale_of_an_ip_adapter_is_a_condition(bench):
     run.detach()
     del processor.scale
     assert all(found == {0, 3} for found in computed_steps(run, method).values())
+
+
+def test_no_call_is_held_and_each_is_looked_at_once():
+    """A call holds latents and residuals: what was read of it outlives it, not the call itself."""
+    watch, call = Watch(), a_call(sample=torch.ones(2), scale=1.0)
+    found = watch.of(call)
+    assert watch.of(call) is found
+    gone = weakref.ref(call)
+    del call
+    assert gone() is None
+    assert watch.of(a_call(sample=torch.ones(2), scale=2.0)) != found

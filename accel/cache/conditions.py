@@ -10,7 +10,8 @@ the scale that a pipeline gives to its ControlNet, and the scales of attention p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from accel import hooks
@@ -35,13 +36,14 @@ class Watch:
     def __init__(self) -> None:
         self._scale: Conditions = None
         self._processors: dict[str, list[Any]] = {}
-        self._latest: tuple[Any, Conditions] = (None, None)
+        self._call: Callable[[], Call | None] = lambda: None  # weak: a call holds many tensors
+        self._found: Conditions = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Follow the pipeline's ControlNet and the processors of its denoisers."""
 
         def start() -> None:
-            self._scale, self._latest = None, (None, None)
+            self._scale, self._call = None, lambda: None
             for denoiser in site.denoisers:
                 self._processors[denoiser.name] = _scaled(denoiser.core)
 
@@ -52,11 +54,11 @@ class Watch:
 
     def of(self, call: Call) -> Conditions:
         """The conditions of a call."""
-        if self._latest[0] is not call:
+        if self._call() is not call:
             scales = [_frozen(p.scale) for p in self._processors.get(call.denoiser.name, ())]
-            given = _given(call.arguments)
-            self._latest = (call, (given, self._scale, tuple(scales)))
-        return self._latest[1]
+            self._found = (_given(call.arguments), self._scale, tuple(scales))
+            self._call = weakref.ref(call)
+        return self._found
 
     def _follow(self, controlnet: Any) -> Undo:
         """Hear the scale that each call of a ControlNet is given, after other libraries' hooks."""
