@@ -5,6 +5,10 @@ Source: Ju et al., "Direct Inversion: Boosting Diffusion-based Editing with 3 Li
 source row of the edit would drift to under guidance, so it gives the picture back exactly; the row
 of the edit is left alone. Nothing is optimised.
 
+Served are ChromaPipeline, FluxPipeline (guided by ``true_cfg_scale``), StableDiffusionPipeline,
+StableDiffusionXLPipeline and StableDiffusion3Pipeline, each with an AutoencoderKL; other classes
+are refused by name (`accel.seams.pictures`).
+
     source = accel.edit.invert(pipe, image, "a red fox in the snow")
     kept, edited = source.edit("a white fox in the snow", guidance=7.5).images
 """

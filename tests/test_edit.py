@@ -1,15 +1,21 @@
 """Direct inversion: the source comes back to the bit, the edit is left alone."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny import PROMPTS, Ask
 
 import samplers
-from accel import Plan, cache, edit, errors, guidance
+from accel import Plan, cache, edit, errors, guidance, load
+from accel.quality import psnr
+from accel.scenes import HELD_OUT, scene
+from accel.scenes import picture as scene_picture
 from accel.seams.pictures import TOKENS as TOKENS_OF
+from accel.seams.pictures import decode
 from accel.seams.solver_maps import maps_of
 
 SOURCE, TARGET = "a red fox in the snow", "two boats on a lake"
@@ -66,6 +72,24 @@ def test_the_source_row_is_the_picture_that_the_autoencoder_gives_back(bench, na
     assert torch.equal(kept, again[0])
     assert not torch.allclose(target, again[0], atol=1e-2)
     assert source.edit(TARGET).images[0].tobytes() == source.reconstruct()[0].tobytes()
+
+
+@pytest.mark.parametrize("name", ["scenes-flux", "scenes-unet"])
+def test_the_bundled_models_give_a_scene_back_exactly(name):
+    """A held-out picture, at few steps: every latent, and every byte of the picture."""
+    pipe, call = load(name)
+    pipe.set_progress_bar_config(disable=True)
+    shown = scene(HELD_OUT[0])
+    image = Image.fromarray(scene_picture(shown, 128))
+    more = {key: call[key] for key in ("max_sequence_length",) if key in call}
+    source = edit.invert(pipe, image, shown.caption, steps=2, **more)
+    seen, final = edited(source, "a boat on a lake at night", guidance=3.5)
+    for latents, kept in zip(seen, source.latents[1:], strict=True):
+        assert torch.equal(latents[:1], kept)
+    kept, target = decode(pipe, final, source.height, source.width, "pil")
+    back = source.reconstruct()[0]
+    assert kept.tobytes() == back.tobytes() != target.tobytes()
+    assert psnr(np.asarray(back), np.asarray(image)) > 20
 
 
 ALONE = {
@@ -269,5 +293,6 @@ def test_another_size_is_refused(bench):
         source.edit(TARGET, height=64, width=64)
 
 
-def test_the_pipelines_that_are_known_are_there():
+def test_the_pipelines_that_are_known_are_there_and_told():
     assert all(hasattr(diffusers, name) for name in TOKENS_OF)
+    assert all(name in edit.__doc__ for name in TOKENS_OF)
