@@ -20,6 +20,9 @@ EASY = "EasyCache"
 EASY_CACHE = cache.EasyCache(threshold=0.1)
 """The cache that everything else is drawn under once more."""
 
+EASY_FEW = cache.EasyCache(threshold=0.4)
+"""The same for large clips, which are drawn in some eight steps: each changes more."""
+
 JOINED = (
     ("FirstBlock", cache.FirstBlock(threshold=0.1, predictor="newton")),
     ("TaylorSeer", cache.TaylorSeer(interval=4, site="network")),
@@ -55,7 +58,7 @@ def sparse(grid: Layout) -> Forms:
         "SVG2": attention.SVG2(groups=groups, cells=cells, share=0.8, first=10, later=1),
         "GRAT criss-cross": attention.GRAT(box=box),
         "sliding tile": attention.Neighbourhood(
-            form="sliding tile", window=(near, 3, 3), stride=box
+            form="sliding tile", window=(1 if near < 3 else 3, 3, 3), stride=box
         ),
         "Pattern": attention.Pattern(expression=tube),
         "Searched, low-bit": attention.Searched(
@@ -130,8 +133,8 @@ LARGE = ("Neighbourhood", "GRAT surrounding", "Radial", "SVG", "AdaSpa")
 
 def large(grid: Layout) -> Forms:
     """A few, for clips that take minutes: the sparse attentions that lead, and EasyCache."""
-    found: Forms = {EASY: caches()[EASY]}
+    found: Forms = {EASY: (EASY_FEW,)}
     for name, methods in sparse(grid).items():
         if name in LARGE:
-            found |= {name: methods} | under({name: methods}, EASY, EASY_CACHE)
+            found |= {name: methods} | under({name: methods}, EASY, EASY_FEW)
     return found

@@ -116,15 +116,21 @@ def notes(pipe: Any, call: dict[str, Any], own: dict[str, Any]) -> list[str]:
 
 def markdown(rows: list[dict[str, Any]], title: str, remarks: list[str]) -> str:
     """Every setting as a line of a table, the fastest first, and what a reader must know."""
+    idle: list[str] = []
     lines = [f"{title}. Times faster than stock, and how near to it.", ""]
     lines += ["| reduction | setting | faster | SSIM | perceptual distance | right |"]
     lines += ["|---|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: -row["speedup"]["median"]):
         who = row["method"] if row["package"] == OURS else f"{row['package']}: {row['method']}"
+        if row["inactive"]:
+            idle += [
+                f"{who} {row['knob']:g} is INACTIVE: {why}" for why in row["inactive"].values()
+            ]
+            continue
         cells = [who, f"{row['knob']:g}", f"{row['speedup']['median']:.2f}×", f"{row['ssim']:.4f}"]
         cells += [f"{row['perceptual']:.4f}", f"{row['caption_accuracy']:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"* {one}" for one in remarks)]
+    lines += ["", *(f"* {one}" for one in [*remarks, *idle])]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -149,6 +155,7 @@ def main() -> None:
     name = f"tokens-{size}-{options.model}"
     steps = benches.call["num_inference_steps"]
     title = f"{options.model}, {size}², {steps} steps, {len(found.seeds)} captions"
+    remarks += [f"{who} is left out: {why}" for who, why in found.undrawn.items()]
     contest.plot(found.rows, options.out / f"{name}.png", title)
     (options.out / f"{name}.md").write_text(markdown(found.rows, title, remarks))
     result = {"call": benches.call, "captions": found.seeds, "stock": found.stock}
