@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers")
-OPTIONAL = ("accelerate", "peft", "xformers", "imageio", "av", "gradio", "ray")
+OPTIONAL = ("accelerate", "peft", "xformers", "av", "gradio", "ray")
 
 
 def versions() -> dict[str, str]:

@@ -226,7 +226,7 @@ class Measuring:
         bool,
         Option(
             "--sparse",
-            help="measure from how many tokens on sparse attention pays (about ten seconds)",
+            help="measure from which resolution and length on sparse attention pays",
             rich_help_panel=OUTPUT,
         ),
     ] = False
