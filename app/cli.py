@@ -55,7 +55,7 @@ def root(
 @app.command()
 @takes(Request, Choice, Like, Target, Printing)
 def generate(given: Given) -> None:
-    """Make one picture (PNG) or clip (MP4); without --plan, --preset or --set by the stock pipeline."""
+    """Make one picture or clip (MP4); without --plan, --preset or --set by the stock pipeline."""
     from app.generate import generate as run
 
     run(given)
@@ -66,8 +66,8 @@ def generate(given: Given) -> None:
 def compare(given: Given) -> None:
     """Run the stock pipeline and the accelerated one side by side, and measure both.
 
-    The plan is --preset balanced unless another is given. --out is a folder: both pictures or clips,
-    their difference, a sheet, the timeline and report.json.
+    The plan is --preset balanced unless another is given. --out is a folder: both pictures or
+    clips, their difference, a sheet, the timeline and report.json.
     """
     from app.compare import compare as run
 
