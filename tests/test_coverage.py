@@ -16,14 +16,20 @@ from accel.report import Tally
 from accel.seams.blocks import Block, crosses_long_skips, returned_streams
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_INPUT = "has no input named hidden_states, sample, x: its calls cannot be followed"
+NO_RESIDUALS = "does not hand one skip residual to each layer of its up path: .* does not fit"
 REFUSED = {
-    "ErnieImageTransformer2DModel": "rows where the call has",
-    "LatteTransformer3DModel": "does not fit|do not fit",
-    "StableCascadeUNet": "does not fit",
-    "T5FilmDecoder": "cannot be followed",
-    "UNet1DModel": "does not fit",
+    "Cosmos3OmniTransformer": NO_INPUT,
+    "ErnieImageTransformer2DModel": r"gives its ErnieImage\w+Block 71 rows where the call has 2",
+    "Kandinsky3UNet": NO_RESIDUALS,
+    "LatteTransformer3DModel": "folds frames and tokens into its rows in turns",
+    "RFD4ProteinaTransformer": NO_INPUT,
+    "StableCascadeUNet": NO_RESIDUALS,
+    "T5FilmDecoder": NO_INPUT,
+    "UNet1DModel": NO_RESIDUALS,
+    "UVit2DModel": NO_INPUT,
 }
-"""Classes with a toy that are refused, and what the refusal says."""
+"""Denoisers that are refused, and what the refusal says behind their name."""
 
 
 def load():
@@ -39,17 +45,36 @@ coverage = load()
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("name", sorted(coverage.TOYS))
+@pytest.mark.parametrize("name", sorted(coverage.TOYS.keys() - REFUSED.keys()))
 @torch.no_grad()
 def test_blocks_left_out_with_what_they_gave_are_the_network_itself(name):
     finding = coverage.examine(name)
-    if name in REFUSED:
-        assert not finding.served
-        assert re.search(REFUSED[name], finding.reason)
-        return
     assert not finding.reason
-    assert finding.error <= 1e-5
+    assert finding.error <= coverage.CLOSE  # 2e-5 for SanaWM with AVX2 kernels, else below 1e-6
     assert finding.effect > 10 * finding.error, "the blocks that were left out do not matter"
+    assert row(name)[4] == (finding.modules or "–")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("name", REFUSED)
+@torch.no_grad()
+def test_a_denoiser_that_is_not_served_is_refused_by_name_with_the_reason(name):
+    finding = coverage.examine(name)
+    assert not finding.served
+    assert re.match(f"{name} {REFUSED[name]}", finding.reason)
+    assert row(name)[-2] == f"no: {finding.reason}"
+
+
+def row(name):
+    """The cells of a denoiser on the page, between empty ones."""
+    page = (ROOT / "docs" / "coverage.md").read_text()
+    (line,) = re.findall(rf"^\| {name} \|.*$", page, re.MULTILINE)
+    return [cell.strip() for cell in line.split("|")]
+
+
+def test_nothing_else_is_refused_on_the_page():
+    page = (ROOT / "docs" / "coverage.md").read_text()
+    assert set(re.findall(r"^\| (\w+) \|.*\| no: ", page, re.MULTILINE)) == set(REFUSED)
 
 
 def test_the_page_has_every_denoiser_of_the_installed_diffusers():
@@ -154,6 +179,7 @@ def test_a_cache_refuses_a_range_that_long_skips_cross():
         blocks=lambda _: blocks,
         on_start=lambda reset: lambda: None,
     )
-    cache = BlockRangeCache(site.tally, None, lambda count: Spans((range(3),)), None)
+    decisions = SimpleNamespace(conditions=SimpleNamespace(attach=lambda _: ()))
+    cache = BlockRangeCache(site.tally, decisions, lambda count: Spans((range(3),)), None)
     with pytest.raises(errors.UnsupportedModel, match=r"Skipping has long skips.*does not fit"):
         list(cache.attach(site))

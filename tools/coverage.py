@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -24,12 +24,14 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from diffusers.models import transformers, unets
+from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import Tensor, nn
 
 from accel.cache.block_range import Sum
 from accel.errors import AccelError
 from accel.seams.blocks import Block, crosses_long_skips, find_blocks
 from accel.seams.denoisers import Denoiser
+from accel.seams.modules import KINDS, find_modules
 from accel.seams.unet import DeepBranch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -1062,6 +1064,30 @@ TOYS: dict[str, Toy] = {
         },
     ),
     "WanTransformer3DModel": Toy(WAN, prompted(video)),
+    "WanAnimate2Transformer3DModel": Toy(
+        {
+            "in_dim": 12,
+            "dim": 32,
+            "ffn_dim": 32,
+            "freq_dim": 16,
+            "text_dim": 16,
+            "text_len": 7,
+            "out_dim": 4,
+            "num_heads": 2,
+            "num_layers": 3,
+        },
+        lambda: {  # the pass over the reference: that over the video needs a compiled FlexAttention
+            "hidden_states": [*noise(ROWS, 4, 3, 8, 8)],
+            "timestep": TIME,
+            "encoder_hidden_states": [*words()],
+            "condition_latents": [*noise(ROWS, 8, 3, 8, 8)],
+            "kv_cache": WanAnimate2KVCache(3),
+            "kv_cache_mode": "extract",
+            "seq_len": 48,
+            "encoder_hidden_states_image": noise(ROWS, 5, 1280),
+            "offset_grid_sizes": torch.tensor([[3, 4, 4]] * ROWS),
+        },
+    ),
     "WanAnimateTransformer3DModel": Toy(
         {
             **WAN,
@@ -1265,6 +1291,7 @@ class Finding:
         error: Largest error of a bypass, relative to the largest output.
         effect: What leaving the blocks out without their gains changes, on the same scale.
         reason: Why it is not served.
+        modules: The attention and feed-forward modules that caches of modules find, by kind.
     """
 
     name: str
@@ -1273,6 +1300,7 @@ class Finding:
     error: float | None = None
     effect: float | None = None
     reason: str = ""
+    modules: str = ""
 
     @property
     def served(self) -> bool:
@@ -1326,7 +1354,7 @@ def _tensors(answer: Any) -> Iterator[Tensor]:
 
 
 def examine(name: str) -> Finding:
-    """Find and check the blocks of one class.
+    """Find and check the blocks of one class, and find its modules.
 
     Raises:
         Exception: Whatever the class raises where its toy does not fit it.
@@ -1339,11 +1367,23 @@ def examine(name: str) -> Finding:
     stock = output(network, name)
     try:
         denoiser = Denoiser("transformer", network)
-        if hasattr(network, "up_blocks"):
-            return _cut(name, denoiser, stock)
-        return _bypass(name, denoiser, stock)
     except AccelError as refusal:
         return Finding(name, reason=str(refusal))
+    check = _cut if hasattr(network, "up_blocks") else _bypass
+    try:
+        finding = check(name, denoiser, stock)
+    except AccelError as refusal:
+        finding = Finding(name, reason=str(refusal))
+    return replace(finding, modules=_modules(denoiser))
+
+
+def _modules(denoiser: Denoiser) -> str:
+    """How many modules of each kind there are; nothing where caches of modules are refused."""
+    try:
+        kinds = [module.kind for module in find_modules(denoiser)]
+    except AccelError:
+        return ""
+    return ", ".join(f"{kind} × {kinds.count(kind)}" for kind in KINDS if kind in kinds)
 
 
 def _unbuilt(name: str) -> Finding:
@@ -1353,14 +1393,17 @@ def _unbuilt(name: str) -> Finding:
         Denoiser("transformer", kind.__new__(kind))
         with torch.device("meta"):
             denoiser = Denoiser("transformer", kind())
-        if hasattr(denoiser.core, "up_blocks"):
-            DeepBranch(denoiser, 0)
-            return Finding(name, "deep branch", reason="found, but not run: it has no toy")
-        blocks = find_blocks(denoiser)
     except AccelError as refusal:
         return Finding(name, reason=str(refusal))
-    described = _describe(denoiser.core, blocks), _order(blocks)
-    return Finding(name, *described, reason="found, but not run: it has no toy")
+    finding = Finding(name, reason="found, but not run: it has no toy", modules=_modules(denoiser))
+    try:
+        if hasattr(denoiser.core, "up_blocks"):
+            DeepBranch(denoiser, 0)
+            return replace(finding, blocks="deep branch")
+        blocks = find_blocks(denoiser)
+    except AccelError as refusal:
+        return replace(finding, reason=str(refusal))
+    return replace(finding, blocks=_describe(denoiser.core, blocks), streams=_order(blocks))
 
 
 def _relative(value: Tensor, stock: Tensor) -> float:
@@ -1417,7 +1460,7 @@ def _record(name: str, denoiser: Denoiser, blocks: Any, span: range) -> dict[Any
 
     def follow(block: Block, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entering = block.inputs(block.bind(args, kwargs))
-        _check_rows(block, entering)
+        _check_rows(denoiser, block, entering)
         total.enter(entering)
         returned = inner(*args, **kwargs)
         total.leave(block.outputs(returned))
@@ -1430,10 +1473,11 @@ def _record(name: str, denoiser: Denoiser, blocks: Any, span: range) -> dict[Any
     return dict(total.total())
 
 
-def _check_rows(block: Block, entering: dict[str, Tensor]) -> None:
+def _check_rows(denoiser: Denoiser, block: Block, entering: dict[str, Tensor]) -> None:
     if any(len(value) != ROWS for value in entering.values()):
         raise AccelError(
-            f"{block.kind} works on {len(entering['hidden'])} rows where the call has {ROWS}"
+            f"{type(denoiser.core).__name__} gives its {block.kind} {len(entering['hidden'])} rows "
+            f"where the call has {ROWS}"
         )
 
 
@@ -1475,7 +1519,7 @@ def table(findings: list[Finding]) -> str:
     served = [finding for finding in findings if finding.served]
     parts = [finding for finding in findings if finding.name in NO_DENOISERS]
     rows = "\n".join(
-        f"| {f.name} | {f.blocks or '–'} | {f.streams or '–'} | "
+        f"| {f.name} | {f.blocks or '–'} | {f.streams or '–'} | {f.modules or '–'} | "
         f"{'–' if f.error is None else f'{f.error:.1e}'} | "
         f"{'yes' if f.served else _no(f)} |"
         for f in findings
@@ -1506,8 +1550,11 @@ each layer of their up path, and a pass of the shallow part runs behind the feat
 Caches of the whole network (cache.EasyCache and others) do not look at blocks: they serve whatever
 can be called with ``hidden_states``, ``sample`` or ``x``.
 
-| denoiser | blocks, in the order of execution | streams, as returned | error | served |
-|---|---|---|---|---|
+*Modules* are what caches of modules (cache.FORA, cache.PAB, cache.TaylorSeer, cache.Table) find
+inside the blocks, by kind; where there are none (–), these caches refuse the network.
+
+| denoiser | blocks, in the order of execution | streams, as returned | modules | error | served |
+|---|---|---|---|---|---|
 """
 
 

@@ -428,7 +428,7 @@ def _check_rows(block: Block, arguments: dict[str, Any], call: Call) -> None:
     rows = {name: len(value) for name, value in block.inputs(arguments).items()}
     if set(rows.values()) != {len(call.rows)}:
         raise UnsupportedModel(
-            f"{block.kind} works on {rows} rows where the call has {len(call.rows)}: frames are "
-            "folded into the batch, or tokens come first, so block caches do not fit. Use "
-            "cache.EasyCache."
+            f"{type(call.denoiser.core).__name__} gives its {block.kind} {rows} rows where the "
+            f"call has {len(call.rows)}: frames are folded into the batch, or tokens come first, "
+            "so block caches do not fit. Use cache.EasyCache."
         )
