@@ -27,6 +27,7 @@ import contest
 import counting
 import measure
 import peers
+import searches
 import token_layers
 import tokens
 import video
@@ -542,6 +543,22 @@ def test_attention_is_measured_once_and_said(tmp_path, capsys):
     assert path.with_suffix(".jsonl").read_text() == raw
     table = path.with_suffix(".md").read_text()
     assert "| 256 | window 10% |" in table and "Seconds grow" in table and "SpargeAttn" in table
+
+
+@torch.no_grad()
+def test_searches_of_a_clip_have_sparse_videogen_among_them():
+    """All keep about a tenth, but for the large clusters and the whole blocks of small clips."""
+    layout = Layout(0, 4, 16, 16)
+    qkv = torch.randn(3, 1, 2, layout.tokens, 8)
+    found = searches.searched(layout, qkv, 1.0, 0.001, lambda: None)
+    by_name = {row["method"]: row for row in found}
+    assert set(by_name) == {*searches.searches(layout), "SVG"}
+    assert by_name["AdaSpa"]["density"] == pytest.approx(0.125)  # 2 of 16 cells
+    assert all(0 < row["density"] < 0.5 for row in found)
+    for row in found:
+        whole = row["attend_seconds"]["median"] + row["often"] * row["search_seconds"]["median"]
+        assert row["speedup_with_search"] == pytest.approx(1 / whole)
+        assert row["speedup"] > row["speedup_with_search"]
 
 
 def test_a_budget_ends_a_run_of_attention(tmp_path):
