@@ -13,9 +13,6 @@ ROWS = {
         variants=(
             cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=3, nodes=1, max_skips=1),
             cache.SADA(start=0.0, stop=1.0, lagrange=0.0, every=2, nodes=1, keep="bfloat16"),
-            # Step by step until the last step but one, which is skipped as the one behind a node.
-            cache.SADA(start=0.0, stop=1.0, lagrange=0.7, every=3, nodes=1, criterion="bend"),
-            cache.SADA(start=0.0, stop=1.0, lagrange=0.7, every=3, nodes=1),
         ),
     ),
     "cache.ZEUS": Row(
