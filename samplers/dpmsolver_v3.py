@@ -136,9 +136,8 @@ class DPMSolverV3(Sampler):
                 measured.check(self.name, model=model_digest(site.pipe))
         except BadInput as error:
             raise UnsupportedModel(str(error)) from error
-        for undo in super().attach(site):
-            yield undo
-            site.pipe.scheduler.compared = True
+        yield from super().attach(site)
+        site.pipe.scheduler.compared = True
         if measured is not None:
 
             def look() -> None:

@@ -258,8 +258,10 @@ def test_a_scheduler_alone_says_once_that_it_does_not_know_the_network():
     told = DPMSolverV3Scheduler.from_config(config, statistics=given)
     told.compared = True
     told.set_timesteps(4)
+    before = dict(vars(pipe.scheduler))
     with Plan(method.model_copy(update={"order": 3})).attach(pipe):
         pipe.scheduler.set_timesteps(4)
+    assert vars(pipe.scheduler).keys() == before.keys()
 
 
 # What is measured: on the mixture of Gaussians, against its exact predictor.
