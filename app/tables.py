@@ -49,9 +49,11 @@ def print_report(report: Report, seconds: float) -> None:
 def verdicts(report: Report) -> Table:
     """The verdicts of a report; a method that did nothing stands out."""
     table = Table.grid(padding=(0, 2))
-    for method, verdict in report.verdicts.items():
+    for tally in report.tallies:
+        verdict = tally.verdict()
         style = "green" if verdict.state == ACTIVE else "bold white on red"
-        table.add_row(f"  {method}", Text(verdict.state, style), Text(verdict.detail))
+        told = "; ".join(filter(None, (verdict.detail, tally.cost)))
+        table.add_row(f"  {tally.method}", Text(verdict.state, style), Text(told))
     return table
 
 

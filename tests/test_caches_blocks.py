@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.transformers.hunyuan_transformer_2d import HunyuanDiTBlock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from tiny import PIPELINES, videos
 from accel import Plan, cache, errors, hooks
 from accel.cache import decisions, indicators
 from accel.cache.indicators import Magnitudes, SignalChange, polynomial
-from accel.cache.magcache import Magnitude, resampled
+from accel.cache.magnitude import Magnitude, resampled
 from accel.cache.policies import Accumulated, Below, Either, Guarded, Listed
 from accel.cache.rescaling import POLYNOMIALS
 from accel.seams import modulation
@@ -552,9 +553,11 @@ def test_delta_dit_runs_the_other_blocks(bench, interval, share, boundary):
 
 @forms(**SKIPPING)
 @pytest.mark.parametrize("name", ["pixart_sigma", "sana", "wan21", "flux"])
-def test_exact_where_the_blocks_add_a_constant(bench, name, method):
+def test_exact_where_the_blocks_add_a_constant(bench, monkeypatch, name, method):
     """A network whose blocks are h ↦ h + c is served without error, at any interval."""
     pipe = bench.pipe(name)
+    if name == "wan21":  # UniPC would correct the computed steps alone, whatever the cache gives
+        monkeypatch.setattr(pipe, "scheduler", FlowMatchEulerDiscreteScheduler(shift=3.0))
     blocks = find_blocks(find_denoisers(pipe)[0])
     undos = []
     for block in blocks:

@@ -58,7 +58,7 @@ def fits(site, rule, indicator):
 def combined(site, rule, indicator, **fields):
     front = {"front": 1} if indicator == "probe" else {}
     if rule == "magnitude" and indicator == "none":
-        front["curve"] = (1.0, 0.5)
+        front["curve"] = (1.0, *(0.5,) * (STEPS - 1))
     if rule == "table" and site == "modules":
         fields["table"] = tuple(line * 4 for line in fields["table"])
         front["by"] = "kind"

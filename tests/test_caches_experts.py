@@ -7,7 +7,7 @@ from test_laws_counts import computed_steps
 from test_trajectory import Holder
 
 from accel import Plan, cache
-from accel.cache.magcache import parts
+from accel.cache.magnitude import parts
 
 STEPS = 12
 

@@ -14,6 +14,7 @@ from tiny import PIPELINES, Ask
 
 from accel import Plan, cache, errors, hooks
 from accel.cache import table
+from accel.cache.columns import columns_of
 from accel.cache.fields import StaticCache
 from accel.cache.modules import ModuleCache
 from accel.cache.policies import Every
@@ -579,7 +580,7 @@ def test_a_built_table_is_between_all_and_nothing(bench, name, by):
         threshold: table.build(pipe, call, ["a fox", {"prompt": "a boat"}], threshold, by)
         for threshold in (0.0, 0.5, math.inf)
     }
-    width = len(table.columns_of(find_denoisers(pipe)[0], by))
+    width = len(columns_of(find_denoisers(pipe)[0], by))
     assert built[0.0].steps == ("1" * width,) * 6
     first, *rest = built[math.inf].steps
     assert first == "1" * width

@@ -15,7 +15,7 @@ from test_laws_counts import computed_steps
 from tiny import PIPELINES
 
 from accel import Plan, cache, errors
-from accel.cache.deepcache import clustered
+from accel.cache.clustered import clustered
 from accel.seams import unet as seam
 from accel.seams.denoisers import Denoiser, find_denoisers
 from accel.seams.unet import DeepBranch

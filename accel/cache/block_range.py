@@ -370,7 +370,8 @@ class BlockRangeCache:
         rows = [call.rows[index] for index in passed.skipped]
         kept = [self._kept[Slot.of(call, row)] for row in rows]
         streams = [stream for number, stream in kept[0] if number == chosen]
-        self._tally.record(call.step.index, rows, self._forecast.state)
+        left_out = f"blocks {passed.span.start} to {passed.span.stop - 1}"
+        self._tally.record(call.step.index, rows, self._forecast.state, parts=(left_out,))
         position = self._forecast.position(call.step)
         return {
             stream: stack_rows([one[chosen, stream].predict(position) for one in kept])

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from accel.attach import Site, Undo
-from accel.cache.deepcache import Clustered
+from accel.cache.clustered import Clustered
+from accel.cache.columns import By, Column, Line, grouping, unfit
 from accel.cache.fields import Cache, Limited
 from accel.cache.forecasting import ByPlace
-from accel.cache.magcache import Magnitude, parts
+from accel.cache.magnitude import Magnitude, parts
 from accel.cache.policies import Accumulated, Below, Every, Guarded, Listed, Rule, Within
-from accel.cache.table import By, Column, Line, grouping, unfit
 
 if TYPE_CHECKING:
     from accel.cache.decisions import Decisions

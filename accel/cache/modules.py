@@ -58,15 +58,13 @@ class Pass:
         call: The call.
         skip: Groups of modules that are not to be computed.
         turns: Calls that each module had in this pass.
-        ran: Modules that ran.
-        skipped: Modules that were answered for.
+        kinds: Of the modules that were answered for.
     """
 
     call: Call
     skip: frozenset[Hashable]
     turns: dict[int, int] = field(default_factory=dict)
-    ran: int = 0
-    skipped: int = 0
+    kinds: set[str] = field(default_factory=set)
 
 
 class ModuleCache:
@@ -181,10 +179,9 @@ class ModuleCache:
         for group in self.groups[call.denoiser.name]:
             if group not in skip:
                 self._learned(group, call)
-        whole = not passed.skipped
-        self._tally.record(
-            call.step.index, call.rows, "computed" if whole else self._forecast.state
-        )
+        whole = not passed.kinds
+        state = "computed" if whole else self._forecast.state
+        self._tally.record(call.step.index, call.rows, state, parts=passed.kinds)
         fresh = tuple(whole and row for row in result.fresh)
         return Result(result.value, fresh, result.native)
 
@@ -202,10 +199,9 @@ class ModuleCache:
         place = self._place(module, passed, args, kwargs)
         kept = self._kept.get(place, {})
         if group in passed.skip and all(row in kept for row in passed.call.rows):
-            passed.skipped += 1
+            passed.kinds.add(module.kind)
             return self._answer(place, passed.call)
         returned = inner(*args, **kwargs)
-        passed.ran += 1
         self._update(place, module, passed.call, returned)
         return returned
 
