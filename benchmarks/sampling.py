@@ -23,11 +23,12 @@ the points were made with. ``--fresh`` calibrates anew.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -256,11 +257,22 @@ def calibrate(one: Calibration, model: str, folder: Path) -> None:
             raise RuntimeError(f"accel {' '.join(given)}: {done.output}")
 
 
+def written(folder: Path, calibrations: Sequence[Calibration]) -> list[Path]:
+    """Every file that calibrations have written: plans, and tables of numbers beside them."""
+    stems = [Path(name).stem for one in calibrations for _, name in one.files()]
+    return sorted({path for stem in stems for path in folder.glob(f"{stem}*")})
+
+
+def forget(folder: Path, calibrations: Sequence[Calibration]) -> None:
+    """Delete what calibrations have written, so that they are made anew."""
+    for path in written(folder, calibrations):
+        path.unlink()
+
+
 def embedded(folder: Path) -> dict[str, str]:
-    """The content of every file of the calibrations, by its name."""
-    stems = [Path(name).stem for one in CALIBRATIONS for _, name in one.files()]
-    paths = sorted(path for stem in stems for path in folder.glob(f"{stem}*"))
-    return {path.name: path.read_text() for path in paths}
+    """The bytes of every file of the calibrations in base64, by its name."""
+    paths = written(folder, CALIBRATIONS)
+    return {path.name: base64.b64encode(path.read_bytes()).decode() for path in paths}
 
 
 def unpack(result: Path, folder: Path, weights: str) -> None:
@@ -270,9 +282,9 @@ def unpack(result: Path, folder: Path, weights: str) -> None:
     document = json.loads(result.read_text())
     if document["header"]["weights"] != weights:
         return
-    for name, text in document.get("plans", {}).items():
+    for name, content in document.get("plans", {}).items():
         if not (folder / name).exists():
-            (folder / name).write_text(text)
+            (folder / name).write_bytes(base64.b64decode(content, validate=True))
 
 
 def fitted(folder: Path, one: Calibration) -> Entry:
@@ -416,8 +428,7 @@ def main() -> None:
     folder = plans_of(options.model)
     if options.fresh:
         path.unlink(missing_ok=True)
-        for stale in embedded(folder):
-            (folder / stale).unlink()
+        forget(folder, CALIBRATIONS)
     else:
         unpack(RESULTS / f"{name}.json", folder, weights)
     for one in CALIBRATIONS:
