@@ -156,7 +156,7 @@ def admitted(table: BlockSparse, qkv: Tensor) -> tuple[dict[str, Run], dict[str,
             if len(names) > 1:
                 runs[name]()
         except RuntimeError as error:  # a kernel that this device or width does not have
-            del runs[name]
+            runs.pop(name, None)  # it may have failed before it was run
             refused[name] = str(error).partition("\n")[0]
     return runs, refused
 
@@ -394,6 +394,11 @@ def options_of(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget the numbers of earlier runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(given)
+    if options.denoiser and options.layout:
+        parser.error(
+            "--denoiser takes no --layout: a network cuts its own pictures into tokens; give "
+            "--tokens."
+        )
     heads, dim = HEADS.get(options.layout, FEW_HEADS)
     options.heads, options.dim = options.heads or heads, options.dim or dim
     return options

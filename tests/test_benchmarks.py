@@ -581,6 +581,29 @@ def test_layouts_of_attention_have_windows_of_the_density():
         attention.layout_of("16,3")
 
 
+def test_a_denoiser_has_no_layout_of_another_model(capsys):
+    with pytest.raises(SystemExit):
+        attention.options_of(["--denoiser", "--layout", "flux-4k"])
+    assert "give --tokens" in capsys.readouterr().err
+
+
+def test_a_lowering_that_cannot_be_made_is_left_out(monkeypatch):
+    """Be it refused as it is made or as it runs: both are errors of a kernel."""
+
+    def lowered(name, table):
+        def run(*qkv):
+            raise RuntimeError("no kernel\nat all")
+
+        return run() if name == "flex" else run
+
+    monkeypatch.setattr(attention, "lowered", lowered)
+    monkeypatch.setattr(attention, "refusals", lambda table, device: {})
+    qkv = torch.zeros(3, 1, 1, 4, 4)
+    runs, refused = attention.admitted(None, qkv)
+    assert runs == {}
+    assert refused == {name: "no kernel" for name in attention.NAMES if name != attention.DENSE}
+
+
 def attention_row(pattern, tokens, seconds, speedup):
     return {
         "pattern": pattern, "lowering": "gather", "tokens": tokens, "density": 0.1,
