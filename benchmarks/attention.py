@@ -15,14 +15,14 @@ for their tables while a model runs have a table of their own: what a search tak
 attention takes then (`searches`). Queries, keys and values are random numbers.
 
 With ``--denoiser`` it is a whole network (`denoisers`) under the plans that a user would attach to
-its pipeline. What is timed is one call of the network, everything but attention included; tables
-are compiled, and it is measured whether they pay, in a call before.
+its pipeline. What is timed is one call of the network, everything but attention included; each
+network is called once before, when tables are compiled, and it is measured whether they pay.
 
-There are as many repeats as fit ``--spent`` seconds for each layout, and two at least. The numbers
-of each layout are written at once to ``results/attention-….jsonl``: a run that was cut off, by
-``--budget`` or otherwise, goes on there. Beside it come ``.json``, with what is claimed (how much
-faster a tenth of the pairs is from 8192 tokens on, and how cost grows with tokens), ``.md`` and
-``.png``: seconds and speed-ups by tokens.
+There are as many repeats as fit ``--spent`` seconds for each layout, and three at least. The
+numbers of each layout are written at once to ``results/attention-….jsonl``: a run that was cut off,
+by ``--budget`` or otherwise, goes on there. Beside it come ``.json``, with what is claimed (how
+much faster a tenth of the pairs is from 8192 tokens on, and how cost grows with tokens), ``.md``
+and ``.png``: seconds and speed-ups by tokens.
 """
 
 from __future__ import annotations
@@ -202,8 +202,7 @@ def measured(layout: Layout, options: argparse.Namespace, device: str) -> dict[s
     seconds = repeated(visits, options.spent, options.repeats)
     found = {"rows": summed(rows, seconds, layout.tokens), "left_out": left}
     if options.searched:
-        dense = found["rows"][0]["seconds"]["median"]
-        found["searched"] = searched(layout, qkv, dense, options.spent / 5, sync)
+        found["searched"] = searched(layout, qkv, options.spent / 5, sync)
     return found
 
 
@@ -236,6 +235,7 @@ def denoised(layout: Layout, options: argparse.Namespace, device: str) -> dict[s
     layout = Layout(dense.text, *layout.grid)
     rows: list[dict[str, Any]] = [{"pattern": DENSE, "density": 1.0}]
     visits: dict[str, Visit] = {DENSE: partial(dense.seconds, layout, sync)}
+    visits[DENSE]()  # as the others are: first allocations are none of its seconds
     left: dict[str, str] = {}
     for name, method in methods(layout).items():
         density = method.pattern(layout).density(layout)
@@ -343,7 +343,7 @@ def searched_table(rows: list[dict[str, Any]]) -> list[str]:
         first, search = row["first_search_seconds"], row["search_seconds"]["median"]
         cells = [f"{row['tokens']}", row["method"], f"{row['density']:.1%}", f"{first:.4f}"]
         cells += [f"{search:.4f}", f"{row['attend_seconds']['median']:.4f}"]
-        cells += [f"{row['speedup']:.2f}×", f"{row['speedup_with_search']:.2f}×"]
+        cells += [f"{row[f'speedup{with_}']['median']:.2f}×" for with_ in ("", "_with_search")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

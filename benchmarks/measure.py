@@ -17,7 +17,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers", "numpy")
 
-FEWEST, MOST = 2, 9
+FEWEST, MOST = 3, 9
 """Repeats that are fitted into the time there is."""
 
 Visit = Callable[[], float]
@@ -80,10 +80,16 @@ def clocked(run: Callable[[], Any], sync: Callable[[], None] = lambda: None) -> 
     return time.perf_counter() - begin
 
 
-def rounds(visits: Mapping[str, Visit], count: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, that many times, there and back in turn."""
+def rounds(visits: Mapping[str, Visit], count: int, start: int = 0) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, that many times, there and back in turn.
+
+    Args:
+        visits: What is measured, by name.
+        count: Rounds.
+        start: Rounds that were made before: an even number, and the next one goes there.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in visits}
-    for turn in range(count):
+    for turn in range(start, start + count):
         for name in list(visits)[:: -1 if turn % 2 else 1]:
             seconds[name].append(visits[name]())
     return seconds
@@ -94,8 +100,8 @@ def repeated(
 ) -> dict[str, list[float]]:
     """Seconds of each, in as many rounds as fit.
 
-    The first round warms up, and counts only where it is so long that it alone takes half of the
-    time: calls of seconds need no warm-up.
+    The first round warms up, and counts only where no more than `FEWEST` of its length fit: calls
+    of seconds need no warm-up. The second goes back where the first went there, and so on.
 
     Args:
         visits: What is measured, by name.
@@ -105,10 +111,10 @@ def repeated(
     first = rounds(visits, 1)
     took = sum(one for (one,) in first.values())
     if repeats is None and took * FEWEST >= spent:
-        rest = rounds(visits, FEWEST - 1)
+        rest = rounds(visits, FEWEST - 1, start=1)
         return {name: first[name] + rest[name] for name in visits}
     fitting = int(spent / took) if took else MOST
-    return rounds(visits, repeats or min(MOST, max(FEWEST, fitting)))
+    return rounds(visits, repeats or min(MOST, max(FEWEST, fitting)), start=1)
 
 
 def here() -> dict[str, Any]:

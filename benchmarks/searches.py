@@ -14,8 +14,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from measure import Visit, clocked, repeated, spread
+from measure import Visit, clocked, ratio, repeated, spread
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from accel.attention.blocks import compiled
 from accel.attention.clusters import Centroids
@@ -85,25 +86,58 @@ def attend(found: Found, layout: Layout, qkv: Tensor) -> Tensor:
     return lowered("gather", found.table(layout))(*qkv)
 
 
+def timed(
+    search: Callable[[], Any],
+    attend: Callable[[], Any],
+    often: float,
+    qkv: Tensor,
+    spent: float,
+    sync: Callable[[], None],
+) -> dict[str, Any]:
+    """Seconds of a search and of attention, and how much faster than dense attention they are.
+
+    Dense attention, by PyTorch and without a mask, comes in the same rounds: what is compared was
+    measured side by side.
+
+    Args:
+        search: Looks once.
+        attend: Attends by what was found.
+        often: Share of a run's steps at which it looks.
+        qkv: Queries, keys and values, ``[3, 1, H, S, D]``.
+        spent: Seconds in which the rounds should fit.
+        sync: Waits for the device.
+    """
+    runs = {
+        "search": search,
+        "attend": attend,
+        "dense": lambda: scaled_dot_product_attention(*qkv),
+    }
+    visits: dict[str, Visit] = {part: partial(clocked, run, sync) for part, run in runs.items()}
+    seconds = repeated(visits, spent)
+    pairs = zip(seconds["attend"], seconds["search"], strict=True)
+    whole = [own + often * looking for own, looking in pairs]
+    return {
+        "often": often,
+        **{f"{part}_seconds": spread(taken) for part, taken in seconds.items()},
+        "speedup": ratio(seconds["dense"], seconds["attend"]),
+        "speedup_with_search": ratio(seconds["dense"], whole),
+    }
+
+
 def row_of(
     name: str, one: Search, layout: Layout, qkv: Tensor, spent: float, sync: Callable[[], None]
 ) -> dict[str, Any]:
-    """Seconds of the first search, of one that goes on from it, and of attention."""
+    """Seconds of the first search, of one that goes on from it, and of attention (`timed`)."""
     heads, kept = heads_of(layout, qkv), list[tuple[Found, Memory]]()
     first = clocked(lambda: kept.append(found_by(one.indicator, heads, {})), sync)
     found, memory = kept[0]
-    visits: dict[str, Visit] = {
-        "search": partial(clocked, lambda: found_by(one.indicator, heads, memory), sync),
-        "attend": partial(clocked, lambda: attend(found, layout, qkv), sync),
-    }
-    seconds = repeated(visits, spent)
+    search = partial(found_by, one.indicator, heads, memory)
     return {
         "method": name,
         "parameters": repr(one.indicator),
         "density": found.density(layout),
-        "often": one.often,
         "first_search_seconds": first,
-        **{f"{part}_seconds": spread(taken) for part, taken in seconds.items()},
+        **timed(search, partial(attend, found, layout, qkv), one.often, qkv, spent, sync),
     }
 
 
@@ -121,41 +155,28 @@ def videogen(layout: Layout, qkv: Tensor, spent: float, sync: Callable[[], None]
         pairs = zip(lowerings, halves, strict=True)
         return [lowering(*qkv[:, :, some]) for lowering, some in pairs if some]
 
-    visits: dict[str, Visit] = {
-        "search": partial(clocked, lambda: chosen_of(moment, patterns, SAMPLES), sync),
-        "attend": partial(clocked, attends, sync),
-    }
-    seconds = repeated(visits, spent)
+    search = partial(chosen_of, moment, patterns, SAMPLES)
     return {
         "method": "SVG",
         "parameters": " or ".join(map(repr, patterns)),
         "density": sum(table.density for table in tables) / len(tables),
-        "often": 1.0,
-        "first_search_seconds": seconds["search"][0],
-        **{f"{part}_seconds": spread(taken) for part, taken in seconds.items()},
+        "first_search_seconds": clocked(search, sync),
+        **timed(search, attends, 1.0, qkv, spent, sync),
     }
 
 
 def searched(
-    layout: Layout, qkv: Tensor, dense: float, spent: float, sync: Callable[[], None]
+    layout: Layout, qkv: Tensor, spent: float, sync: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """A row for each method, beside the seconds of dense attention.
+    """A row for each method, beside dense attention.
 
     Args:
         layout: The tokens.
         qkv: Queries, keys and values, ``[3, 1, H, S, D]``.
-        dense: Seconds of dense attention.
         spent: Seconds in which a method's repeats should fit.
         sync: Waits for the device.
     """
     rows = [row_of(name, one, layout, qkv, spent, sync) for name, one in searches(layout).items()]
     if layout.frames > 1:
         rows.append(videogen(layout, qkv, spent, sync))
-    for row in rows:
-        search, own = (row[f"{part}_seconds"]["median"] for part in ("search", "attend"))
-        row |= {"tokens": layout.tokens, "dense_seconds": dense}
-        row |= {
-            "speedup": dense / own,
-            "speedup_with_search": dense / (own + row["often"] * search),
-        }
-    return rows
+    return [row | {"tokens": layout.tokens} for row in rows]

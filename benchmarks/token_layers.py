@@ -4,8 +4,8 @@
 
 The layer is a UNet's at its highest resolution: four projections and softmax attention. The whole
 layer, the making of every reduction and every reduced layer come in turn, as often as fits
-``--spent`` seconds for each grid, twice at least. The content is a smooth random picture with a
-little noise. ``anew`` makes the reduction in every layer, ``kept`` uses one that was made before:
+``--spent`` seconds for each grid, three times at least. The content is a smooth random picture with
+a little noise. ``anew`` makes the reduction in every layer, ``kept`` uses one that was made before:
 what a policy of reuse can save lies between. Beside ours comes tomesd's matching, where the extra
 `bench` is installed.
 
