@@ -17,9 +17,9 @@ from test_samplers_v3 import LIKE_PP, WAVY, residual, take
 from tiny import PIPELINES
 from toy import END, MEANS, PROCESSES, START, STDS, WEIGHTS, mixture_data, mixture_path
 
-from accel import Plan
+from accel import Plan, memory
 from accel.errors import AccelWarning, BadInput, BadOutput, UnsupportedModel
-from accel.seams.identity import TENSORS, difference, identity
+from accel.seams.identity import TENSORS, Place, _sample, compared, difference, identity
 from app import plans
 from samplers import DPMSolverV3, DPMSolverV3Scheduler
 from samplers.dpmsolver_v3_step import step
@@ -232,7 +232,7 @@ def test_numbers_that_tell_no_weights_are_used_with_a_warning():
     measured = tiny_fingerprint(pipe)
     old = measured.model_copy(update={"model": measured.model.partition(":")[0]})
     numbers = LIKE_PP.to_scalars().model_copy(update={"measured": old})
-    with pytest.warns(AccelWarning, match="its numbers do not tell the weights"):
+    with pytest.warns(AccelWarning, match="its numbers do not tell most weights"):
         Plan(DPMSolverV3(numbers=numbers)).attach(pipe).detach()
 
 
@@ -243,8 +243,80 @@ def test_weights_that_have_no_value_are_not_compared():
     other.unet.conv_in.to(torch.float8_e4m3fn)
     Plan(method).attach(other).detach()
     other.unet.to("meta")
-    with pytest.warns(AccelWarning, match=r"the network \(quantized\?\) does not tell"):
+    with pytest.warns(AccelWarning, match=r"the network as it is stored does not tell"):
         Plan(method).attach(other).detach()
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_weights_in_8_bits_are_said_to_be_unknown(name):
+    """Their norms keep their values, which tell nothing: the LoRA of such a network is not seen."""
+    pipe = PIPELINES[name].build()
+    before = identity(pipe)
+    (denoiser,) = PIPELINES[name].denoisers
+    network = getattr(pipe, denoiser)
+    network.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one")
+    casts = Plan(memory.LayerwiseCasting()).attach(pipe)
+    with pytest.warns(AccelWarning, match="does not tell most weights"):
+        assert compared(before, identity(pipe), "test") is None
+    casts.detach()
+    assert "with a LoRA" in (compared(before, identity(pipe), "test") or "")
+
+
+def test_weights_on_disk_have_no_value(tmp_path):
+    """What is in memory in their place is not initialised."""
+    pipe = PIPELINES["sd15"].build()
+    before = identity(pipe)
+    cpu = torch.device("cpu")
+    pipe.unet.enable_group_offload(
+        cpu, cpu, "leaf_level", offload_to_disk_path=str(tmp_path), low_cpu_mem_usage=True
+    )
+    for weight in pipe.unet.parameters():
+        weight.data.fill_(7.0)  # as bad as it may be
+    with pytest.warns(AccelWarning, match="does not tell most weights"):
+        assert compared(before, identity(pipe), "test") is None
+
+
+def test_a_compiled_block_is_the_same_network():
+    pipe = PIPELINES["pixart_sigma"].build()
+    before, blocks = identity(pipe), pipe.transformer.transformer_blocks
+    blocks[0] = torch.compile(blocks[0])
+    assert identity(pipe) == before
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "wan21", "pixart_sigma"])
+def test_fused_projections_are_the_same_network(name):
+    pipe = PIPELINES[name].build()
+    before = identity(pipe)
+    network = getattr(pipe, PIPELINES[name].denoisers[0])
+    weights = len(list(network.parameters()))
+    network.fuse_qkv_projections()
+    assert len(list(network.parameters())) > weights
+    assert identity(pipe) == before
+
+
+def test_a_damaged_identity_is_said_to_be():
+    whole = identity(PIPELINES["sd15"].build())
+    digest, _, _ = whole.partition(":")
+    for damaged in (f"{digest}:", digest):
+        with pytest.warns(AccelWarning, match="do not tell most weights"):
+            assert compared(damaged, whole, "test") is None
+    for damaged in (whole[:-2], whole + "?", f"{digest}:AAA", f"{digest}:AAAA"):
+        for pair in ((damaged, whole), (whole, damaged), (damaged, digest)):
+            assert "damaged" in (compared(*pair, "test") or "")
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_one_read_of_the_device(monkeypatch, first):
+    """Wherever the tensors without a value are, the others go to the CPU together."""
+    pipe = PIPELINES["sd15"].build()
+    places = iter(range(10**6))
+
+    def value(_):
+        missing = next(places) == first
+        return torch.full((), torch.nan) if missing else torch.empty((), device="meta")
+
+    monkeypatch.setattr(Place, "value", value)
+    assert _sample(pipe.unet).device.type == "meta"
 
 
 def test_a_scheduler_alone_says_once_that_it_does_not_know_the_network():

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,16 @@ SMALLEST = 1.2e-7
 SEPARATOR = ":"
 """Between the digest and the sample."""
 
+KNOWN = 0.5
+"""Above this share of values the weights count as known: norms alone, all that fp8 leaves, do not
+tell one network from another."""
+
+WRAPPERS = ("base_layer.", "_orig_mod.")
+"""What a LoRA and `torch.compile` put into the names of the weights below them."""
+
+FUSED = ("to_qkv", "to_kv", "to_added_qkv", "to_added_kv")
+"""Copies that ``fuse_qkv_projections`` makes; the projections that they are made of stay."""
+
 
 def identity(pipe: Any) -> str:
     """Digest of classes and configs of a pipeline's denoisers, and a sample of their weights.
@@ -57,7 +67,7 @@ def identity(pipe: Any) -> str:
     ]
     text = json.dumps(described, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return digest + SEPARATOR + _encoded([_sample(denoiser.core) for denoiser in denoisers])
+    return digest + SEPARATOR + encoded(_sample(denoiser.core) for denoiser in denoisers)
 
 
 def difference(expected: str, found: str) -> str | None:
@@ -67,12 +77,12 @@ def difference(expected: str, found: str) -> str | None:
     )
     if model != other:
         return f"another network: {model}, not {other}"
-    if not weights or not others:
-        return None
     try:
-        pair = _decoded(weights), _decoded(others)
+        pair = decoded(weights), decoded(others)
     except ValueError:
         return "a network whose description is damaged"
+    if not all(map(len, pair)):
+        return None
     changed = _changed(*pair)
     if changed is None:
         return "a network of other tensors"
@@ -85,7 +95,7 @@ def difference(expected: str, found: str) -> str | None:
 
 
 def compared(expected: str, found: str, owner: str) -> str | None:
-    """In what two identities differ, in words; warns where there are no weights to compare.
+    """In what two identities differ, in words; warns where too few weights can be compared.
 
     Args:
         expected: Of the network that the numbers were measured on.
@@ -93,25 +103,29 @@ def compared(expected: str, found: str, owner: str) -> str | None:
         owner: Whose numbers they are, for the warning.
     """
     differs = difference(expected, found)
+    if differs is not None:
+        return differs
     unknown = [
         text
-        for one, text in ((expected, "its numbers do"), (found, "the network (quantized?) does"))
+        for one, text in ((expected, "its numbers do"), (found, "the network as it is stored does"))
         if not _knows_weights(one)
     ]
-    if differs is None and unknown:
+    if unknown:
         warnings.warn(
-            f"{owner}: {unknown[0]} not tell the weights, so whether they are those that it was "
-            "calibrated on is not known. If in doubt, calibrate again (`accel calibrate`).",
+            f"{owner}: {unknown[0]} not tell most weights (quantized, cast to 8 bits, or offloaded "
+            "to disk?), so whether they are those that it was calibrated on is not known. If in "
+            "doubt, calibrate again (`accel calibrate`).",
             AccelWarning,
             stacklevel=3,
         )
-    return differs
+    return None
 
 
 def _knows_weights(text: str) -> bool:
-    """Whether there are values: old identities have none, and quantized networks neither."""
+    """Whether most values are there: old identities have none, and quantized networks few."""
     _, _, weights = text.partition(SEPARATOR)
-    return bool(weights) and bool(_decoded(weights).isfinite().any())
+    values = decoded(weights)
+    return bool(values.isfinite().sum() > KNOWN * len(values))
 
 
 @dataclass(frozen=True)
@@ -152,40 +166,73 @@ class Place:
 
 def _sample(core: Any) -> Tensor:
     """Values of some weights of a network, ``[N]`` in float32, in an order of their names."""
-    modules = dict(core.named_modules())
-    places = {}
-    for name, tensor in core.named_parameters():
-        owner, _, _ = name.rpartition(".")
-        if ".lora_" in name:
-            continue
-        below, _, wrapped = owner.rpartition(".")
-        module = modules[below if wrapped == "base_layer" else owner]
-        places[name.replace(".base_layer.", ".")] = module, tensor
+    places, lost = _weights(core), _on_disk(core)
     chosen = sorted((hashlib.sha256(name.encode()).digest(), name) for name in places)[:TENSORS]
     values = []
     for digest, name in chosen:
         module, tensor = places[name]
         index = int.from_bytes(digest[:8], "big") % max(tensor.numel(), 1)
-        values.append(Place(module, tensor, index).value())
+        known = tensor not in lost
+        values.append(Place(module, tensor, index).value() if known else torch.tensor(torch.nan))
     if not values:
         return torch.empty(0)
-    return torch.stack([value.to(values[0].device) for value in values])
+    # those without a value are on the CPU, whatever the network is on
+    device = next((v.device for v in values if v.device.type != "cpu"), values[0].device)
+    return torch.stack([value.to(device) for value in values])
 
 
-def _encoded(samples: list[Tensor]) -> str:
+def _weights(core: Any) -> dict[str, tuple[Any, Tensor]]:
+    """The weights of a network and the modules that hold them, by the names they were loaded by."""
+    modules = dict(core.named_modules())
+    found = {}
+    for name, tensor in core.named_parameters():
+        owner, _, _ = name.rpartition(".")
+        if ".lora_" in name or _is_copy(owner, modules):
+            continue
+        below, _, wrapped = owner.rpartition(".")
+        plain = name
+        for wrapper in WRAPPERS:
+            plain = plain.replace(wrapper, "")
+        found[plain] = modules[below if wrapped == "base_layer" else owner], tensor
+    return found
+
+
+def _is_copy(owner: str, modules: Mapping[str, Any]) -> bool:
+    """Whether a module is fused of projections that are there as well."""
+    attention, _, own = owner.removesuffix(".base_layer").rpartition(".")
+    return own in FUSED and hasattr(modules[attention], "to_k")
+
+
+def _on_disk(core: Any) -> set[Tensor]:
+    """The weights that group offloading wrote to disk: what is in memory then is uninitialised."""
+    from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
+
+    groups = []
+    for module in core.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook(_GROUP_OFFLOADING)
+        if hook is not None and hook.group._is_offloaded_to_disk:
+            groups.append(hook.group)
+    return {tensor for group in groups for tensor in group.tensor_to_key}
+
+
+def encoded(samples: Iterable[Tensor]) -> str:
+    """Samples ``[N]`` one after the other, rounded to bfloat16, as text."""
     values = torch.cat([sample.cpu() for sample in samples]).bfloat16()
     return base64.b64encode(values.view(torch.uint8).numpy().tobytes()).decode()
 
 
-def _decoded(text: str) -> Tensor:
-    """The sample ``[N]`` in float32.
+def decoded(text: str) -> Tensor:
+    """What `encoded` made a text of, ``[N]`` in float32.
 
     Raises:
-        ValueError: If the text is none.
+        ValueError: If the text is none of its.
     """
     content = bytearray(base64.b64decode(text, validate=True))
     if len(content) % 2:
         raise ValueError("a value of bfloat16 has two bytes")
+    if not content:
+        return torch.empty(0)
     return torch.frombuffer(content, dtype=torch.bfloat16).float()
 
 
