@@ -117,13 +117,15 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
 
 
 def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
+    import torch
+
     from accel.attention import sizes
 
     looking = sizes.Looking()
     run = Plan(looking).attach(pipe)
-    with suppress(sizes.Enough):
+    with suppress(sizes.Enough), torch.random.fork_rng():
         try:
-            pipe(**call)
+            pipe(**{name: _copied(value) for name, value in call.items()})
         finally:
             run.detach()
     if looking.found is None:
@@ -133,6 +135,15 @@ def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
         )
     kinds = [kind for kind in methods().values() if issubclass(kind, Sparse)]
     return sizes.paying(looking.found, [kind() for kind in kinds], sizes.BUDGET)
+
+
+def _copied(value: Any) -> Any:
+    """An argument of a call, so that no generator of the caller's draws anything."""
+    import torch
+
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    return value.clone_state() if isinstance(value, torch.Generator) else value
 
 
 def _try(name: str, kind: Any, pipe: Any) -> Fit:

@@ -137,6 +137,8 @@ def compare(given: Given) -> None:
     files = _files(session, request, plan, found)
     folder.mkdir(exist_ok=True)
     write({folder / name: content for name, content in files.items()})
+    for name in {*NAMES, *FILMS} - files.keys():  # of another comparison, written over
+        (folder / name).unlink(missing_ok=True)
     print_comparison(found)
     style = make(Printing, given).format
     print_result(style, [folder / name for name in files], json.loads(files[REPORT]))

@@ -1,5 +1,6 @@
 """Sparse attention on pipelines: what is served, as whom, how it is counted, when it pays."""
 
+import contextlib
 import re
 from dataclasses import replace
 from functools import cache
@@ -462,6 +463,13 @@ def test_attention_that_is_sliced_is_said_to_be_out_of_reach():
     assert "attention slicing" in verdict(run).detail
 
 
+def test_what_is_compiled_at_its_first_call_is_measured_at_its_second(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    clock = iter([0.0, 9.0, 9.0, 9.4])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert timing.seconds(lambda: None, torch.device("cuda")) == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
 def test_any_accelerator_is_waited_for(monkeypatch, device):
     waited = []
@@ -654,6 +662,44 @@ def test_explain_measures_the_network_s_own_attention(bench, monkeypatch, same, 
     assert timed and all(one.layout.startswith(f"{shown}, ") for one in timed)
     assert all(str(paying) in str(said) for paying in said.sparse)
     assert same(bench.call(name, steps=2), bench.stock(name, steps=2))
+
+
+def test_explain_draws_nothing_from_the_caller(bench, monkeypatch):
+    """Neither from a generator of the call nor from the global one."""
+    monkeypatch.setattr(sizes, "BUDGET", 0.0)
+    monkeypatch.setattr(timing, "seconds", lambda run, device: 1.0)
+    for own in (torch.Generator().manual_seed(3), [torch.Generator().manual_seed(4)], None):
+        given = (
+            [torch.default_generator] if own is None else own if isinstance(own, list) else [own]
+        )
+        before = [one.get_state() for one in given]
+        call = PIPELINES["dit"].inputs(Ask(["a fox"], [0], guidance=True))
+        explain(bench.pipe("dit"), call | {"generator": own})
+        after = [one.get_state() for one in given]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_ladder_ends_where_the_device_has_no_memory():
+    """What was measured before stays."""
+    seconds, now = clocked(lambda n: n * n / 1e6, lambda n: n / 1e6)
+
+    def full(run, device):
+        found = seconds(run, device)
+        if found >= 128 * 128 / 1e6:  # dense attention of the second layout
+            raise torch.OutOfMemoryError("full")
+        return found
+
+    method = attention.GRAT(form="surrounding", box=(1, 2, 2))
+    (found,) = sizes.paying(seen(Layout(0, 1, 8, 8)), [method], 20.0, full, now)
+    assert [one.tokens for one in found.timed] == [64]
+
+
+def test_looking_keeps_the_longest_attention_alone(bench):
+    looking = sizes.Looking()
+    with Plan(looking).attach(bench.pipe("sd15")), contextlib.suppress(sizes.Enough):
+        bench.call("sd15", steps=2)
+    assert [type(one) for one in looking.__pydantic_private__.values()] == [sizes.Seen]
+    assert looking.found.moment.layout.tokens == 64
 
 
 def test_explain_says_how_to_learn_from_where_on_it_pays(bench):

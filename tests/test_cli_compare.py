@@ -130,6 +130,18 @@ def test_compare_says_what_moves_as_the_caption_tells(models: Folders) -> None:
         assert f"motion of {who}: {sum(right.values())} of 3 right" in result.stderr
 
 
+def test_nothing_of_an_earlier_comparison_stays_in_the_folder(models: Folders) -> None:
+    """A clip leaves films, a picture PNGs: whichever is written over."""
+    common = ["--out", "out", "--repeats", 1, "--steps", 1, "--overwrite"]
+    clip = ["--model", models("animatediff"), "--frames", 2]
+    for options, films in ((clip, True), (["--model", models("sd15")], False), (clip, True)):
+        done("compare", "fox", *options, *common)
+        found = {path.name for path in Path("out").iterdir()}
+        assert found & {*FILMS} == ({*FILMS} if films else set())
+        assert {f"{side}.png" for side in SIDES} <= found or films
+        assert ("baseline.png" in found) != films
+
+
 def test_without_the_extra_for_video_the_rest_is_written(
     models: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

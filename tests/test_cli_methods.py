@@ -98,7 +98,10 @@ def test_compare_runs_caches_and_memory_methods_together(models: Folders) -> Non
     common = ["--model", models("flux_cfg"), "--steps", STEPS, "--seed", 1, "--repeats", 1]
     done("compare", "fox", *common, *options, "--out", "both")
     said = json.loads((Path("both") / "report.json").read_text())
-    assert json.dumps(said).count('"ACTIVE"') >= 2
+    verdicts = said["record"]["result"]["verdicts"]
+    assert {name: found["state"] for name, found in verdicts.items()} == {
+        method.name: "ACTIVE" for method in chosen
+    }
 
 
 # Compiled.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import PrivateAttr
@@ -88,7 +88,7 @@ class Looking(Accelerator):
     supports: ClassVar[str] = "networks whose order of tokens is known"
     source: ClassVar[str] = "here"
 
-    _found: list[Seen] = PrivateAttr(default_factory=list)
+    _found: Seen | None = PrivateAttr(default=None)
 
     @classmethod
     def off(cls) -> None:
@@ -99,8 +99,8 @@ class Looking(Accelerator):
 
     @property
     def found(self) -> Seen | None:
-        """The attention of most tokens, if there is any."""
-        return max(self._found, key=lambda seen: seen.moment.layout.tokens, default=None)
+        """The attention of most tokens, if there is any; the others are not kept."""
+        return self._found
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Look at every denoiser.
@@ -118,10 +118,7 @@ class Looking(Accelerator):
         def look(module: Module, asked: Asked) -> Tensor:
             if calls and asked.query.shape == asked.key.shape:
                 call = calls[-1]
-                layout = layout_of(call, asked.query.shape[2])
-                rows = module.denoiser.rows
-                moment = Moment(asked, layout, None, module, rows, call.step)
-                self._found.append(Seen(moment, span_of(site.pipe, call, layout)))
+                self._see(call, module, asked, site.pipe)
             return asked.dense()
 
         for denoiser in site.denoisers:
@@ -130,6 +127,13 @@ class Looking(Accelerator):
             for module in find_modules(denoiser):
                 if module.kind == "self":
                     yield answer_attention(module, partial(look, module))
+
+    def _see(self, call: Call, module: Module, asked: Asked, pipe: Any) -> None:
+        """Keep an attention if it is the longest so far."""
+        layout = layout_of(call, asked.query.shape[2])
+        if self._found is None or layout.tokens > self._found.moment.layout.tokens:
+            moment = Moment(asked, layout, None, module, module.denoiser.rows, call.step)
+            self._found = Seen(moment, span_of(pipe, call, layout))
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,8 @@ def paying(
         seen: The network's attention.
         methods: What is measured.
         budget: Seconds for all of it. A layout is left out if it would take more than is left, by
-            the time that the one before took and the square of the tokens.
+            the time that the one before took and the square of the tokens, and one that the
+            device has no memory for.
         seconds: What measures.
         now: What tells how much of the budget is left.
     """
@@ -226,15 +231,21 @@ def paying(
         growth = (layout.tokens / before.tokens) ** 2
         if layout != before and start - begin + took * growth > budget:
             break
-        moment = seen.enlarged(layout)
-        dense = clock(moment.asked.dense, moment.asked.query.device)
-        for method in methods:
-            judged = _judged(method, moment, _knowing(clock, moment.asked, dense))
-            if isinstance(judged, str):
-                reasons[method.name] = judged
+        try:
+            moment = seen.enlarged(layout)
+            dense = clock(moment.asked.dense, moment.asked.query.device)
+            judged = {
+                method.name: _judged(method, moment, _knowing(clock, moment.asked, dense))
+                for method in methods
+            }
+        except torch.OutOfMemoryError:
+            break  # the ladder ends where the device does
+        for name, one in judged.items():
+            if isinstance(one, str):
+                reasons[name] = one
             else:
-                one = (judged.tokens, seen.size(layout), judged.density, judged.dense, judged.ours)
-                found[method.name].append(Timed(*one))
+                timed = (one.tokens, seen.size(layout), one.density, one.dense, one.ours)
+                found[name].append(Timed(*timed))
         took, before = now() - start, layout
     return tuple(Payoff(name, tuple(timed), reasons.get(name, "")) for name, timed in found.items())
 
