@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accel.attach import Accelerator, Run, Site, Undo
-from accel.errors import BadInput
+from accel.errors import BadInput, UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class Calibrated:
     note: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     beside: tuple[Accelerator, ...] = ()
+
+
+def one_evaluation_a_step(pipe: Any, owner: str, way_out: str) -> None:
+    """Refuse to measure from each evaluation to the next where a solver makes two a step.
+
+    Raises:
+        UnsupportedModel: For such a scheduler; ``way_out`` ends "Calibrate with another scheduler".
+    """
+    if getattr(pipe.scheduler, "order", 1) != 1:
+        raise UnsupportedModel(
+            f"{owner}: what is measured are steps of one evaluation, and "
+            f"{type(pipe.scheduler).__name__} makes {pipe.scheduler.order} a step. Calibrate with "
+            f"another scheduler, or use {way_out}."
+        )
 
 
 Calibrator = Callable[[Any, Iterable[Mapping[str, Any]], Mapping[str, Any]], Calibrated]

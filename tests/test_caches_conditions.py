@@ -1,5 +1,6 @@
 """What is kept is valid for the conditions it was computed under: control that ends, scales."""
 
+import copy
 import weakref
 from types import SimpleNamespace
 
@@ -168,3 +169,22 @@ def test_no_call_is_held_and_each_is_looked_at_once():
     del call
     assert gone() is None
     assert watch.of(a_call(sample=torch.ones(2), scale=2.0)) != found
+
+
+def test_residuals_may_be_numbered():
+    """Z-Image's ControlNet gives a dict by number of block."""
+    given, other = (a_call(control={0: torch.zeros(1), 4: scale}) for scale in (1.5, 2.5))
+    assert Watch().of(given) != Watch().of(other)
+
+
+def test_a_copy_of_a_controlnet_says_nothing_to_the_original(bench):
+    pipe = bench.pipe("sd_controlnet")
+    watch = Watch()
+    undo = watch._follow(pipe.controlnet)
+    copied = copy.deepcopy(pipe.controlnet)
+    for one, heard in ((copied, None), (pipe.controlnet, 0.25)):
+        for hear in one._forward_pre_hooks.values():
+            hear(one, (), {"conditioning_scale": 0.25})
+        assert watch._scale == heard
+    undo()
+    assert len(copied._forward_pre_hooks) == 1 and not pipe.controlnet._forward_pre_hooks

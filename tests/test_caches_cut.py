@@ -17,6 +17,7 @@ REFUSED = {
     ),
     "DeltaDiT": ("sd3", cache.DeltaDiT(interval=2), "set boundary to 0 or 1"),
     "DeepCache": ("sd15", cache.DeepCache(schedule="nonuniform"), "use schedule='uniform'"),
+    "Custom, clustered": ("sd3", cache.Custom(rule="clustered"), "use rule='interval'"),
     "Table": ("sd3", cache.Table(steps=("1111", "0000"), by="kind"), "a rule with an interval"),
     "Table, stretched": (
         "sd3",

@@ -5,6 +5,7 @@ Right or refused by name, never wrong – for every cache.
 
 import contextlib
 from collections import defaultdict
+from functools import partial
 from typing import get_args
 
 import diffusers
@@ -20,6 +21,7 @@ from accel import Plan, cache, errors
 from accel.cache.fields import StaticCache
 from accel.cache.predictors import Kind
 from accel.cache.step_rehash import fit_steps
+from accel.cache.table import build_from
 
 CACHES = {name: row for name, row in ROSTER.items() if "cache" in row.active.layer}
 
@@ -128,6 +130,11 @@ RULES = {
     ),
     "series": (cache.TaylorSeer(interval=3, warmup=2, site="network"), {0, 1, 4}, set()),
     "listed": (cache.StepRehash(steps=(0, 1, 2, 3, 7)), {0, 1}, {7}),
+    "table": (
+        cache.Custom(rule="table", table=tuple("11110001000"), stretch=True, last=False),
+        {0, 1},
+        {7},
+    ),
     "measured": (cache.EasyCache(threshold=1e9, warmup=2), {0, 1}, {9, 10}),
     "nonuniform": (cache.DeepCache(interval=2, schedule="nonuniform", power=1.0), {0, 2, 4}, set()),
 }
@@ -190,14 +197,16 @@ def test_what_is_kept_doubles_with_the_stages(bench, method):
     assert kept[1] == 2 * kept[0] > 0
 
 
-def test_a_list_is_not_calibrated_on_two_evaluations_a_step(bench):
+@pytest.mark.parametrize(
+    ("name", "calibrate"),
+    [("StepRehash", fit_steps), ("Table", partial(build_from, threshold=0.1))],
+)
+def test_a_list_is_not_calibrated_on_two_evaluations_a_step(bench, name, calibrate):
     with (
         Heun(bench, "sd15"),
-        pytest.raises(
-            errors.UnsupportedModel, match=r"StepRehash: .*HeunDiscreteScheduler makes 2"
-        ),
+        pytest.raises(errors.UnsupportedModel, match=rf"{name}: .*HeunDiscreteScheduler makes 2"),
     ):
-        fit_steps(bench.pipe("sd15"), [{}])
+        calibrate(bench.pipe("sd15"), [{}])
 
 
 @pytest.mark.parametrize("name", HEUN)

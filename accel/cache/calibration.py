@@ -49,7 +49,7 @@ class Changes(BlockRecorder):
     """
 
     _runs: list[list[tuple[Tensor, Tensor]]] = PrivateAttr(default_factory=list)
-    _latest: dict[tuple[str, int], Trace] = PrivateAttr(default_factory=dict)
+    _latest: dict[tuple[str, int, int], Trace] = PrivateAttr(default_factory=dict)
     _signal: Tensor | None = PrivateAttr(default=None)
 
     def _look(self, site: Site) -> Iterator[Undo]:
@@ -79,7 +79,7 @@ class Changes(BlockRecorder):
         result = inner(call)
         for index in call.where(lambda row: row.branch == "cond"):
             assert self._signal is not None
-            key = (call.denoiser.name, call.rows[index].sample)
+            key = (call.denoiser.name, call.step.stage, call.rows[index].sample)
             now = (self._signal[index], result.value[index].clone())
             if key in self._latest:
                 signal, output = self._latest[key].newest

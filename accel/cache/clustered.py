@@ -24,11 +24,13 @@ class Clustered:
         interval: Mean gap between computed steps.
         centre: Share of the run where they are densest.
         power: By what power the gaps grow away from it.
+        even: The setting of its method that needs no length, for the refusal.
     """
 
     interval: int
     centre: float
     power: float
+    even: str
     _steps: dict[int, frozenset[int]] = field(default_factory=dict)
 
     def due(self, step: Step, value: float | None) -> bool:  # noqa: ARG002
@@ -40,7 +42,7 @@ class Clustered:
         if step.turns is None:
             raise UnsupportedModel(
                 "This pipeline cuts its schedule where no public call shows it, so a non-uniform "
-                "schedule has no length: use schedule='uniform'."
+                f"schedule has no length: use {self.even}."
             )
         if step.turns not in self._steps:
             self._steps[step.turns] = frozenset(

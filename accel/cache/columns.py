@@ -83,7 +83,7 @@ class Column:
             UnsupportedModel: If the run has another number of steps and is not to be stretched,
                 or if the pipeline cuts its schedule unseen.
         """
-        if not self._stretch or self._listed.total is None:
+        if not self._stretch or self._listed.total in (None, step.total):
             return self._listed.due(step, value)
         if step.turns is None:
             raise UnsupportedModel(

@@ -65,7 +65,9 @@ class Watch:
         core = getattr(controlnet, "_orig_mod", controlnet)
         parameters = tuple(inspect.signature(type(core).forward).parameters)[1:]
 
-        def hear(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hear(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is not controlnet:
+                return  # of a deep copy, which takes the hook with it
             arguments = dict(zip(parameters, args, strict=False)) | kwargs
             self._scale = _frozen(arguments.get(SCALE))
 
@@ -84,8 +86,8 @@ def _given(arguments: Mapping[str, Any]) -> Conditions:
     """Names of the arguments that are given, with the values of those that are numbers."""
     return tuple(
         (name, _sign(value))
-        for name, value in sorted(arguments.items())
-        if value is not None and not name.startswith(TIME)
+        for name, value in sorted(arguments.items(), key=lambda item: str(item[0]))
+        if value is not None and not str(name).startswith(TIME)
     )
 
 

@@ -260,7 +260,9 @@ class Custom(Cache, Limited):
             "interval": lambda: Every(self.interval),
             "steps": lambda: Listed(self.steps, self.total or None),
             "within": lambda: Within(self.interval, self.low, self.high),
-            "clustered": lambda: Clustered(self.interval, self.centre, self.power),
+            "clustered": lambda: Clustered(
+                self.interval, self.centre, self.power, "rule='interval'"
+            ),
             "table": lambda: Column.of(self.table, column, self.stretch),
             "accumulated": lambda: Accumulated(self.threshold),
             "below": lambda: Below(self.threshold),

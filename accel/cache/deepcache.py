@@ -91,4 +91,4 @@ class DeepCache(StaticCache):
             return Accumulated(self.threshold)
         if self.schedule == "uniform":
             return Every(self.interval)
-        return Clustered(self.interval, self.centre, self.power)
+        return Clustered(self.interval, self.centre, self.power, "schedule='uniform'")

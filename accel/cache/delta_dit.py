@@ -82,9 +82,9 @@ class DeltaDiT(StaticCache):
     def _choose(self, step: Step) -> int:
         if self.boundary in (0.0, 1.0):
             return REAR if self.boundary else FRONT
-        if step.total is None:
+        if step.turns is None:
             raise UnsupportedModel(
                 "cache.DeltaDiT switches at a share of the run, and this pipeline cuts its "
                 "schedule where no public call shows it: set boundary to 0 or 1."
             )
-        return REAR if step.index < self.boundary * step.total else FRONT
+        return REAR if step.turn < self.boundary * step.turns else FRONT

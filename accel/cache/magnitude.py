@@ -89,7 +89,8 @@ def resampled(curve: Sequence[float], index: int, total: int) -> float:
 def _known(turns: int | None) -> int:
     if turns is None:
         raise UnsupportedModel(
-            "cache.MagCache counts in shares of the run, and this pipeline cuts its schedule where "
-            "no public call shows it. Set share=0 and give no curve, or use cache.FirstBlock."
+            "What rests on the magnitude of the residual counts in shares of the run, and this "
+            "pipeline cuts its schedule where no public call shows it. Set share=0 and give no "
+            "curve (at the blocks it is measured then), or use cache.FirstBlock."
         )
     return turns

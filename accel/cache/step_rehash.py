@@ -19,7 +19,8 @@ from accel.attach import Accelerator, Run, Site, Undo
 from accel.cache.fields import Cache
 from accel.cache.policies import Listed
 from accel.cache.predictors import Kind
-from accel.errors import BadInput, BadOutput, UnsupportedModel
+from accel.calibration import one_evaluation_a_step
+from accel.errors import BadInput, BadOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,12 +170,7 @@ def fit_steps(
         BadOutput: If the network gives NaN.
         UnsupportedModel: For a scheduler that evaluates more than once a step.
     """
-    if getattr(pipe.scheduler, "order", 1) != 1:
-        raise UnsupportedModel(
-            f"{StepRehash.name}: the errors of a list are those of steps of one evaluation, and "
-            f"{type(pipe.scheduler).__name__} makes {pipe.scheduler.order} a step. Calibrate with "
-            "another scheduler, or use cache.Custom with an interval."
-        )
+    one_evaluation_a_step(pipe, StepRehash.name, "cache.Custom with an interval")
     form = StepRehash.model_validate(dict(fields or {}))
     answers = Answers(form.forecast)
     run = Run((Watched().watching(answers),), pipe)

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from accel.attach import Accelerator, Run, Site, Undo
 from accel.cache.columns import By, Column, Line, column_of, columns_of, grouping, unfit
 from accel.cache.fields import Cache, Limited
+from accel.calibration import one_evaluation_a_step
 from accel.errors import BadInput
 
 if TYPE_CHECKING:
@@ -172,8 +173,10 @@ def measure(
 
     Raises:
         BadInput: Without a call, or for calls of different numbers of steps.
-        UnsupportedModel: For a pipeline that `Table` does not serve.
+        UnsupportedModel: For a pipeline that `Table` does not serve, or a scheduler that evaluates
+            more than once a step.
     """
+    one_evaluation_a_step(pipe, Table.name, "cache.FORA")
     method = Measured(by=by)
     run = Run((method,), pipe)
     runs = []
