@@ -8,14 +8,15 @@ by `accel calibrate` on captions of training seeds (`calibrated`). How it is mea
 Each picture's numbers are written at once to ``results/caches-MODEL.jsonl``: a run that was cut
 off, by ``--budget`` or otherwise, goes on there when it is started again, and sums up the captions
 that all settings have drawn. Beside it come ``.json`` (the sums), ``.png`` (seconds against
-fidelity) and ``.md``: for each level of fidelity, our fastest cache beside the fastest peer.
+fidelity) and ``.md``: for each level of fidelity, our fastest cache beside the fastest peer, and
+what was left out since it did nothing or was refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import calibrated
@@ -35,8 +36,8 @@ LEVELS = {"ssim": (0.99, 0.98, 0.95, 0.9, 0.8), "perceptual": (0.005, 0.01, 0.02
 """By measure of fidelity, the levels: at least so similar, at most so distant."""
 
 CENSORED = (
-    "Censored: at every knob that was tried that peer is nearer than the level, so that a larger "
-    "one might be faster and still hold it."
+    "Censored: at the largest knob that was tried, some peer still is nearer than the level: with "
+    "a larger one it might be faster than the best peer here, and hold it."
 )
 
 FEW = 4
@@ -128,10 +129,11 @@ def theirs(pipe: Any, call: dict[str, Any], settings: int | None) -> list[Contes
 def levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each level of fidelity our fastest cache, the fastest peer, and how much faster it is.
 
-    A level is censored where the fastest peer's own sweep ends above it: a larger knob might have
-    been faster and near enough.
+    A level is censored where the sweep of any peer ends above it: a larger knob might have been
+    faster than the fastest, and near enough. What did nothing does not compete.
     """
-    table = []
+    table, rows = [], contest.active(rows)
+    curves = peer_curves(rows)
     for measure_, values in LEVELS.items():
         sign = -1 if measure_ == "perceptual" else 1
         for level in values:
@@ -143,7 +145,7 @@ def levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "level": level,
                     "ours": mine and _point(mine),
                     "peer": peer and _point(peer),
-                    "censored": peer is not None and _open(rows, peer, measure_, sign * level),
+                    "censored": any(_open(curve, measure_, sign * level) for curve in curves),
                     "ratio": mine
                     and peer
                     and mine["speedup"]["median"] / peer["speedup"]["median"],
@@ -152,20 +154,25 @@ def levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def _open(rows: list[dict[str, Any]], who: dict[str, Any], measure_: str, level: float) -> bool:
-    """Whether no setting of a curve falls below a level; signed so that more is nearer.
+def peer_curves(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The settings of each curve of the peers, by knob."""
+    curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["knob"]):
+        if row["package"] != OURS:
+            curves.setdefault((row["package"], row["method"]), []).append(row)
+    return list(curves.values())
+
+
+def _open(curve: list[dict[str, Any]], measure_: str, level: float) -> bool:
+    """Whether the last knob of a curve holds a level, which is signed so that more is nearer.
 
     It is not open where its last knob computed what the one before did: more changes nothing.
     """
     sign = -1 if measure_ == "perceptual" else 1
-    curve = sorted((row for row in rows if _name(row) == _name(who)), key=lambda row: row["knob"])
     if len(curve) > 1 and curve[-1]["block_rows"] == curve[-2]["block_rows"]:
         return False
-    return all(sign * row[measure_] >= level for row in curve)
-
-
-def _name(row: dict[str, Any]) -> tuple[str, str]:
-    return row["package"], row["method"]
+    holds: bool = sign * curve[-1][measure_] >= level
+    return holds
 
 
 def _fastest(rows: list[dict[str, Any]], here: bool) -> dict[str, Any] | None:
@@ -181,8 +188,8 @@ def _point(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def markdown(table: list[dict[str, Any]], title: str) -> str:
-    """The levels as a table to read."""
+def markdown(table: list[dict[str, Any]], title: str, remarks: Sequence[str] = ()) -> str:
+    """The levels as a table to read, and what a reader must know."""
     lines = [
         f"{title}. For each level of fidelity, the fastest cache that holds it (times faster than "
         "stock).",
@@ -203,16 +210,21 @@ def markdown(table: list[dict[str, Any]], title: str) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if any(row["censored"] for row in table):
         lines += ["", CENSORED]
-    return "\n".join(lines) + "\n"
+    lines += ["", *(f"* {one}" for one in remarks)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def leaves_a_trace(benches: Benches, who: Contestant, subject: Scene) -> bool:
-    """Whether the pipeline draws something else after a cache has come off."""
-    stock = Contestant(who.package, STOCK, 0)
+    """Whether the package's pipeline draws something else than stock after a cache has come off.
+
+    Stock is the pipeline that nothing was ever on: that of the package has had every setting on it
+    by then, and would hide what they left.
+    """
+    untouched, after = (Contestant(package, STOCK, 0) for package in (STOCK, who.package))
     steps = None if who.method in calibrated.CURVES else FEW  # numbers of a run of all its steps
-    before = np.asarray(draw(benches, stock, subject, steps).picture)
+    before = np.asarray(draw(benches, untouched, subject, steps).picture)
     draw(benches, who, subject, steps)
-    return not np.array_equal(before, np.asarray(draw(benches, stock, subject, steps).picture))
+    return not np.array_equal(before, np.asarray(draw(benches, after, subject, steps).picture))
 
 
 def main() -> None:
@@ -227,7 +239,8 @@ def main() -> None:
     found = contest.run("caches", options, benches, field)
     lines, subject = found.lines, scene(HELD_OUT[0])
     traced = {(line["package"], line["method"]) for line in lines.found if "leaves_a_trace" in line}
-    drawn = {(row["package"], row["method"], row["knob"]) for row in found.rows}
+    rows = contest.active(found.rows)
+    drawn = {(row["package"], row["method"], row["knob"]) for row in rows}
     last = {(who.package, who.method): who for who in field if who.key in drawn}
     for who in last.values():
         if (who.package, who.method) not in traced and time.monotonic() < found.until:
@@ -239,6 +252,7 @@ def main() -> None:
         "captions": found.seeds,
         "stock": found.stock,
         "levels": levels(found.rows),
+        "inactive": contest.idle(found.rows),
         "left_out": found.undrawn,
         "leaves_a_trace": {
             f"{line['package']}: {line['method']}": line["leaves_a_trace"]
@@ -260,7 +274,8 @@ def report(options: argparse.Namespace, result: dict[str, Any], counter: Counter
         f"{len(counter.blocks)} blocks, one cache at a time"
     )
     contest.plot(result["rows"], options.out / f"{name}.png", title)
-    table = markdown(result["levels"], title)
+    left = [f"{who} is left out: {why}" for who, why in result["left_out"].items()]
+    table = markdown(result["levels"], title, [*result["inactive"], *left])
     (options.out / f"{name}.md").write_text(table)
     print(table)
     print(save(name, result, options.out))

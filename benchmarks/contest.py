@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,28 @@ class Contestant:
     def key(self) -> tuple[str, str, float]:
         """What tells it from the others."""
         return self.package, self.method, self.knob
+
+    @property
+    def label(self) -> str:
+        """What it is called in a list."""
+        return label({"package": self.package, "method": self.method, "knob": self.knob})
+
+    @cached_property
+    def written(self) -> dict[str, Any] | None:
+        """Its plan as a line holds it."""
+        if self.plan is None:
+            return None
+        found: dict[str, Any] = json.loads(json.dumps(self.plan.to_dict()))
+        return found
+
+    def wrote(self, line: dict[str, Any]) -> bool:
+        """Whether a line is of this setting, with the plan that it has now."""
+        return _key(line) == self.key and line.get("plan") == self.written
+
+    def named(self) -> dict[str, Any]:
+        """What each of its lines begins with."""
+        plan = {} if self.plan is None else {"plan": self.written}
+        return {"package": self.package, "method": self.method, "knob": self.knob, **plan}
 
     @property
     def kinds(self) -> frozenset[tuple[str, str]]:
@@ -144,9 +168,7 @@ def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict
     figures = of_clips if isinstance(drawn.picture, list) else of_pictures
     return {
         "seed": subject.seed,
-        "package": who.package,
-        "method": who.method,
-        "knob": who.knob,
+        **who.named(),
         "seconds": drawn.seconds,
         "stock_seconds": stock.seconds,
         "block_rows": drawn.blocks,
@@ -230,16 +252,23 @@ def measure(
                 age += 1
                 lines.add(line_of(who, subject, reference, draw(benches, who, subject)))
             except AccelError as error:
-                named = {"package": who.package, "method": who.method, "knob": who.knob}
-                lines.add({**named, "refused": str(error).splitlines()[0]})
+                lines.add({**who.named(), "refused": str(error).splitlines()[0]})
         print(f"{turn + 1}/{len(scenes)}", end="\r", flush=True)
 
 
 def missing(field: list[Contestant], subject: Scene, lines: Lines) -> list[Contestant]:
-    """Who has not drawn a caption yet, and was not refused."""
-    refused = {_key(line) for line in lines.found if "refused" in line}
-    done = refused | {_key(line) for line in lines.found if line.get("seed") == subject.seed}
-    return [who for who in field if who.key not in done]
+    """Who has not drawn a caption yet, and was not refused; under another plan does not count."""
+    done = [one for one in lines.found if "refused" in one or one.get("seed") == subject.seed]
+    by_key = grouped(done)
+    return [who for who in field if not any(map(who.wrote, by_key.get(who.key, ())))]
+
+
+def grouped(lines: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Lines by the setting that they are of."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        found.setdefault(_key(line), []).append(line)
+    return found
 
 
 def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -253,7 +282,7 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
         "package": who.package,
         "method": who.method,
         "knob": who.knob,
-        "plan": who.plan and who.plan.to_dict(),
+        "plan": who.written,
         "verdicts": verdicts,
         "inactive": {
             name: why
@@ -274,20 +303,20 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
 def rows_of(field: list[Contestant], lines: Lines) -> tuple[list[dict[str, Any]], list[int]]:
     """Sums over the captions that all contestants have drawn, and those captions' seeds.
 
-    Who has drawn none – refused, or not come to yet – is left out.
+    Who is `undrawn` is left out: it would leave no caption to the others.
     """
-    seeds = {
-        who.key: {line["seed"] for line in lines.found if _key(line) == who.key and "seed" in line}
-        for who in field
-    }
-    field = [who for who in field if seeds[who.key]]
-    common = set.intersection(*(seeds[who.key] for who in field)) if field else set()
-    points: dict[Any, list[dict[str, Any]]] = {who.key: [] for who in field}
-    for line in lines.found:
-        if line.get("seed") in common and _key(line) in points:
-            points[_key(line)].append(line)
-    rows = [summary(who, points[who.key]) for who in field] if common else []
+    points = [(who, drawn_by(who, lines)) for who in field if why_undrawn(who, lines) is None]
+    seeds = [{line["seed"] for line in own} for _, own in points]
+    common = set.intersection(*seeds) if seeds else set()
+    if not common:
+        return [], []
+    rows = [summary(who, [one for one in own if one["seed"] in common]) for who, own in points]
     return rows, sorted(common)
+
+
+def drawn_by(who: Contestant, lines: Lines) -> list[dict[str, Any]]:
+    """What a setting has drawn with the plan that it has now."""
+    return [line for line in lines.found if "seed" in line and who.wrote(line)]
 
 
 def _key(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -295,16 +324,38 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def undrawn(field: list[Contestant], lines: Lines) -> dict[str, str]:
-    """Who has drawn nothing, by name and knob, and why."""
-    drawn = {_key(line) for line in lines.found if "seed" in line}
-    refused = {_key(line): line["refused"] for line in lines.found if "refused" in line}
-    return {
-        f"{who.method} {who.knob:g}" if who.knob else who.method: refused.get(
-            who.key, "the time was over before it was drawn"
-        )
-        for who in field
-        if who.key not in drawn
-    }
+    """Who was refused, at whichever caption, or has drawn nothing: by label, and why."""
+    reasons = {who.label: why_undrawn(who, lines) for who in field}
+    return {name: why for name, why in reasons.items() if why is not None}
+
+
+def why_undrawn(who: Contestant, lines: Lines) -> str | None:
+    """Why a setting is not summed up; ``None`` where it is."""
+    for line in lines.found:
+        if "refused" in line and who.wrote(line):
+            return str(line["refused"])
+    return None if drawn_by(who, lines) else "the time was over before it was drawn"
+
+
+def label(row: dict[str, Any]) -> str:
+    """A setting's name in a list, with its package unless it is ours; a knob of zero is none."""
+    whose = "" if row["package"] == OURS else f"{row['package']}: "
+    knob = f" {row['knob']:g}" if row["knob"] else ""
+    return f"{whose}{row['method']}{knob}"
+
+
+def active(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of which every method did something: the others are not what they are called."""
+    return [row for row in rows if not row["inactive"]]
+
+
+def idle(rows: list[dict[str, Any]]) -> list[str]:
+    """The others, and why they did nothing."""
+    return [
+        f"{label(row)} is INACTIVE: {name}: {why}"
+        for row in rows
+        for name, why in row["inactive"].items()
+    ]
 
 
 def stock_of(lines: Lines, seeds: list[int]) -> dict[str, Any]:
@@ -350,12 +401,15 @@ def looks(curves: Sequence[tuple[str, bool]]) -> Iterator[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Seconds against lost fidelity: our curves in colour, those of peers dashed in grey tones."""
+    """Seconds against lost fidelity: our curves in colour, those of peers dashed in grey tones.
+
+    Settings that did nothing are left out.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(15, 7.5), layout="constrained", sharex=True)
     curves: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in active(rows):
         curves.setdefault((row["package"], row["method"]), []).append(row)
     names = [(m if p == OURS else f"{p}: {m}", p == OURS) for p, m in curves]
     for points, look in zip(curves.values(), looks(names), strict=True):
@@ -395,7 +449,7 @@ class Outcome:
         rows: For each setting its seconds beside its fidelity.
         seeds: The captions that they are over.
         lines: The raw numbers.
-        undrawn: Settings that have drawn nothing yet, and why.
+        undrawn: Settings that were refused or have drawn nothing yet, and why.
         until: When the time is over, on the monotonic clock.
     """
 

@@ -80,7 +80,8 @@ def main() -> None:
     name = f"guidance-{options.model}"
     contest.plot(found.rows, options.out / f"{name}.png", title)
     figures = {"call": benches.call, "captions": found.seeds, "stock": found.stock}
-    print(save(name, figures | {"rows": found.rows}, options.out))
+    figures |= {"left_out": found.undrawn, "rows": found.rows}
+    print(save(name, figures, options.out))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SOURCES = ("accel", "samplers")
+"""Packages of this project whose code decides what is measured."""
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers", "numpy")
 
 FEWEST, MOST = 3, 9
@@ -118,8 +121,28 @@ def repeated(
 
 
 def here() -> dict[str, Any]:
-    """What raw numbers hold for: the machine, without the day."""
-    return {key: value for key, value in machine().items() if key != "date"}
+    """What raw numbers hold for: the machine, without the day, and the code."""
+    found = {key: value for key, value in machine().items() if key != "date"}
+    return {**found, "code": code([package(name) for name in SOURCES])}
+
+
+def package(name: str) -> Path:
+    """The folder of a package as it is imported."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{name} is not installed: install this project first.")
+    return Path(spec.origin).parent
+
+
+def code(packages: Sequence[Path]) -> str:
+    """Of the sources of packages: numbers of other code are others."""
+    found = hashlib.sha256()
+    for folder in packages:
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            name = path.relative_to(folder.parent).as_posix()
+            found.update(f"{name} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
 
 
 def signature(device: str = "cpu") -> str:

@@ -38,7 +38,7 @@ import diffusers
 import numpy as np
 import torch
 from contest import looks
-from measure import RESULTS, Lines, digest, machine, save
+from measure import RESULTS, Lines, digest, here, save
 from torch import Tensor
 from verdicts import SEARCHED, Rows, fidelity, figures, verdicts
 
@@ -433,8 +433,7 @@ def main() -> None:
         unpack(RESULTS / f"{name}.json", folder, weights)
     for one in CALIBRATIONS:
         calibrate(one, options.model, folder)
-    here = {key: value for key, value in machine().items() if key != "date"}
-    header = {"call": call, "captions": len(scenes), "weights": weights, **here}
+    header = {"call": call, "captions": len(scenes), "weights": weights, **here()}
     lines = Lines(path, header)
     measure(stock_entries(pipe) + our_entries(folder), pipe, call, scenes, lines, options.budget)
     title = f"{options.model}, {len(scenes)} captions"

@@ -116,21 +116,15 @@ def notes(pipe: Any, call: dict[str, Any], own: dict[str, Any]) -> list[str]:
 
 def markdown(rows: list[dict[str, Any]], title: str, remarks: list[str]) -> str:
     """Every setting as a line of a table, the fastest first, and what a reader must know."""
-    idle: list[str] = []
     lines = [f"{title}. Times faster than stock, and how near to it.", ""]
     lines += ["| reduction | setting | faster | SSIM | perceptual distance | right |"]
     lines += ["|---|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: -row["speedup"]["median"]):
+    for row in sorted(contest.active(rows), key=lambda row: -row["speedup"]["median"]):
         who = row["method"] if row["package"] == OURS else f"{row['package']}: {row['method']}"
-        if row["inactive"]:
-            idle += [
-                f"{who} {row['knob']:g} is INACTIVE: {why}" for why in row["inactive"].values()
-            ]
-            continue
         cells = [who, f"{row['knob']:g}", f"{row['speedup']['median']:.2f}×", f"{row['ssim']:.4f}"]
         cells += [f"{row['perceptual']:.4f}", f"{row['caption_accuracy']:.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"* {one}" for one in [*remarks, *idle])]
+    lines += ["", *(f"* {one}" for one in [*remarks, *contest.idle(rows)])]
     return "\n".join(lines).rstrip() + "\n"
 
 

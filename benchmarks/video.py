@@ -35,7 +35,7 @@ import clip_forms
 import contest
 import torch
 from clip_forms import Forms
-from contest import OURS, Benches, Contestant, Outcome
+from contest import OURS, Benches, Contestant, Outcome, active
 from measure import save, signature
 
 import accel
@@ -104,11 +104,6 @@ def _first_line(error: Exception) -> str:
 def families(row: Row) -> set[str]:
     """Of the methods in a row's plan."""
     return {name.partition(".")[0] for name in row["verdicts"]}
-
-
-def active(rows: list[Row]) -> list[Row]:
-    """Those of which every method did something."""
-    return [row for row in rows if not row["inactive"]]
 
 
 def best_sparse(rows: list[Row]) -> list[str]:
@@ -186,9 +181,7 @@ def markdown(title: str, result: dict[str, Any]) -> str:
         kept = "–" if row["density"] is None else f"{row['density']:.0%}"
         lines.append(_line(row["method"], f"{row['seconds']['median']:.2f}", times, kept, row))
     lines += ["", told(result["composition"]), ""]
-    for row in result["rows"]:
-        for name, why in row["inactive"].items():
-            lines.append(f"* {row['method']} is INACTIVE: {name}: {why}")
+    lines += [f"* {one}" for one in contest.idle(result["rows"])]
     lines += [f"* {name} is left out: {why}" for name, why in result["left_out"].items()]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -243,7 +236,7 @@ def measured(options: argparse.Namespace, benches: Benches, own: bool = True) ->
     tokens = clip_forms.grid_of(benches.get(OURS)[0], benches.call).image
     steps = benches.call["num_inference_steps"]
     title = f"{options.model}, {size} ({tokens} tokens), {steps} steps, {len(found.seeds)} captions"
-    contest.plot(active(found.rows), options.out / f"{name}.png", title)
+    contest.plot(found.rows, options.out / f"{name}.png", title)
     table = markdown(title, result)
     (options.out / f"{name}.md").write_text(table)
     print(table)

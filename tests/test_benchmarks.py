@@ -205,6 +205,22 @@ def test_numbers_of_something_else_are_not_mixed_in(tmp_path):
         measure.Lines(tmp_path / "x.jsonl", {"call": {"steps": 8}, "threads": 2})
 
 
+def test_numbers_of_other_code_are_not_mixed_in(tmp_path):
+    """Every source of every package counts: its name, and what is in it; nothing else does."""
+    sources, seen = [tmp_path / "a", tmp_path / "b"], []
+    changes = {"a/x.py": "1", "b/deep/y.py": "1", "b/deep/z.py": "", "a/note.txt": "1"}
+    for name, text in (*changes.items(), ("a/x.py", "2"), ("a/x.py", "1")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        seen.append(measure.code(sources))
+    first, second, third, noted, changed, back = seen
+    assert len({first, second, third, changed}) == 4 and third == noted == back
+    path = tmp_path / "x.jsonl"
+    measure.Lines(path, measure.here())
+    with pytest.raises(SystemExit, match="code differ"):
+        measure.Lines(path, measure.here() | {"code": changed})
+
+
 def test_sums_are_over_captions_that_all_have_drawn(tmp_path, drawn):
     field = contestants()
     lines = measure.Lines(tmp_path / "x.jsonl", {})
@@ -227,8 +243,42 @@ def test_who_has_drawn_nothing_yet_is_named_and_holds_nothing_up(tmp_path, drawn
         ("A", 1.0), ("A", 2.0), ("B", 1.0)
     ]  # fmt: skip
     left = contest.undrawn(field, lines)
-    assert list(left) == ["B 2", "C 1", "C 2"] and left["B 2"] == "no" and "time" in left["C 1"]
+    assert list(left) == ["B 2", "peer: C 1", "peer: C 2"]
+    assert left["B 2"] == "no" and "time" in left["peer: C 1"]
     assert field[3] not in contest.missing(field, contest.scene(2), lines)
+
+
+def test_who_is_refused_at_a_later_caption_leaves_the_others_all_of_theirs(tmp_path, drawn):
+    """And is named, though it has drawn one; another of the same name is not taken for it."""
+    twin = contest.Contestant("peer", "A", 1.0)
+    field, lines = [*contestants(), twin], measure.Lines(tmp_path / "x.jsonl", {})
+    contest.measure(None, field, [contest.scene(1)], lines, float("inf"))
+    lines.add({**field[0].named(), "refused": "no more"})
+    contest.measure(None, field, [contest.scene(2)], lines, float("inf"))
+    rows, seeds = contest.rows_of(field, lines)
+    assert seeds == [1, 2] and len(rows) == len(field) - 1
+    assert (rows[-1]["package"], rows[-1]["method"], rows[-1]["knob"]) == twin.key
+    assert contest.undrawn(field, lines) == {"A 1": "no more"}
+
+
+def test_what_was_drawn_under_another_plan_is_drawn_again(tmp_path, monkeypatch):
+    """A setting whose numbers were measured anew goes by its old name; refusals are as stale."""
+    monkeypatch.setattr(contest, "draw", lambda *_: contest.Drawn(None, 1.0, 1.0))
+    figures = ("psnr", "ssim", "perceptual", "attributes_right", "attributes_right_stock")
+    monkeypatch.setattr(contest, "of_pictures", lambda *_: dict.fromkeys(figures, 1.0))
+    old, new = (
+        [contest.Contestant(contest.OURS, "Table", 0.1, plan=Plan(cache.FORA(interval=every)))]
+        for every in (2, 3)
+    )
+    lines, subject = measure.Lines(tmp_path / "x.jsonl", {}), contest.scene(1)
+    contest.measure(None, old, [subject], lines, float("inf"))
+    assert not contest.missing(old, subject, lines) and contest.missing(new, subject, lines) == new
+    lines.add({**old[0].named(), "refused": "no"})
+    assert "time" in contest.undrawn(new, lines)["Table 0.1"]
+    contest.measure(None, new, [subject], lines, float("inf"))
+    ((row,), seeds) = contest.rows_of(new, measure.Lines(lines.path, {}))
+    assert row["plan"] == new[0].plan.to_dict() and row["seconds"]["repeats"] == 1
+    assert seeds == [1] and contest.rows_of(old, lines) == ([], [])
 
 
 def test_what_is_refused_as_it_runs_is_written_down_and_stops_nothing(tmp_path, drawn, monkeypatch):
@@ -285,20 +335,70 @@ def test_levels_and_their_table(tmp_path, drawn):
     assert not any(row["censored"] for row in caches.levels(rows))
 
 
+def level_row(package, method, knob, speed, ssim, **more):
+    return {
+        "package": package, "method": method, "knob": knob, "ssim": ssim, "perceptual": 1.0,
+        "block_rows": 10 / speed, "seconds": measure.spread([10 / speed]),
+        "speedup": measure.spread([speed]), "inactive": {},
+    } | more  # fmt: skip
+
+
+def ssim_levels(rows):
+    return {row["level"]: row for row in caches.levels(rows) if row["measure"] == "ssim"}
+
+
+def test_a_level_is_censored_where_any_peer_might_go_on():
+    """Of the fastest peer's curve alone the contrary would be said: its sweep has fallen below."""
+    fastest = [level_row("p", "F", 1, 2.0, 0.97), level_row("p", "F", 2, 3.0, 0.7)]
+    slower = [level_row("p", "S", 1, 1.2, 0.99), level_row("p", "S", 2, 1.5, 0.96)]
+    ours = [level_row(contest.OURS, "A", 1, 2.5, 0.99)]
+    table = ssim_levels([*ours, *slower, *fastest])
+    assert table[0.95]["peer"]["method"] == "F"
+    censored = {level: row["censored"] for level, row in table.items()}
+    assert censored == {0.99: False, 0.98: False, 0.95: True, 0.9: True, 0.8: True}
+    assert not any(row["censored"] for row in ssim_levels([*ours, *fastest]).values())
+    # of ours a sweep that ends early is no reason, and it is the last knob that counts
+    uneven = [level_row("p", "F", 1, 2.0, 0.85), level_row("p", "F", 2, 3.0, 0.96)]
+    assert ssim_levels(uneven)[0.95]["censored"]
+
+
+def test_what_did_nothing_wins_no_level_and_is_listed(tmp_path):
+    """It is as near to stock as can be, and by chance a little faster."""
+    idle = level_row(contest.OURS, "Idle", 4, 1.1, 1.0, inactive={"cache.Idle": "no text"})
+    rows = [idle, level_row(contest.OURS, "A", 1, 1.05, 0.995), level_row("p", "F", 1, 1.0, 0.99)]
+    assert ssim_levels(rows)[0.99]["ours"]["method"] == "A"
+    text = caches.markdown(caches.levels(rows), "Title", contest.idle(rows))
+    assert "| Idle" not in text and "\n* Idle 4 is INACTIVE: cache.Idle: no text\n" in text
+
+
+def test_what_did_nothing_is_not_plotted(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    seen, real = [], contest.looks
+    monkeypatch.setattr(contest, "looks", lambda curves: seen.extend(curves) or real(curves))
+    idle = level_row(contest.OURS, "Idle", 4, 1.1, 1.0, inactive={"cache.Idle": "no text"})
+    rows = [idle, level_row(contest.OURS, "A", 1, 1.05, 0.995), level_row("p", "F", 1, 1.0, 0.99)]
+    contest.plot(rows, tmp_path / "plot.png", "Title")
+    assert seen == [("A", True), ("p: F", False)]
+
+
 @pytest.mark.parametrize(("method", "steps"), [("A", caches.FEW), ("StepRehash", None)])
 def test_a_trace_is_looked_for_in_a_run_that_the_method_serves(monkeypatch, method, steps):
-    """Stock, the method, stock, with as many steps; what was calibrated serves whole runs alone."""
+    """The untouched pipeline, the method, its own without it, with as many steps.
+
+    What was left there before is seen too. What was calibrated serves whole runs alone.
+    """
     seen = []
 
     def draw(benches, who, subject, steps=None):
-        seen.append((who.method, steps))
-        changed = method == "A" and len(seen) == 3
+        seen.append((who.package, who.method, steps))
+        changed = method == "A" and who.package == contest.OURS
         return contest.Drawn([changed], 1.0, 1.0)
 
     monkeypatch.setattr(caches, "draw", draw)
     who = contest.Contestant(contest.OURS, method, 1.0)
     assert caches.leaves_a_trace(None, who, contest.scene(1)) is (method == "A")
-    assert seen == [(contest.STOCK, steps), (method, steps), (contest.STOCK, steps)]
+    stock, own = contest.STOCK, contest.OURS
+    assert seen == [(stock, stock, steps), (own, method, steps), (own, stock, steps)]
 
 
 def test_every_cache_is_swept_or_calibrated():
@@ -459,7 +559,9 @@ def clip_rows():
     return [
         figures
         | {
+            "package": contest.OURS,
             "method": name,
+            "knob": 0,
             "seconds": measure.spread([10 / speed]),
             "speedup": measure.spread([speed]),
             "ssim": ssim,
@@ -757,5 +859,6 @@ def test_the_benchmark_of_tokens_says_who_is_missing_and_what_means_less():
     }  # fmt: skip
     idle = row | {"knob": 0.25, "inactive": {"tokens.ToMe": "nothing to do"}}
     table = tokens.markdown([row, idle], "Title", large)
-    assert "| 0.25 |" not in table and "ToMe 0.25 is INACTIVE: nothing to do" in table
+    assert "| 0.25 |" not in table
+    assert "* tomesd: ToMe 0.25 is INACTIVE: tokens.ToMe: nothing to do" in table
     assert "| tomesd: ToMe | 0.5 | 1.50× |" in table and "trained on pictures of 64 to 128" in table
