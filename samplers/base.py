@@ -27,7 +27,7 @@ import samplers
 from accel.errors import BadInput
 from samplers.flow import FlowNoise
 from samplers.noise import Generator
-from samplers.origin import settings_from
+from samplers.origin import SAID, settings_from
 from samplers.prediction import Conversion, Level
 from samplers.schedule import Grid, Request, request
 from samplers.vp import VPNoise
@@ -92,7 +92,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin, ABC):  # type: ignore[misc]
         ours = {f.name for part in _parts(found) for f in fields(part)}
         ours |= {*inspect.signature(cls.__init__).parameters, *settings}
         scheduler = cls(**{name: value for name, value in found.items() if name in ours})
-        unread = {name: value for name, value in config.items() if name not in scheduler.config}
+        kept = SAID | set(scheduler.config)
+        unread = {name: value for name, value in config.items() if name not in kept}
         scheduler.register_to_config(**unread | {"_class_name": cls.__name__})
         return (scheduler, {}) if return_unused_kwargs else scheduler
 

@@ -43,6 +43,9 @@ MODEL_FACTS = frozenset(
 READ_HERE = frozenset({"use_flow_sigmas", "flow_shift", "final_sigmas_type", "use_lu_lambdas"})
 """Names of stock settings that are translated rather than taken over."""
 
+SAID = frozenset({"use_lu_lambdas"})
+"""Those of them that one of ours says as well to the stock: both would be a ramp too many."""
+
 
 def settings_from(config: Mapping[str, Any], **replaced: Any) -> dict[str, Any]:
     """Translate a scheduler's config; one of ours comes back as it is.
@@ -82,9 +85,14 @@ def settings_from(config: Mapping[str, Any], **replaced: Any) -> dict[str, Any]:
             "table nor a rectified flow. Keep the pipeline's own scheduler, or pass the config of "
             "a scheduler that has either."
         )
+    _even_in_lambda(settings)
+    return settings
+
+
+def _even_in_lambda(settings: dict[str, Any]) -> None:
+    """Lu's steps, even in λ, under the name that they have here."""
     if settings.pop("use_lu_lambdas", False):
         settings["use_exponential_sigmas"] = True
-    return settings
 
 
 def _defaults(source: Any) -> dict[str, Any]:
@@ -130,6 +138,7 @@ def _shared_flow(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             "final_sigmas_type='zero'."
         )
     del settings["use_flow_sigmas"]
+    _even_in_lambda(settings)
     for key in ("sigma_min", "sigma_max"):  # σ/α in these classes
         if settings.get(key) is not None:
             settings[key] = settings[key] / (1.0 + settings[key])

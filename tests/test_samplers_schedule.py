@@ -17,7 +17,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from accel.errors import BadInput
+from accel.errors import BadInput, UnsupportedModel
+from accel.seams.lists import Lists
 from samplers import DPMSolverPPScheduler
 
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -109,6 +110,22 @@ def test_the_uniform_lambda_grid_of_the_stock():
     stock.set_timesteps(12)
     ours.set_timesteps(12)
     assert torch.allclose(ours.sigmas, stock.sigmas, rtol=1e-6)
+
+
+def test_the_uniform_lambda_grid_of_a_shared_flow():
+    """Even in λ between the ends of a flow; and asked for, so that a list of levels is refused."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    stock = DPMSolverMultistepScheduler(**TABLE, **flow, use_lu_lambdas=True)
+    ours, plain = of(stock.config), of(stock.config, use_lu_lambdas=False)
+    for scheduler in (ours, plain):
+        scheduler.set_timesteps(12)
+        assert not scheduler.config.get("use_lu_lambdas")
+    ratios = ours.sigmas[1:] / ours.sigmas[:-1]
+    assert torch.allclose(ratios[:-1], ratios[:1])
+    assert not torch.equal(ours.sigmas, plain.sigmas)
+    Lists(plain, "test")
+    with pytest.raises(UnsupportedModel, match="use_exponential_sigmas of the DPMSolverPP"):
+        Lists(ours, "test")
 
 
 @pytest.mark.parametrize(
