@@ -1,5 +1,6 @@
 """Guidance: spaces, latching per sample, intervals, and branches that disappear in mid-run."""
 
+import contextlib
 import itertools
 
 import diffusers
@@ -312,6 +313,18 @@ def test_it_goes_with_other_methods(bench):
 
 # A solver's history where guidance switches.
 
+
+@contextlib.contextmanager
+def following(pipe, scheduler):
+    """A pipeline with another scheduler, for as long as it is entered."""
+    before = pipe.scheduler
+    pipe.scheduler = scheduler
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
+
+
 VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 MULTISTEP = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 2}),
@@ -398,11 +411,8 @@ CACHED = guidance.CFGCache(interval=3, start=5000.0, reset_history=True)
 def test_the_solver_forgets_where_guidance_switches(bench, method, scheduler):
     """There, and only there, the step is of first order: that of a solver that knows nothing."""
     pipe = bench.pipe("sd15")
-    before = pipe.scheduler
-    pipe.scheduler = ALONE[scheduler](scheduler)
     first = ALONE[scheduler](scheduler)
     steps, firsts = 9, []
-    run = Plan(method).attach(pipe)
 
     def compare(inner, output, timestep, sample, **kwargs):
         result = inner(output, timestep, sample, **kwargs)
@@ -411,16 +421,15 @@ def test_the_solver_forgets_where_guidance_switches(bench, method, scheduler):
         firsts.append(torch.allclose(result[0], alone, atol=1e-5))
         return result
 
-    undo = hooks.wrap(pipe.scheduler, "step", compare)
-    bench.call("sd15", steps=steps)
-    undo()
+    with following(pipe, ALONE[scheduler](scheduler)), Plan(method).attach(pipe) as run:
+        undo = hooks.wrap(pipe.scheduler, "step", compare)
+        bench.call("sd15", steps=steps)
+        undo()
     guided = {
         step
         for step, _, _, state in run.report.to_dict()["events"][method.name]
         if state == "computed" or (method is LINEAR and state == "predicted")
     }
-    run.detach()
-    pipe.scheduler = before
     changed = [i for i in range(1, steps) if (i in guided) != (i - 1 in guided)]
     assert len(changed) == {LIMITED: 2, LATCHING: 1, LINEAR: 1, CACHED: 5}[method]
     ends = {0, steps - 1}  # the last one may be of first order by itself
@@ -469,23 +478,37 @@ def groups_of(kind, scheduler):
 def test_the_stages_of_a_step_are_guided_all_or_none(bench, kind):
     sampler, scheduler = STAGED[kind]
     pipe = bench.pipe("pixart_sigma")
-    before = pipe.scheduler
-    pipe.scheduler = scheduler or before
     for method in (
         guidance.Interval(low=0.8, high=6.0),
         guidance.Adaptive(threshold=-1.0, min_steps=3, min_guided=0.0),
         guidance.Adaptive(threshold=-1.0, min_steps=4, min_guided=0.0),
         guidance.LinearAG(every=1, guided=0.35),
     ):
-        run = Plan(method, *[sampler] * bool(sampler)).attach(pipe)
-        bench.call("pixart_sigma", steps=10)
-        groups, count = groups_of(kind, pipe.scheduler), len(pipe.scheduler.timesteps)
-        run.detach()
+        plan = Plan(method, *[sampler] * bool(sampler))
+        with following(pipe, scheduler or pipe.scheduler), plan.attach(pipe) as run:
+            bench.call("pixart_sigma", steps=10)
+            groups, count = groups_of(kind, pipe.scheduler), len(pipe.scheduler.timesteps)
         guided = computed_steps(run, method)["uncond", 0]
         assert guided and len(groups) < count
         for group in groups:
             assert not group & guided or group <= guided, (method, group, guided)
-    pipe.scheduler = before
+
+
+@pytest.mark.parametrize("begin", [0, 2, 3])
+def test_pndm_counts_evaluations_wherever_it_begins(begin):
+    """Those of a step of Runge and Kutta go on from one sample, so its own step tells them."""
+    scheduler = diffusers.PNDMScheduler(**VP)
+    scheduler.set_timesteps(10)
+    count = len(scheduler.timesteps) - begin
+    starts, given = [], []
+    for index, timestep in enumerate(scheduler.timesteps[begin:]):
+        step = Step(index, count, begin + index, Levels(scheduler))
+        starts.append(start_of(step, scheduler).index)
+        x, y = torch.randn(2, 1, 4, 4, 4)
+        scheduler.step(y, timestep, x)
+        given.append(scheduler.cur_sample is x or index >= len(scheduler.prk_timesteps))
+    expected = [max(i for i in range(index + 1) if given[i]) for index in range(count)]
+    assert starts == expected
 
 
 def test_without_stages_a_step_starts_where_it_is():
@@ -523,11 +546,11 @@ def test_a_solver_of_one_step_has_nothing_to_forget(bench, same, name):
 @pytest.mark.parametrize("kind", [diffusers.LMSDiscreteScheduler, diffusers.PNDMScheduler])
 def test_a_history_that_is_not_known_is_refused(bench, kind):
     pipe = bench.pipe("sd15")
-    before = pipe.scheduler
-    pipe.scheduler = kind.from_config(before.config)
-    with pytest.raises(errors.UnsupportedModel, match=f"does not fit {kind.__name__}"):
+    with (
+        following(pipe, kind.from_config(pipe.scheduler.config)),
+        pytest.raises(errors.UnsupportedModel, match=f"does not fit {kind.__name__}"),
+    ):
         Plan(guidance.Interval(reset_history=True)).attach(pipe)
-    pipe.scheduler = before
 
 
 def test_samples_that_end_apart_are_warned_of(bench, gauged):

@@ -41,7 +41,10 @@ def _stage(step: Step, scheduler: Any) -> int:
 
 
 def _pndm(step: Step, scheduler: Any) -> int:
-    """Some steps of Runge and Kutta; or else the first one is taken again from its end."""
+    """Some steps of Runge and Kutta; or else the first one is taken again from its end.
+
+    It counts the evaluations that were made, wherever in the schedule the first one was.
+    """
     if scheduler.config.skip_prk_steps:
         return int(step.index == 1)
-    return step.position % RUNGE_KUTTA if step.position < len(scheduler.prk_timesteps) else 0
+    return step.index % RUNGE_KUTTA if step.index < len(scheduler.prk_timesteps) else 0
