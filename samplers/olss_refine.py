@@ -115,11 +115,14 @@ class Places:
 
 
 def told_to_the_end(grid: Grid) -> list[float]:
-    """What the network is told at each of N nodes, and would be where the run ends, ``N + 1``."""
+    """What the network is told at each of N nodes, and would be where the run ends, ``N + 1``.
+
+    Continued evenly in σ. Timesteps end at 0; times that are below it anyhow (ln σ/4) do not.
+    """
     told, sigmas = (np.asarray(values, np.float64) for values in (grid.timesteps, grid.sigmas))
     slope = (told[-1] - told[-2]) / (sigmas[-2] - sigmas[-3])
     end = told[-1] + slope * (sigmas[-1] - sigmas[-2])
-    return [*told.tolist(), max(float(end), 0.0)]
+    return [*told.tolist(), float(end if told[-1] < 0 else max(end, 0.0))]
 
 
 @dataclass(frozen=True)

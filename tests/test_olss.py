@@ -30,7 +30,7 @@ from samplers.olss_fit import (
     search_path,
     uniform_path,
 )
-from samplers.olss_refine import Places, refine
+from samplers.olss_refine import Places, refine, told_to_the_end
 from samplers.prediction import flow_level, vp_level
 from samplers.sampler import TOKEN_TIMES
 from samplers.schedule import Grid
@@ -401,6 +401,17 @@ def test_refining_trains_no_weight():
     assert [weight.requires_grad for weight in weights] == [True] + [False] * (len(weights) - 1)
     assert all(weight.grad is None for weight in weights)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("told", [np.log, lambda s: 1000 * s, lambda s: 50 + 1000 * s])
+def test_what_the_network_is_told_goes_on_to_the_end(told):
+    """Timesteps, and ln σ/4 alike, which is below 0; never back, and no timestep below 0."""
+    sigmas = np.append(np.geomspace(0.9, 0.01, 6), 0.0)
+    grid = Grid(told(sigmas[:-1]), sigmas, ())
+    found = told_to_the_end(grid)
+    assert len(found) == len(sigmas)
+    assert (np.diff(found) < 0).all()
+    assert found[-1] >= 0 or found[-2] < 0
 
 
 @pytest.mark.parametrize("inverted", [False, True])
