@@ -244,6 +244,8 @@ class Schedule(Accelerator):
 
     def _ramp(self, lists: Lists, count: int) -> list[float]:
         """Levels of a closed form between the ends of the scheduler's present schedule."""
+        import numpy as np
+
         from samplers.schedules import ramps
         from samplers.schedules.tables import align_your_steps
 
@@ -256,7 +258,8 @@ class Schedule(Accelerator):
         elif self.kind == "polynomial":
             found = ramps.polynomial(count, first, last, self.rho, self.noise)
         elif self.kind == "sqrt_time":
-            found = ramps.sqrt_time(count, first, last, None if lists.flow else _table(lists))
+            table = None if lists.flow else np.array(lists.table())
+            found = ramps.sqrt_time(count, first, last, table)
         elif self.kind == "logsnr":
             top, bottom = lists.known()
             found = ramps.uniform_lambda(count, top, last if lists.terminal else bottom)
@@ -266,14 +269,6 @@ class Schedule(Accelerator):
         else:
             found = ramps.arctan(count + 1, first, end, self.c)[:-1]
         return [float(level) for level in found]
-
-
-def _table(lists: Lists) -> Any:
-    """σ/α by timestep."""
-    import numpy as np
-
-    squares = np.array(lists.scheduler.alphas_cumprod.tolist())
-    return np.sqrt((1.0 - squares) / squares.clip(1e-12))
 
 
 def _refuse_own_levels(scheduler: Any) -> None:

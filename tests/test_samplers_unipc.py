@@ -296,8 +296,10 @@ def correcting(scheduler):
         return inner(self, *args, **kwargs)
 
     setattr(kind, name, count)
-    yield seen
-    setattr(kind, name, inner)
+    try:
+        yield seen
+    finally:
+        setattr(kind, name, inner)
 
 
 def stock_corrector(kind, config):

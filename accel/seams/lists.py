@@ -94,8 +94,13 @@ class Lists:
         if self.flow:
             steps = int(self.scheduler.config.num_train_timesteps)
             return steps - 1.0, 1.0 / (steps - 1.0)
-        table = self._table()
+        table = self.table()
         return max(level for level in table if level < PURE), table[0]
+
+    def table(self) -> list[float]:
+        """σ/α of each training timestep, ascending: of a variance-preserving process."""
+        products = self.scheduler.alphas_cumprod.tolist()
+        return [math.sqrt((1.0 - product) / max(product, 1e-12)) for product in products]
 
     def arguments(self, levels: Sequence[float], given: Mapping[str, Any]) -> dict[str, Any]:
         """What to ask ``set_timesteps`` for, so that these levels come out.
@@ -113,7 +118,7 @@ class Lists:
         kept = {name: given[name] for name in ("device", "mu") if name in given}
         if self.flow:
             return self._of_flow([_share(level) for level in levels], given, kept)
-        table = self._table()
+        table = self.table()
         inside = [self._noisiest if math.isinf(level) else level for level in levels]
         if inside[0] > self._noisiest * 1.01:
             raise BadInput(
@@ -144,7 +149,7 @@ class Lists:
 
     def _same(self, found: float, asked: float) -> bool:
         if self.name in BY_TIMESTEPS:
-            table = self._table()
+            table = self.table()
             return abs(_place(table, found) - _place(table, asked)) <= 0.51
         share = _share(asked)
         return abs(_share(found) - share) <= TOLERANCE * min(share, max(1.0 - share, 5e-3))
@@ -189,17 +194,13 @@ class Lists:
                 )
         return times
 
-    def _table(self) -> list[float]:
-        products = self.scheduler.alphas_cumprod.tolist()
-        return [math.sqrt((1.0 - product) / max(product, 1e-12)) for product in products]
-
     @property
     def _noisiest(self) -> float:
-        return self._table()[-1]
+        return self.table()[-1]
 
     def _end(self) -> float:
         last = self.scheduler.config.get("final_sigmas_type", "zero") == "sigma_min"
-        return self._table()[0] if last else 0.0
+        return self.table()[0] if last else 0.0
 
 
 def bound(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
+
+from accel.seams.underway import arguments_of
 
 
 def evaluations(pipe: Any, scheduled: int) -> int | None:
@@ -30,18 +31,11 @@ def guidance_of(pipe: Any) -> dict[str, float]:
     They are read from the frame of that call: many pipelines keep them nowhere else. So this must
     be asked from inside the call (as at the start of a run); elsewhere the answer is empty.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
-        here = frame.f_locals
-        if frame.f_code.co_name == "__call__" and here.get("self") is pipe:
-            names = inspect.signature(type(pipe).__call__).parameters
-            return {
-                name: float(here[name])
-                for name in names
-                if ("guidance" in name or "cfg" in name) and _is_number(here.get(name))
-            }
-        frame = frame.f_back
-    return {}
+    return {
+        name: float(value)
+        for name, value in arguments_of(pipe).items()
+        if ("guidance" in name or "cfg" in name) and _is_number(value)
+    }
 
 
 def scale_of(numbers: Mapping[str, float], denoiser: str) -> float | None:
