@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field
 
 from accel.attach import Site, Undo
-from accel.guidance.switching import Switching
+from accel.guidance.switching import HISTORY, Switching
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,12 @@ class CFGCache(Switching):
     )
     high_range: tuple[float, float] = Field(
         default=(-1.0, 301.0), description="timesteps between which that weight is applied"
+    )
+
+    reset_history: bool = Field(
+        default=False,
+        description="take a step of first order where guidance goes from evaluations to estimates "
+        f"and back: {HISTORY}",
     )
 
     @classmethod
