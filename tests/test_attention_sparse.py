@@ -699,7 +699,7 @@ def test_looking_keeps_the_longest_attention_alone(bench):
     with Plan(looking).attach(bench.pipe("sd15")), contextlib.suppress(sizes.Enough):
         bench.call("sd15", steps=2)
     assert [type(one) for one in looking.__pydantic_private__.values()] == [sizes.Seen]
-    assert looking.found.moment.layout.tokens == 64
+    assert looking.found.moment.layout.tokens == 16 * 16
 
 
 def test_explain_says_how_to_learn_from_where_on_it_pays(bench):
