@@ -15,6 +15,7 @@ from tiny import PIPELINES, PROMPTS, Ask
 
 from accel import Plan, cache, errors, guidance
 from accel.guidance.calibration import Normal, Options, calibrate_linear_ag
+from accel.seams import underway
 
 AGAIN = (-1.0, 1.0, 1.0)  # û = c + (the last u − c)
 
@@ -310,20 +311,47 @@ def test_no_negative_prompt_is_the_empty_one(bench):
                     bench.pipe(name)(**asked)
 
 
-def test_embeddings_are_told_apart_by_what_they_are(bench):
-    pipe = bench.pipe("sd15")
-    asked = next(iter(calls("sd15", 1, 4)))
+EMBEDDED = {
+    "sd15": lambda drawn, width: drawn[None, :, :width],
+    "zimage": lambda drawn, width: [drawn[:, :width]],
+}
+"""How a pipeline takes the embeddings of one prompt, of drawn values ``[77, 64]``."""
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embeddings_are_told_apart_by_what_they_are(bench, name):
+    """By any token but a few; not by the dtype or the device that they were computed in."""
+    pipe = bench.pipe(name)
+    config = pipe.unet.config if name == "sd15" else pipe.transformer.config
+    width = config.get("cross_attention_dim") or config.cap_feat_dim
     draw = torch.Generator().manual_seed(0)
-    size = (1, 77, pipe.unet.config.cross_attention_dim)
-    prompt, one, other = (torch.randn(size, generator=draw) for _ in range(3))
-    asked = asked | {"prompt": None, "negative_prompt": None, "prompt_embeds": prompt}
+    prompt, one, noise = torch.randn(3, 77, width, generator=draw)
+    rounded = (one + 0.005 * noise).bfloat16().float()
+    tail = torch.cat([one[:-5], noise[-5:]])
+    given = {
+        key: EMBEDDED[name](value, width)
+        for key, value in {"one": one, "rounded": rounded, "tail": tail, "noise": noise}.items()
+    }
+    asked = next(iter(calls(name, 1, 4))) | {"prompt": None, "negative_prompt": None}
+    asked["prompt_embeds"] = EMBEDDED[name](prompt, width)
     method = calibrate_linear_ag(
-        pipe, [asked | {"negative_prompt_embeds": one}], {"guided": 1.0}
+        pipe, [asked | {"negative_prompt_embeds": given["one"]}], {"guided": 1.0}
     ).method
     with Plan(method).attach(pipe):
-        pipe(**asked | {"negative_prompt_embeds": one})
-        with pytest.raises(errors.BadInput, match="another negative prompt"):
-            pipe(**asked | {"negative_prompt_embeds": other})
+        for same in ("one", "rounded"):
+            pipe(**asked | {"negative_prompt_embeds": given[same]})
+        for other in ("tail", "noise"):
+            with pytest.raises(errors.BadInput, match="another negative prompt"):
+                pipe(**asked | {"negative_prompt_embeds": given[other]})
+        with pytest.warns(errors.AccelWarning, match="in words and the other one in embeddings"):
+            pipe(**next(iter(calls(name, 1, 4))))
+
+
+def test_embeddings_are_looked_at_only_where_they_count(bench, monkeypatch):
+    """The look reads the device."""
+    monkeypatch.setattr(underway, "negative_prompt", lambda _: pytest.fail("was looked at"))
+    with Plan(guidance.LinearAG(coefficients=(AGAIN,))).attach(bench.pipe("sd15")):
+        bench.call("sd15", steps=4)
 
 
 # Calibration.

@@ -18,7 +18,7 @@ from accel.guidance.branches import Pair, Unconditional, claim_all
 from accel.guidance.linear_ag import History, LinearAG
 from accel.seams.identity import identity
 from accel.seams.pipelines import guidance_of
-from accel.seams.underway import negative_digest
+from accel.seams.underway import is_another, negative_prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -193,7 +193,7 @@ class Fitting(Accelerator):
 
     @property
     def negative(self) -> str:
-        """Digest of the negative prompt of the calls."""
+        """The negative prompt of the calls, as `accel.seams.underway` tells it."""
         return self._negative
 
     def steps(self, pipe: Any, call: Mapping[str, Any]) -> Iterator[int]:
@@ -254,7 +254,7 @@ class Fitting(Accelerator):
                 f"Calls of {self._total} and of {total} evaluations: LinearAG is fitted to calls "
                 "of one number of steps."
             )
-        if self._negative not in ("", negative):
+        if self._negative and is_another(self._negative, negative, LinearAG.name):
             raise BadInput("Calls of two negative prompts: LinearAG is fitted to calls of one.")
         self._total, self._scales, self._negative = total or 0, dict(scales), negative
         raise Reached
@@ -276,7 +276,7 @@ class _Fitted(History):
             if index:
                 fitting._normal.add(self.columns(sample, index, pair.cond), pair.uncond)
         pipe = self._pipe
-        fitting.reached(call.step.total, guidance_of(pipe), negative_digest(pipe))
+        fitting.reached(call.step.total, guidance_of(pipe), negative_prompt(pipe))
 
 
 def _again(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class LinearAG(Switching):
     mixed: ε, or the velocity of a flow. The coefficients (`accel calibrate linear-ag`) hold for one
     model, number of steps, schedule, guidance scale and negative prompt; another model, number of
     steps, scale or negative prompt is refused. Answers of a cache are not taken into the sums;
-    where one is missing, the branch is evaluated. No device read but one at attach.
+    where one is missing, the branch is evaluated. No device read but one at attach, and one a run
+    where the prompts are given as embeddings.
     """
 
     name: ClassVar[str] = "guidance.LinearAG"
@@ -74,8 +75,8 @@ class LinearAG(Switching):
     )
     negative: str = Field(
         default="",
-        description="digest of the negative prompt that the coefficients are for; others are "
-        "refused. Empty: serve any",
+        description="digest of the negative prompt that the coefficients are for, or a sample of "
+        "its embeddings; others are refused. Empty: serve any",
     )
 
     @classmethod
@@ -172,7 +173,7 @@ class History:
             BadInput: If they are for another guidance scale or negative prompt.
         """
         from accel.seams.pipelines import guidance_of
-        from accel.seams.underway import negative_digest
+        from accel.seams.underway import is_another, negative_prompt
 
         self._cond.clear()
         self._uncond.clear()
@@ -183,7 +184,8 @@ class History:
                     f"The coefficients of {self._method.name} were fitted at {name}={scale:g}, and "
                     f"this run has {found[name]:g}: calibrate again (`accel calibrate linear-ag`)."
                 )
-        if self._method.negative not in ("", negative_digest(self._pipe)):
+        fitted = self._method.negative
+        if fitted and is_another(fitted, negative_prompt(self._pipe), self._method.name):
             raise BadInput(
                 f"The coefficients of {self._method.name} were fitted with another negative prompt "
                 "than this run has: use that one, or calibrate again (`accel calibrate linear-ag`)."

@@ -83,7 +83,7 @@ def difference(expected: str, found: str) -> str | None:
         return "a network whose description is damaged"
     if not all(map(len, pair)):
         return None
-    changed = _changed(*pair)
+    changed = count_changed(*pair)
     if changed is None:
         return "a network of other tensors"
     if changed:
@@ -236,9 +236,15 @@ def decoded(text: str) -> Tensor:
     return torch.frombuffer(content, dtype=torch.bfloat16).float()
 
 
-def _changed(a: Tensor, b: Tensor) -> int | None:
-    """How many values differ by more than rounding; ``None`` for samples of other lengths."""
+def count_changed(a: Tensor, b: Tensor, slack: float = SMALLEST) -> int | None:
+    """How many values differ by more than rounding; ``None`` for samples of other lengths.
+
+    Args:
+        a: Sample, ``[N]``.
+        b: Another.
+        slack: What a value may differ by beyond one step of bfloat16.
+    """
     if a.shape != b.shape:
         return None
-    allowed = ROUNDING * torch.maximum(a.abs(), b.abs()) + SMALLEST
+    allowed = ROUNDING * torch.maximum(a.abs(), b.abs()) + slack
     return int(((a - b).abs() > allowed).sum())  # NaN compares as equal: there is no value

@@ -5,11 +5,26 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from accel.errors import AccelWarning
+from accel.seams.identity import SEPARATOR, count_changed, decoded, encoded
+
 TEXT = "negative_prompt"
+
+TOKENS = 256
+"""Tokens of an embedding that are looked at, from its start."""
+
+STRIDE = 7919
+"""From the value of one token that is looked at to that of the next; prime to all widths."""
+
+SPREAD = 2.0**-4
+"""Of the median size of an embedding's values: more than encoders differ by between devices and
+dtypes, less than two texts do."""
 
 
 def arguments_of(pipe: Any) -> dict[str, Any]:
@@ -45,27 +60,59 @@ def negative_texts(pipe: Any) -> dict[str, tuple[str, ...]]:
     }
 
 
-def negative_digest(pipe: Any) -> str:
+def negative_prompt(pipe: Any) -> str:
     """What tells one negative prompt from another, of the call that is under way.
 
-    Of the texts; where the prompts were given as embeddings, of the negative embeddings, rounded
-    to bfloat16. Negative embeddings beside a prompt in words are not told apart: the pipelines put
-    their own in the same place.
+    A digest of the texts; where the prompts were given as embeddings, a sample of the negative
+    ones (a read of the device). Negative embeddings beside a prompt in words are not told apart:
+    the pipelines put their own in the same place.
     """
     given = arguments_of(pipe)
-    known: dict[str, Any] = {**negative_texts(pipe)}
     if given.get("prompt") is None:
-        embedded = (name for name in given if name.startswith("negative_") and "embeds" in name)
-        known |= {name: _content(given[name]) for name in embedded}
-    text = json.dumps(known, sort_keys=True)
+        names = sorted(name for name in given if name.startswith("negative_") and "embeds" in name)
+        samples = [_sample(given[name]) for name in names]
+        kept = [sample for sample in samples if sample is not None]
+        if kept:
+            return SEPARATOR + encoded(kept)
+    text = json.dumps(negative_texts(pipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _content(value: Any) -> str:
-    """Digest of the first sample of an embedding."""
+def is_another(expected: str, found: str, owner: str) -> bool:
+    """Whether two answers of `negative_prompt` are of two; warns where that is not known.
+
+    Embeddings that were computed on another device or in another dtype are the same.
+
+    Args:
+        expected: Of the calls that numbers were fitted on.
+        found: Of the call at hand.
+        owner: Whose numbers they are, for the warning.
+    """
+    embedded = [text.startswith(SEPARATOR) for text in (expected, found)]
+    if not any(embedded):
+        return expected != found
+    if not all(embedded):
+        warnings.warn(
+            f"{owner}: one negative prompt is in words and the other one in embeddings, so whether "
+            "it is that which it was fitted with is not known. If in doubt, calibrate again.",
+            AccelWarning,
+            stacklevel=3,
+        )
+        return False
+    a, b = (decoded(text.removeprefix(SEPARATOR)) for text in (expected, found))
+    return count_changed(a, b, SPREAD * float(a.abs().median())) != 0
+
+
+def _sample(value: Any) -> Tensor | None:
+    """A value of each of the first tokens of the first prompt, or those of its one vector."""
     if isinstance(value, list | tuple) and value:
-        value = value[0]
-    if not isinstance(value, Tensor):
-        return ""
-    first = value.detach()[:1].bfloat16().float().cpu().contiguous()
-    return hashlib.sha256(first.numpy().tobytes()).hexdigest()
+        first = value[0]  # one tensor a prompt: ``[tokens, dim]``
+    else:
+        first = value[0] if isinstance(value, Tensor) else None
+    if not isinstance(first, Tensor) or not first.numel():
+        return None
+    rows = first.detach().reshape(-1, first.shape[-1])
+    rows = rows.T if len(rows) == 1 else rows
+    rows = rows[:TOKENS]
+    places = STRIDE * torch.arange(len(rows), device=rows.device) % rows.shape[1]
+    return rows.gather(1, places[:, None])[:, 0].float()
