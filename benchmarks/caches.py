@@ -102,7 +102,7 @@ def ours(pipe: Any, settings: int | None) -> list[Contestant]:
 
 
 def fitted(
-    pipe: Any, model: str, settings: int | None, only: list[str] | None
+    pipe: Any, bench: calibrated.Bench, settings: int | None, only: list[str] | None
 ) -> Iterator[Contestant]:
     """Every setting that rests on measured numbers, calibrated where it is not yet."""
     for name, curve in calibrated.CURVES.items():
@@ -110,7 +110,7 @@ def fitted(
             continue
         try:
             for value in curve.values[:settings]:
-                plan = calibrated.plan_of(name, value, model)
+                plan = calibrated.plan_of(name, value, bench)
                 plan.attach(pipe).detach()
                 yield Contestant(OURS, name, value, plan=plan)
         except (AccelError, RuntimeError) as error:
@@ -234,7 +234,10 @@ def main() -> None:
     benches = Benches(options.model, options.steps)
     pipe = benches.get(OURS)[0]
     field = ours(pipe, options.settings)
-    field += fitted(pipe, options.model, options.settings, options.only)
+    bench = calibrated.Bench.of(options.model, pipe, benches.call)
+    if options.fresh:
+        bench.forget()
+    field += fitted(pipe, bench, options.settings, options.only)
     field += theirs(benches.get("diffusers")[0], benches.call, options.settings)
     found = contest.run("caches", options, benches, field)
     lines, subject = found.lines, scene(HELD_OUT[0])

@@ -1,14 +1,18 @@
 """Caches that rest on measured numbers: the plans that `accel calibrate` writes, point by point.
 
-They are measured on captions of training seeds, once: the plans stay in ``plans/MODEL``, so that a
-run that goes on measures what the run before did.
+They are measured on captions of training seeds, once for the same weights and number of steps: the
+plans stay in ``plans/MODEL/WEIGHTS/STEPS``, so that a run that goes on measures what the run before
+did. `Bench.forget` deletes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from sampling import Calibration, calibrate, plans_of, read
+from measure import digest
+from sampling import Calibration, calibrate, forget, plans_of, read
 
 import accel
 
@@ -43,23 +47,67 @@ CURVES = {
 """By curve."""
 
 
-def plan_of(name: str, value: float, model: str) -> accel.Plan:
+@dataclass(frozen=True)
+class Bench:
+    """What plans are calibrated for.
+
+    Attributes:
+        model: A bundled model.
+        weights: The digest of its weights.
+        steps: Of the pictures that are drawn.
+    """
+
+    model: str
+    weights: str
+    steps: int
+
+    @classmethod
+    def of(cls, model: str, pipe: Any, call: dict[str, Any]) -> Bench:
+        """That of a model's pipeline, and of a call's arguments."""
+        return cls(model, digest(pipe), call["num_inference_steps"])
+
+    @property
+    def folder(self) -> Path:
+        """Where its plans lie."""
+        return plans_of(self.model, self.weights, self.steps)
+
+    def calibrate(self, one: Calibration) -> None:
+        """Write the plans of a calibration that are not there yet.
+
+        Raises:
+            RuntimeError: If the model cannot be calibrated so; it says why.
+        """
+        calibrate(one, self.model, self.folder, self.steps)
+
+    def forget(self) -> None:
+        """Delete the plans of all curves, so that they are measured anew."""
+        points = [point(name, value) for name, curve in CURVES.items() for value in curve.values]
+        forget(self.folder, points)
+
+
+def point(name: str, value: float) -> Calibration:
+    """How a point of a curve is measured: by itself, or as all points of the curve are."""
+    curve = CURVES[name]
+    given = [] if curve.option is None else curve.option.format(value).split()
+    stem = curve.what if curve.option is None else f"{curve.what}-{value:g}"
+    return Calibration(stem, (curve.what, *given, "--count", COUNT))
+
+
+def plan_of(name: str, value: float, bench: Bench) -> accel.Plan:
     """The plan of a point, calibrated where it is not yet.
 
     Args:
         name: Of the curve.
         value: Of what is swept.
-        model: A bundled model.
+        bench: What it is calibrated for.
 
     Raises:
         RuntimeError: If the model cannot be calibrated for this method; it says why.
     """
-    curve, folder = CURVES[name], plans_of(model)
-    given = [] if curve.option is None else curve.option.format(value).split()
-    stem = curve.what if curve.option is None else f"{curve.what}-{value:g}"
-    one = Calibration(stem, (curve.what, *given, "--count", COUNT))
-    calibrate(one, model, folder)
-    plan = read(folder / f"{stem}.toml")
+    curve, one = CURVES[name], point(name, value)
+    bench.calibrate(one)
+    ((_, file),) = one.files()
+    plan = read(bench.folder / file)
     if curve.knob is None:
         return plan
     return accel.Plan(*(method.model_copy(update={curve.knob: value}) for method in plan))

@@ -14,9 +14,10 @@ from typing import Any
 
 import contest
 import torch
+from calibrated import Bench
 from contest import OURS, Benches, Contestant
 from measure import save
-from sampling import Calibration, calibrate, plans_of, read
+from sampling import Calibration, forget, read
 
 from accel import Plan, cache, guidance
 from accel.errors import AccelError
@@ -69,10 +70,13 @@ def main() -> None:
     """Measure, and write ``guidance-MODEL`` with its endings."""
     options = contest.options_of(__doc__.splitlines()[0]).parse_args()
     torch.set_num_threads(options.threads)
-    folder = plans_of(options.model)
-    calibrate(LINEAR_AG, options.model, folder)
     benches = Benches(options.model, options.steps)
-    field = field_of(benches.get(OURS)[0], folder, options.settings)
+    pipe = benches.get(OURS)[0]
+    bench = Bench.of(options.model, pipe, benches.call)
+    if options.fresh:
+        forget(bench.folder, [LINEAR_AG])
+    bench.calibrate(LINEAR_AG)
+    field = field_of(pipe, bench.folder, options.settings)
     found = contest.run("guidance", options, benches, field)
     contest.show(found.rows)
     steps = benches.call["num_inference_steps"]

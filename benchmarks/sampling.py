@@ -15,9 +15,9 @@ where ours are nearer than every stock scheduler; what was to be shown, with yes
 the other figures. Nothing is timed: what counts is the number of evaluations, which every point
 states. Samplers of an SDE end elsewhere than the ODE: of theirs, only the other figures count.
 
-Calibrated plans lie in ``benchmarks/plans/MODEL``, which git ignores, and are kept in the ``.json``
-as well: a run in a fresh checkout takes them from there, so that it goes on with the numbers that
-the points were made with. ``--fresh`` calibrates anew.
+Calibrated plans lie in ``benchmarks/plans/MODEL/WEIGHTS``, which git ignores, and are kept in the
+``.json`` as well: a run in a fresh checkout takes them from there, so that it goes on with the
+numbers that the points were made with. ``--fresh`` calibrates anew.
 """
 
 from __future__ import annotations
@@ -229,17 +229,39 @@ CALIBRATIONS = (
 """The later ones at about 1000 evaluations for a number of steps, some minutes on one core."""
 
 
-def plans_of(model: str) -> Path:
-    """The folder of a model's calibrated plans, with the training captions that they draw."""
-    folder = Path(__file__).parent / "plans" / model
+PLANS_KEPT = Path(__file__).parent / "plans"
+
+
+def plans_of(model: str, weights: str, steps: int | None = None) -> Path:
+    """The folder of a model's calibrated plans, with the training captions that they draw.
+
+    Args:
+        model: A bundled model.
+        weights: The digest of its weights: numbers of other weights are others.
+        steps: Of the pictures that are drawn, where plans are calibrated for these; without it
+            each plan says for how many it is.
+    """
+    folder = PLANS_KEPT / model / weights
+    if steps is not None:
+        folder /= str(steps)
     folder.mkdir(parents=True, exist_ok=True)
     captions = "".join(f"{scene(seed).caption}\n" for seed in range(TRAINING))
     (folder / "prompts.txt").write_text(captions)
     return folder
 
 
-def calibrate(one: Calibration, model: str, folder: Path) -> None:
-    """Write the plans of a calibration that are not there yet, through the command line."""
+def calibrate(one: Calibration, model: str, folder: Path, steps: int | None = None) -> None:
+    """Write the plans of a calibration that are not there yet, through the command line.
+
+    Args:
+        one: The calibration.
+        model: A bundled model.
+        folder: Where the plans lie (`plans_of`).
+        steps: Of the pictures that it draws, where it is not itself for a number of them.
+
+    Raises:
+        RuntimeError: If the model cannot be calibrated so; it says why.
+    """
     from typer.testing import CliRunner
 
     from app.cli import app
@@ -250,8 +272,9 @@ def calibrate(one: Calibration, model: str, folder: Path) -> None:
         out = folder / name
         if out.exists():
             continue
-        steps = () if count is None else ("--steps", str(count))
-        given = ["calibrate", *one.what, *steps, "--model", model, "--prompts", str(prompts)]
+        drawn = steps if count is None else count
+        of_steps = () if drawn is None else ("--steps", str(drawn))
+        given = ["calibrate", *one.what, *of_steps, "--model", model, "--prompts", str(prompts)]
         done = CliRunner().invoke(app, [*given, "--out", str(out)])
         if done.exit_code:
             raise RuntimeError(f"accel {' '.join(given)}: {done.output}")
@@ -425,7 +448,7 @@ def main() -> None:
     first = HELD_OUT.start
     scenes = [scene(seed) for seed in range(first, first + options.captions)]
     path, weights = RESULTS / f"{name}.jsonl", digest(pipe)
-    folder = plans_of(options.model)
+    folder = plans_of(options.model, weights)
     if options.fresh:
         path.unlink(missing_ok=True)
         forget(folder, CALIBRATIONS)

@@ -70,14 +70,18 @@ COLUMNS = {
 Row = dict[str, Any]
 
 
-def measured_first(options: argparse.Namespace) -> tuple[Forms, dict[str, str]]:
+def measured_first(
+    options: argparse.Namespace, bench: calibrated.Bench
+) -> tuple[Forms, dict[str, str]]:
     """Settings that are calibrated, where they are asked for, and why others cannot be."""
+    if options.fresh:
+        bench.forget()
     found, left = {}, {}
     for curve, knob in CALIBRATED:
         if options.only and curve not in options.only:
             continue
         try:
-            found[curve] = tuple(calibrated.plan_of(curve, knob, options.model))
+            found[curve] = tuple(calibrated.plan_of(curve, knob, bench))
         except RuntimeError as error:
             left[curve] = _first_line(error)
     return found, left
@@ -198,7 +202,8 @@ def drawn(
     pipe, begin = benches.get(OURS)[0], time.monotonic()
     grid = clip_forms.grid_of(pipe, benches.call)
     forms = clip_forms.small(grid) if own else clip_forms.large(grid)
-    made, left = measured_first(options) if own else ({}, {})
+    bench = calibrated.Bench.of(options.model, pipe, benches.call)
+    made, left = measured_first(options, bench) if own else ({}, {})
     field, refused = fitting(pipe, forms | made)
     found = contest.run(name, options, benches, field, own)
     more, refused_too = fitting(pipe, joined(grid, best_sparse(found.rows) if own else []))

@@ -1,5 +1,6 @@
 """The benchmark of samplers: its verdicts on made-up points, and the plans that it keeps."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import calibrated
 import sampling
 import verdicts
 
@@ -110,6 +112,42 @@ def test_plans_are_kept_with_the_result_and_come_back(tmp_path):
     assert (new / "OLSS-4.toml").read_text() == "mine"
     for name in names[:2]:
         assert (new / name).read_bytes() == (old / name).read_bytes()
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What `accel calibrate` is asked for; a plan is written, nothing is measured."""
+    seen = []
+
+    def invoke(_, app, given):
+        seen.append(given)
+        Path(given[given.index("--out") + 1]).write_text("plan = 1\n[cache.FORA]\ninterval = 2\n")
+        return argparse.Namespace(exit_code=0)
+
+    monkeypatch.setattr("typer.testing.CliRunner.invoke", invoke)
+    monkeypatch.setattr(sampling, "PLANS_KEPT", tmp_path)
+    return seen
+
+
+def test_caches_are_calibrated_for_the_weights_and_steps_that_are_drawn(asked):
+    """Once for each; others never serve, and after `forget` it is done anew."""
+    benches = [calibrated.Bench("tiny", *of) for of in (("abc", 8), ("abc", 28), ("other", 8))]
+    for bench in benches * 2:
+        calibrated.plan_of("Table", 0.1, bench)
+    assert [given[given.index("--steps") + 1] for given in asked] == ["8", "28", "8"]
+    assert len({bench.folder for bench in benches}) == 3
+    benches[0].forget()
+    for bench in benches:
+        calibrated.plan_of("Table", 0.1, bench)
+    assert len(asked) == 4 and asked[3] == asked[0]
+
+
+def test_a_calibration_for_a_number_of_steps_keeps_to_it(asked, tmp_path):
+    one = sampling.Calibration("OLSS", ("olss",), (4, 5))
+    sampling.calibrate(one, "tiny", tmp_path, 28)
+    assert [given[given.index("--steps") + 1] for given in asked] == ["4", "5"]
+    sampling.calibrate(sampling.Calibration("v3", ("ems", "--steps", "100")), "tiny", tmp_path)
+    assert asked[2].count("--steps") == 1
 
 
 def test_calibrations_are_forgotten_with_the_tables_beside_them(tmp_path):
