@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import hashlib
 import json
 import time
 import warnings
@@ -60,13 +61,31 @@ STOCK = {
 }
 
 
+def signed(*contents: bytes) -> str:
+    """A short hash of a plan, with the tables beside it."""
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
+
+
+def planless(_steps: int) -> str | None:
+    """The hash of what has no plan."""
+    return None
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One way to solve: attached to a pipeline while a block runs."""
+    """One way to solve.
+
+    Attributes:
+        name: Of the sampler.
+        ours: Whether it is of this package.
+        solve: Attaches it to a pipeline while a block runs.
+        plan: The hash of its plan for a number of steps: points of another plan are others.
+    """
 
     name: str
     ours: bool
     solve: Callable[[Any, int], contextlib.AbstractContextManager[None]]
+    plan: Callable[[int], str | None] = planless
 
 
 @contextlib.contextmanager
@@ -320,17 +339,33 @@ def fitted(folder: Path, one: Calibration) -> Entry:
             raise LookupError(f"calibrated for {', '.join(map(str, one.steps))} steps only")
         return read(path).attach(pipe)
 
-    return Entry(one.name, True, solve_one)
+    def plan(steps: int) -> str | None:
+        path = known.get(steps, known.get(None))
+        beside = sorted(folder.glob(f"{path.stem}*")) if path else []
+        return signed(*(part.read_bytes() for part in beside)) if beside else None
+
+    return Entry(one.name, True, solve_one, plan)
 
 
 def our_entries(folder: Path) -> list[Entry]:
     """Every sampler of this package."""
 
-    def plain(plan: Plan) -> Any:
-        return lambda pipe, _steps: plan.attach(pipe)
+    def plain(name: str, plan: Plan) -> Entry:
+        content = signed(plan.to_toml().encode())
+        return Entry(name, True, lambda pipe, _steps: plan.attach(pipe), lambda _steps: content)
 
-    ready = [Entry(name, True, plain(plan)) for name, plan in PLANS.items()]
+    ready = [plain(name, plan) for name, plan in PLANS.items()]
     return ready + [fitted(folder, one) for one in CALIBRATIONS]
+
+
+def standing(entries: list[Entry], points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points that still hold: of samplers that there are, under the plan that they have now."""
+    plans = {entry.name: entry.plan for entry in entries} | {OWN: planless}
+    return [
+        one
+        for one in points
+        if one["sampler"] in plans and one.get("plan") == plans[one["sampler"]](one["steps"])
+    ]
 
 
 def measure(
@@ -343,7 +378,7 @@ def measure(
 ) -> None:
     """Write down the points that are not there yet; what is refused says why."""
     begin = time.monotonic()
-    known = {(line["sampler"], line["steps"]) for line in lines.found}
+    known = {(line["sampler"], line["steps"]) for line in standing(entries, lines.found)}
     exact = solve_exactly(pipe, call, scenes)
     others = range(HELD_OUT.start + REAL, HELD_OUT.start + REAL + len(scenes))
     real = np.stack([picture(scene(seed), call["height"]) for seed in others])
@@ -356,6 +391,7 @@ def measure(
         if time.monotonic() - begin > 60 * budget:
             return
         line = {"sampler": entry.name, "ours": entry.ours, "steps": steps}
+        line |= {"plan": entry.plan(steps)}
         try:
             with entry.solve(pipe, steps):
                 line |= point(solve(pipe, call, scenes, steps), exact, real, scenes)
@@ -458,14 +494,16 @@ def main() -> None:
         calibrate(one, options.model, folder)
     header = {"call": call, "captions": len(scenes), "weights": weights, **here()}
     lines = Lines(path, header)
-    measure(stock_entries(pipe) + our_entries(folder), pipe, call, scenes, lines, options.budget)
+    entries = stock_entries(pipe) + our_entries(folder)
+    measure(entries, pipe, call, scenes, lines, options.budget)
+    points = standing(entries, lines.found)
     title = f"{options.model}, {len(scenes)} captions"
-    told = report(lines.found, title)
+    told = report(points, title)
     (RESULTS / f"{name}.md").write_text(told)
-    plot(lines.found, RESULTS / f"{name}.png", title)
+    plot(points, RESULTS / f"{name}.png", title)
     print(told)
     plans = embedded(folder)
-    print(save(name, {"header": header, "points": lines.found, "plans": plans}))
+    print(save(name, {"header": header, "points": points, "plans": plans}))
 
 
 def read(path: Path) -> Plan:

@@ -114,6 +114,32 @@ def test_plans_are_kept_with_the_result_and_come_back(tmp_path):
         assert (new / name).read_bytes() == (old / name).read_bytes()
 
 
+def test_points_of_another_plan_do_not_hold(tmp_path):
+    """A plan of another text, or with another table beside it; what has none always holds."""
+    (tmp_path / "DPM-Solver-v3.toml").write_text("plan = 1")
+    (tmp_path / "DPM-Solver-v3.safetensors").write_bytes(BINARY)
+    stock = sampling.Entry("diffusers DDIM", False, None)
+    entries = [stock, *sampling.our_entries(tmp_path)]
+    points = [
+        {"sampler": entry.name, "steps": steps, "plan": entry.plan(steps)}
+        for entry in entries
+        for steps in (4, 7)
+    ]
+    points.append({"sampler": sampling.OWN, "steps": sampling.EXACT})
+    assert sampling.standing(entries, points) == points
+    assert len({one["plan"] for one in points if one["sampler"] in sampling.PLANS}) == len(
+        sampling.PLANS
+    )
+    (tmp_path / "DPM-Solver-v3.safetensors").write_bytes(BINARY * 2)
+    (tmp_path / "OLSS-4.toml").write_text("plan = 1")
+    now = sampling.standing([*entries[:1], *entries[2:]], points)
+    gone = [one for one in points if one not in now]
+    first = next(iter(sampling.PLANS))
+    assert [(one["sampler"], one["steps"]) for one in gone] == [
+        (first, 4), (first, 7), ("DPM-Solver-v3", 4), ("DPM-Solver-v3", 7), ("OLSS", 4)
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """What `accel calibrate` is asked for; a plan is written, nothing is measured."""
