@@ -69,7 +69,8 @@ class Step:
         index: 0-based, counts from the first evaluation that the run really makes.
         total: Evaluations in the run; ``None`` where a pipeline cuts the schedule unseen.
         position: The same place in the whole schedule (img2img starts in its middle).
-        order: Evaluations that the solver makes for each of its steps (Heun: 2).
+        order: Evaluations that the solver makes for each of its steps (Heun: 2); 1 where that
+            number differs from step to step.
     """
 
     index: int
@@ -80,10 +81,12 @@ class Step:
 
     @property
     def stage(self) -> int:
-        """Which evaluation of its solver's step this is, from 0.
+        """Which evaluation of its solver's step this is, from 0, by the scheduler's ``order``.
 
         The stages of a solver are sequences of their own: Heun's corrector looks at another state
-        than its predictor, so what one gave is no answer for the other.
+        than its predictor, so what one gave is no answer for the other. Solvers whose steps differ
+        in their number of evaluations have an ``order`` of 1, and this is 0 throughout: where
+        their steps start, `accel.seams.stages` knows.
         """
         return self.index % self.order
 

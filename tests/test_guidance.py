@@ -494,6 +494,26 @@ def test_the_stages_of_a_step_are_guided_all_or_none(bench, kind):
             assert not group & guided or group <= guided, (method, group, guided)
 
 
+PAIRS = (
+    diffusers.HeunDiscreteScheduler,
+    diffusers.KDPM2DiscreteScheduler,
+    diffusers.KDPM2AncestralDiscreteScheduler,
+    diffusers.FlowMatchHeunDiscreteScheduler,
+)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("begin", [0, 4])
+def test_the_stages_that_caches_keep_apart_are_those_of_guidance(kind, begin):
+    """Where ``order`` tells them. Image-to-image begins at a multiple of it."""
+    scheduler = kind()
+    scheduler.set_timesteps(6)
+    for position in range(begin, len(scheduler.timesteps)):
+        levels, index = Levels(scheduler), position - begin
+        step = Step(index, 11 - begin, position, levels, scheduler.order)
+        assert index - start_of(step, scheduler).index == step.stage == index % 2
+
+
 @pytest.mark.parametrize("begin", [0, 2, 3])
 def test_pndm_counts_evaluations_wherever_it_begins(begin):
     """Those of a step of Runge and Kutta go on from one sample, so its own step tells them."""

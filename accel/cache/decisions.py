@@ -1,8 +1,11 @@
 """One decision a sample and step, shared by all its branches, whatever the guidance layout.
 
 The unit of decision is a sample with all its branches: the first call of a step that holds the
-sample decides, by its ``cond`` row where there is one; the others follow. Where a solver evaluates
-more than once a step, each of its evaluations (`Step.stage`) has decisions and state of its own.
+sample decides, by its ``cond`` row where there is one; the others follow. Where a scheduler says by
+its ``order`` that each step has several evaluations (Heun, KDPM2), each of them (`Step.stage`) has
+decisions and state of its own. Of solvers whose steps differ in their number of evaluations, with
+an ``order`` of 1 (PNDM, singlestep DPM-Solver, RhoRK, PseudoCorrector's steps of Heun), all
+evaluations are one sequence.
 
 What is kept is valid for the conditions that it was computed under (`accel.cache.conditions`).
 Where they have changed, the sample is computed, and what was kept of it counts for nothing.
