@@ -502,6 +502,7 @@ PAIRS = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # KDPM2 of diffusers under numpy 2
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("begin", [0, 4])
 def test_the_stages_that_caches_keep_apart_are_those_of_guidance(kind, begin):
