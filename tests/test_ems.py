@@ -262,6 +262,18 @@ def test_weights_in_8_bits_are_said_to_be_unknown(name):
     assert "with a LoRA" in (compared(before, identity(pipe), "test") or "")
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "wan21"])
+def test_norms_and_biases_alone_do_not_tell_the_weights(name):
+    """As `bitsandbytes` and torchao leave them."""
+    pipe = PIPELINES[name].build()
+    before = identity(pipe)
+    for module in getattr(pipe, PIPELINES[name].denoisers[0]).modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d):
+            module.weight.data = module.weight.data.to(torch.int8)
+    with pytest.warns(AccelWarning, match="does not tell most weights"):
+        assert compared(before, identity(pipe), "test") is None
+
+
 def test_weights_on_disk_have_no_value(tmp_path):
     """What is in memory in their place is not initialised."""
     pipe = PIPELINES["sd15"].build()
