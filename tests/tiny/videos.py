@@ -30,17 +30,21 @@ def _guided(ask: Ask) -> dict[str, Any]:
     }
 
 
+WAN: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": text.WIDTH,
+    "freq_dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 3,
+    "rope_max_seq_len": 32,
+    **HEADS,
+}
+"""Sizes of every Wan transformer here."""
+
+
 def _wan_transformer() -> diffusers.WanTransformer3DModel:
-    return diffusers.WanTransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        text_dim=text.WIDTH,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=32,
-        **HEADS,
-    )
+    return diffusers.WanTransformer3DModel(**WAN)
 
 
 def _wan(
@@ -73,16 +77,9 @@ def _wan(
 
 def _vace_transformer() -> diffusers.WanVACETransformer3DModel:
     network = diffusers.WanVACETransformer3DModel(
-        in_channels=4,
-        out_channels=4,
-        text_dim=text.WIDTH,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=3,
-        rope_max_seq_len=32,
         vace_layers=[0, 1],
         vace_in_channels=4 * 2 + 4,
-        **HEADS,
+        **WAN,
     )
     for block in network.vace_blocks:
         nn.init.normal_(block.proj_out.weight, std=0.3)
