@@ -205,14 +205,9 @@ def _is_copy(owner: str, modules: Mapping[str, Any]) -> bool:
 
 def _on_disk(core: Any) -> set[Tensor]:
     """The weights that group offloading wrote to disk: what is in memory then is uninitialised."""
-    from diffusers.hooks.group_offloading import _GROUP_OFFLOADING
+    from accel.seams.offload import groups_of
 
-    groups = []
-    for module in core.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        hook = None if registry is None else registry.get_hook(_GROUP_OFFLOADING)
-        if hook is not None and hook.group._is_offloaded_to_disk:
-            groups.append(hook.group)
+    groups = (group for group in groups_of(core) if group._is_offloaded_to_disk)
     return {tensor for group in groups for tensor in group.tensor_to_key}
 
 

@@ -67,13 +67,14 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
         raise
     mark_hooks(module, HOOKS, own)
     _forget_children(module)
-    return Placement(len(_groups(module)), undo)
+    return Placement(len(groups_of(module)), undo)
 
 
-def _groups(module: Any) -> set[int]:
+def groups_of(module: Any) -> list[Any]:
+    """The groups in which diffusers offloads the weights of a module, each once."""
     hooked = (part._diffusers_hook for part in module.modules() if hasattr(part, "_diffusers_hook"))
     found = (registry.get_hook(_GROUP_OFFLOADING) for registry in hooked)
-    return {id(hook.group) for hook in found if hook is not None}
+    return list({id(hook.group): hook.group for hook in found if hook is not None}.values())
 
 
 def _restorer(module: Any, own: dict[int, set[str]]) -> Callable[[], None]:
