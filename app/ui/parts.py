@@ -17,7 +17,7 @@ from app.ui.words import Language, number, say
 if TYPE_CHECKING:
     from app.serve.jobs import Job, Progress, Result, Speedup
 
-NOTHING = ""
+NOTHING = Markup()
 STATES = ("computed", "reused", "predicted")
 MARKS = {"computed": "■", "reused": "↻", "predicted": "∿", "mixed": "◪"}
 """What stands in a cell of the timeline: colour is never the only sign."""
@@ -51,7 +51,7 @@ _UNKNOWN = Markup(
 )
 
 
-def badge(result: Result | None, language: Language = "en") -> str:
+def badge(result: Result | None, language: Language = "en") -> Markup:
     """How many times faster than the stock pipeline, with the spread; or what is known so far."""
     if result is None:
         return NOTHING
@@ -95,7 +95,7 @@ def _seconds(seconds: float, language: Language) -> str:
     return say("part_seconds", language, seconds=number(seconds, 2, language))
 
 
-def banner(result: Result | None, language: Language = "en") -> str:
+def banner(result: Result | None, language: Language = "en") -> Markup:
     """What must not pass unseen: methods that did nothing, a partial picture, warnings."""
     if result is None:
         return NOTHING
@@ -114,12 +114,12 @@ def _further(result: Result) -> list[str]:
     return [note for note in result.notes if note not in told]
 
 
-def error(text: str | None) -> str:
+def error(text: str | None) -> Markup:
     """What went wrong, in the words of the error, which name the fix."""
     return _lines("error", "alert", _texts([text] if text else []))
 
 
-def note(text: str | None) -> str:
+def note(text: str | None) -> Markup:
     """Something to know that is no error."""
     return _lines("note", "status", _texts([text] if text else []))
 
@@ -128,12 +128,12 @@ def _texts(texts: Iterable[str]) -> list[Markup]:
     return [_LINE.format(text=text) for text in texts]
 
 
-def _lines(kind: str, role: str, lines: Iterable[Markup]) -> str:
+def _lines(kind: str, role: str, lines: Iterable[Markup]) -> Markup:
     joined = Markup().join(lines)
     return _BANNER.format(kind=kind, role=role, lines=joined) if joined else NOTHING
 
 
-def outcome(job: Job, language: Language = "en") -> str:
+def outcome(job: Job, language: Language = "en") -> Markup:
     """What became of a job that gave no result: why it failed, or that it was stopped."""
     if job.error:
         return error(job.error)
@@ -142,7 +142,7 @@ def outcome(job: Job, language: Language = "en") -> str:
     return NOTHING
 
 
-def waiting(job: Job, language: Language = "en") -> str:
+def waiting(job: Job, language: Language = "en") -> Markup:
     """Where a job stands in the queue."""
     if job.position:
         text = say("part_position", language, before=job.position)
@@ -151,7 +151,7 @@ def waiting(job: Job, language: Language = "en") -> str:
     return _UNKNOWN.format(text=text + _left(job.eta, language), name=say("part_queue", language))
 
 
-def progress(now: Progress, language: Language = "en") -> str:
+def progress(now: Progress, language: Language = "en") -> Markup:
     """How far a running job is, with the steps that were not computed in full."""
     name = say("part_progress", language)
     text = _phase(now, language) + _left(now.eta, language)
@@ -174,7 +174,7 @@ def _left(eta: float | None, language: Language) -> str:
     return "" if eta is None else say("part_left", language, seconds=max(1, round(eta)))
 
 
-def timeline(result: Result | None, language: Language = "en") -> str:
+def timeline(result: Result | None, language: Language = "en") -> Markup:
     """A table of what each method did at each step: a row a method and branch, a column a step."""
     rows = {} if result is None else cells(result.events)
     if not rows:
@@ -230,7 +230,7 @@ def _legend(rows: Mapping[str, Mapping[int, str]], language: Language) -> Markup
     )
 
 
-def quality_table(result: Result | None, language: Language = "en") -> str:
+def quality_table(result: Result | None, language: Language = "en") -> Markup:
     """How near the picture is to the stock pipeline's: measure, figure, how to read it."""
     if result is None or not result.quality:
         return NOTHING
@@ -253,7 +253,7 @@ def figure(value: float | str, digits: int, language: Language = "en") -> str:
     return say("part_equal", language) if value == float("inf") else number(value, digits, language)
 
 
-def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(caption: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup:
     """A table whose first column names its rows."""
     body = Markup().join(
         _ROW.format(name=name, cells=Markup().join(_CELL.format(text=cell) for cell in others))

@@ -74,11 +74,11 @@ def round_step(rough: float) -> float:
     return next((m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9)), 10 * power)
 
 
-def draw(marks: Sequence[Mark], language: Language = "en") -> str:
+def draw(marks: Sequence[Mark], language: Language = "en") -> Markup:
     """The plot of the marks whose speed and nearness are known; the index is that of the mark."""
     known = [(index, mark) for index, mark in enumerate(marks) if mark.plotted]
     if not known:
-        return ""
+        return Markup()
     across = _scale([mark.ratio or 0 for _, mark in known], LEFT, WIDTH - RIGHT, 0.1)
     up = _scale([mark.ssim or 0 for _, mark in known], HEIGHT - BOTTOM, TOP, 0.02)
     body = Markup().join(
@@ -141,11 +141,17 @@ def _point(index: int, mark: Mark, across: Scale, up: Scale, language: Language)
     )
 
 
+def state(mark: Mark, language: Language) -> str:
+    """What became of a mark that is not in the plot."""
+    name = "explore_incomparable" if mark.state == "done" else f"part_state_{mark.state}"
+    return say(name, language)
+
+
 def told(mark: Mark, language: Language = "en") -> str:
     """A mark in words: what it was set to, how fast and how near it was."""
     title = mark.title or say("explore_stock", language)
     if not mark.plotted:
-        return f"{title}: {say(f'explore_{mark.state}', language)}"
+        return f"{title}: {state(mark, language)}"
     return say(
         "explore_told",
         language,

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from accel.errors import AccelError, BadInput, PlanError
 from accel.plan import Plan, build, method_class, methods
 from app.plans import toml_value
@@ -24,6 +22,10 @@ if TYPE_CHECKING:
 STOCK: dict[str, Any] = {"plan": 1}
 MOST = 48
 """Points of a sweep: what fits into a page, and into a coffee break."""
+TITLE = 200
+"""Characters of a title that a job keeps."""
+FIRST = "first"
+"""What a job of a group is compared with: the first job of it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def suggested(knob: str) -> list[Any]:
         return list(get_args(info.annotation))
     default = getattr(method_class(name)(), field)
     around = _whole(default) if info.annotation is int else _parts(default)
-    return [value for value in around if _within(value, info.metadata) and _taken(knob, value)]
+    return [value for value in around if _taken(knob, value)]
 
 
 def _whole(default: int) -> list[int]:
@@ -113,16 +115,6 @@ def _whole(default: int) -> list[int]:
 def _parts(default: float) -> list[float]:
     middle = default or 0.1
     return [float(f"{middle * factor:.3g}") for factor in (0.5, 1, 2, 3)]
-
-
-def _within(value: float, notes: Sequence[Any]) -> bool:
-    return all(
-        (not isinstance(note, Ge) or value >= note.ge)  # type: ignore[operator]
-        and (not isinstance(note, Gt) or value > note.gt)  # type: ignore[operator]
-        and (not isinstance(note, Le) or value <= note.le)  # type: ignore[operator]
-        and (not isinstance(note, Lt) or value < note.lt)  # type: ignore[operator]
-        for note in notes
-    )
 
 
 def _taken(knob: str, value: Any) -> bool:
@@ -205,7 +197,9 @@ def specs(request: Mapping[str, Any], found: Sequence[Point], stock: str) -> lis
         stock: What the stock run is called.
     """
     common = dict(request)
-    others = [Spec(request=common, plan=one.plan, title=one.title) for one in found]
+    others = [
+        Spec(request=common, plan=one.plan, title=one.title[:TITLE], against=FIRST) for one in found
+    ]
     return [Spec(request=common, plan=STOCK, title=stock), *others]
 
 

@@ -1,0 +1,44 @@
+"""The browser at the other end: whose it is, whether it is here, and how it is told of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+import gradio as gr
+from markupsafe import escape
+
+from accel.errors import AccelError
+
+PASSED_ON = ("x-forwarded-for", "x-real-ip", "forwarded")
+"""Headers of a browser that sits behind a proxy, wherever that is."""
+
+
+def owner_of(request: gr.Request | None) -> str:
+    """Whose jobs a browser sees: its login name, or ``local`` where there is no login."""
+    return (request.username if request else None) or "local"
+
+
+def is_here(request: gr.Request | None) -> bool:
+    """Whether the browser runs on the machine of the server."""
+    client = None if request is None else request.client
+    if request is None or client is None or any(name in request.headers for name in PASSED_ON):
+        return False
+    try:
+        return ip_address(client.host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell the browser of an error in its own words, which name the fix.
+
+    Raises:
+        gr.Error: For every ``AccelError``.
+    """
+    try:
+        yield
+    except AccelError as error:
+        raise gr.Error(str(escape(str(error))), print_exception=False) from error
