@@ -1,4 +1,4 @@
-"""The browser at the other end: whose it is, whether it is here, and how it is told of errors."""
+"""The browser at the other end: whether it is here, and how it is told of errors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from accel.errors import AccelError
 
 PASSED_ON = ("x-forwarded-for", "x-real-ip", "forwarded")
 """Headers of a browser that sits behind a proxy, wherever that is."""
-
-
-def owner_of(request: gr.Request | None) -> str:
-    """Whose jobs a browser sees: its login name, or ``local`` where there is no login."""
-    return (request.username if request else None) or "local"
 
 
 def is_here(request: gr.Request | None) -> bool:

@@ -11,7 +11,8 @@ import typer
 from markupsafe import Markup
 
 from app.ui import parts, records
-from app.ui.browser import is_here, owner_of, refusals
+from app.ui.browser import is_here, refusals
+from app.ui.events import LIVE, owner_of
 from app.ui.records import ANY, PAGE, Filter
 from app.ui.words import Language, labelled, language_for, say, t
 
@@ -155,20 +156,17 @@ def tab(service: Service, settings: Any) -> None:
     events = Events(service)
     shown = [grid, ids, chosen, rest, more, delete, undelete, purge, folder]
     anew: dict[str, Any] = {
-        "fn": events.show, "inputs": [*filters, count], "outputs": shown, **PRIVATE
+        "fn": events.show, "inputs": [*filters, count], "outputs": shown, **LIVE
     }
     gr.on(None, **anew)
     refresh.click(**anew)
-    more.click(lambda count: count + PAGE, count, count, **PRIVATE)
-    grid.select(events.choose, ids, [chosen, details, download], **PRIVATE)
-    restore.click(events.restore, chosen, settings, **PRIVATE)
-    folder.click(events.open, chosen, message, **PRIVATE)
-    delete.click(events.delete, chosen, None, **PRIVATE).success(**anew)
-    undelete.click(events.undelete, chosen, None, **PRIVATE).success(**anew)
-    purge.click(events.purge, None, message, **PRIVATE).success(**anew)
-
-
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
+    more.click(lambda count: count + PAGE, count, count, **LIVE)
+    grid.select(events.choose, ids, [chosen, details, download], **LIVE)
+    restore.click(events.restore, chosen, settings, **LIVE)
+    folder.click(events.open, chosen, message, **LIVE)
+    delete.click(events.delete, chosen, None, **LIVE).success(**anew)
+    undelete.click(events.undelete, chosen, None, **LIVE).success(**anew)
+    purge.click(events.purge, None, message, **LIVE).success(**anew)
 
 
 def _filters(service: Service) -> list[Any]:

@@ -105,6 +105,8 @@ CSS = f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n" + """
 .accel-progress p { margin: 0 0 0.3rem; color: var(--accel-ink); overflow-wrap: anywhere; }
 .accel-progress progress { width: 100%; height: 0.7rem; accent-color: var(--accel-accent); }
 
+.accel-preview { width: 100%; max-width: 256px; image-rendering: auto; border-radius: 8px; }
+
 .accel-scroll { overflow-x: auto; max-width: 100%; }
 .accel-table { border-collapse: collapse; color: var(--accel-ink); font-size: 0.9rem; }
 .accel-table caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }
@@ -135,7 +137,11 @@ CSS = f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n" + """
 .accel-plot .accel-axis { stroke: var(--accel-quiet); }
 .accel-plot .accel-grid { stroke: var(--accel-line); }
 .accel-plot .accel-point { cursor: pointer; fill: var(--accel-accent); stroke: var(--accel-paper); }
+.accel-plot .accel-point text { fill: var(--accel-on-accent); font-size: 12px; }
 .accel-plot .accel-stock { fill: var(--accel-quiet); }
+.accel-plot .accel-stock text { fill: var(--accel-paper); }
+.accel-plot .accel-rough circle { stroke-dasharray: 4 2; stroke: var(--accel-ink); }
+.accel-plot .accel-front { fill: none; stroke: var(--accel-accent); stroke-dasharray: 2 4; }
 .accel-plot .accel-point:focus-visible { outline: none; stroke: var(--accel-ink); stroke-width: 3; }
 
 .accel-method { padding: 0.8rem 0; border-top: 1px solid var(--accel-line); }

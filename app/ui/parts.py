@@ -6,6 +6,7 @@ which escapes it; nothing is joined into HTML in another way.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ _BAR = Markup(
     '<div class="accel-progress"><p>{text}</p>'
     '<progress max="{most}" value="{done}" aria-label="{name}"></progress></div>'
 )
+_PREVIEW = Markup('<img class="accel-preview" alt="{name}" src="data:image/png;base64,{data}">')
 _UNKNOWN = Markup(
     '<div class="accel-progress"><p>{text}</p><progress aria-label="{name}"></progress></div>'
 )
@@ -172,6 +174,11 @@ def _phase(now: Progress, language: Language) -> str:
 
 def _left(eta: float | None, language: Language) -> str:
     return "" if eta is None else say("part_left", language, seconds=max(1, round(eta)))
+
+
+def preview(png: bytes, language: Language = "en") -> Markup:
+    """The picture as it is expected to become, from a PNG."""
+    return _PREVIEW.format(name=say("part_preview", language), data=b64encode(png).decode())
 
 
 def timeline(result: Result | None, language: Language = "en") -> Markup:

@@ -1,0 +1,289 @@
+"""The page *Explore*: a knob or two at some values, beside stock, as pictures and in a plot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import gradio as gr
+from markupsafe import Markup
+
+from accel.errors import AccelError
+from accel.plan import methods
+from app.request import Request, make
+from app.serve.jobs import ENDED, Job, NoSuchJob, Spec
+from app.ui import parts, records, scatter, sweep
+from app.ui.browser import refusals
+from app.ui.events import LIVE, owner_of
+from app.ui.sweep import Axis, Mark
+from app.ui.words import Language, labelled, language_for, number, say, t
+
+if TYPE_CHECKING:
+    from app.serve.service import Service
+    from app.ui.generate import Page as Generate
+
+NONE = ""
+FIRST = "cache.EasyCache.threshold"
+"""The knob that the page begins with: of a method that fits every model."""
+PAUSE = 0.5
+"""Seconds between two looks at the jobs of a sweep."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows of a sweep.
+
+    Attributes:
+        cards: File and caption of each picture that is there.
+        ids: The jobs that these stand for.
+        plot: The plot, as HTML.
+        table: All runs, as HTML.
+        status: How many are done, and what went wrong.
+        runs: Whether some have not ended.
+    """
+
+    cards: list[tuple[str, str]]
+    ids: list[str]
+    plot: Markup
+    table: Markup
+    status: Markup
+    runs: bool
+
+
+NOTHING = View([], [], Markup(), Markup(), Markup(), False)
+UNCHANGED = tuple(gr.skip() for _ in range(6))
+
+
+def axes(first: str, values: str, second: str, others: str) -> list[Axis]:
+    """The knobs of a sweep and their values, from what was typed.
+
+    Raises:
+        BadInput: If a knob has no values, or one twice.
+    """
+    chosen = [(first, values), (second, others)]
+    return [Axis(knob, sweep.values(text)) for knob, text in chosen if knob]
+
+
+def submitted(service: Service, owner: str, base: Spec, chosen: Sequence[Axis], stock: str) -> list[Job]:
+    """Admit a sweep as one group: all of its runs, or none.
+
+    Raises:
+        BadInput: If there is nothing to sweep, or a request or the group is beyond the limits.
+        PlanError: If a combination is no plan; it is named.
+        UnsupportedModel: If a method does not fit the model.
+        Busy: If the queue is full.
+    """
+    points = sweep.points(base.plan, chosen)
+    request = make(Request, base.request, where="").seeded().to_dict()
+    return service.submit(owner, sweep.specs(request, points, stock), group=uuid4().hex)
+
+
+def follow(
+    service: Service, owner: str, ids: Sequence[str], pause: float = PAUSE
+) -> Iterator[list[Job]]:
+    """The jobs of a sweep again and again, until all have ended.
+
+    It always gives them, changed or not, so that a browser that has gone is found out.
+
+    Raises:
+        NoSuchJob: If one of them is not there (any more).
+    """
+    while True:
+        jobs = [service.job(owner, id) for id in ids]
+        yield jobs
+        if all(job.state in ENDED for job in jobs):
+            return
+        time.sleep(pause)
+
+
+def view(service: Service, jobs: Sequence[Job], language: Language) -> View:
+    """What there is to show of the jobs of a sweep, the stock run first."""
+    if not jobs:
+        return NOTHING
+    cards = {job.id: records.card(service, job, language) for job in jobs}
+    kept = {id: card for id, card in cards.items() if card is not None}
+    marks = sweep.marks(jobs)
+    done = sum(job.state in ENDED for job in jobs)
+    return View(
+        [(path, titled(jobs, id, language)) for id, (path, _) in kept.items()],
+        list(kept),
+        scatter.draw(marks, language),
+        table(marks, language),
+        parts.note(say("explore_counted", language, done=done, total=len(jobs))) + wrong(jobs),
+        done < len(jobs),
+    )
+
+
+def titled(jobs: Sequence[Job], id: str, language: Language) -> str:
+    """What is said under a picture: its number in the plot, and what it was set to."""
+    index = next(index for index, job in enumerate(jobs) if job.id == id)
+    return f"{index}: {jobs[index].spec.title or say('explore_stock', language)}"
+
+
+def wrong(jobs: Sequence[Job]) -> Markup:
+    """Each error of the jobs, once."""
+    errors = dict.fromkeys(job.error for job in jobs if job.error)
+    return Markup().join(parts.error(error) for error in errors)
+
+
+def table(marks: Sequence[Mark], language: Language) -> Markup:
+    """Every run of a sweep: what it was set to, how fast and how near it was."""
+    heads = [
+        say(f"explore_{name}", language)
+        for name in ("number", "settings", "seconds", "ratio", "ssim", "psnr")
+    ]
+    rows = [_row(index, mark, language) for index, mark in enumerate(marks)]
+    return parts.table(say("explore_table", language), heads, rows)
+
+
+def _row(index: int, mark: Mark, language: Language) -> tuple[str, ...]:
+    title = mark.title or say("explore_stock", language)
+    if mark.seconds is None:
+        return str(index), title, scatter.state(mark, language), "", "", ""
+    ratio = _known(mark.ratio, 2, language)
+    if ratio and not mark.measured:
+        ratio = say("explore_rough", language, ratio=ratio)
+    return (
+        str(index),
+        title,
+        number(mark.seconds, 2, language),
+        ratio,
+        _known(mark.ssim, 3, language),
+        _known(mark.psnr, 1, language),
+    )
+
+
+def _known(value: float | None, digits: int, language: Language) -> str:
+    return "" if value is None else parts.figure(value, digits, language)
+
+
+def choices(service: Service, model: str) -> list[str]:
+    """The knobs of the methods that fit a model.
+
+    Raises:
+        BadInput: If the model is not offered.
+    """
+    fits = service.fits(model).methods
+    return sweep.knobs(name for name in methods() if fits.get(name, "") is None)
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happens when something on the page is pressed."""
+
+    service: Service
+    generate: Generate
+
+    def start(
+        self, first: str, values: str, second: str, others: str, request: gr.Request, *form: Any
+    ) -> list[str]:
+        """Admit the sweep of the settings of Generate; gives the ids of its jobs."""
+        owner, language = owner_of(request), language_for(request)
+        with refusals():
+            base = self.generate.spec(owner, form)
+            chosen = axes(first, values, second, others)
+            jobs = submitted(self.service, owner, base, chosen, say("explore_stock", language))
+        return [job.id for job in jobs]
+
+    def watch(self, ids: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Show a sweep as it comes; after a reload too."""
+        language, before = language_for(request), NOTHING
+        try:
+            for jobs in follow(self.service, owner_of(request), ids or []):
+                now = view(self.service, jobs, language)
+                yield UNCHANGED if now == before else _updates(now)
+                before = now
+        except NoSuchJob:
+            yield _updates(NOTHING)
+
+    def stop(self, ids: list[str] | None, request: gr.Request) -> None:
+        """Stop what has not ended; what is there stays."""
+        with refusals():
+            for id in reversed(ids or []):
+                self.service.cancel(owner_of(request), id)
+
+    def load(self, ids: list[str], event: gr.EventData, request: gr.Request) -> dict[str, Any]:
+        """The settings of the picture or point that was chosen, for Generate."""
+        with refusals():
+            spec = self.service.job(owner_of(request), ids[event.index]).spec
+        return spec.model_copy(update={"against": None}).model_dump()
+
+    def suggest(self, knob: str) -> str:
+        """Values to begin with."""
+        return sweep.written(sweep.suggested(knob)) if knob else ""
+
+    def offer(self, model: str, request: gr.Request) -> tuple[Any, Any]:
+        """The knobs of the methods that fit the model."""
+        with refusals():
+            found = choices(self.service, model)
+        none = (say("explore_none", language_for(request)), NONE)
+        return gr.update(choices=found), gr.update(choices=[none, *found])
+
+
+def _updates(found: View) -> tuple[Any, ...]:
+    """A view on the components of the page."""
+    return (
+        gr.update(value=found.cards, selected_index=None),
+        found.ids,
+        found.plot,
+        found.table,
+        found.status,
+        gr.update(interactive=found.runs),
+    )
+
+
+def tab(service: Service, settings: Any, generate: Generate) -> None:
+    """The page; it is drawn inside of the present block.
+
+    Args:
+        service: What runs the jobs.
+        settings: A component that gets a ``Spec`` as a dict, for Generate to show.
+        generate: The page whose settings are swept.
+    """
+    events = Events(service, generate)
+    gr.Markdown(t("explore_intro"))
+    knobs = _knobs(events)
+    with gr.Row():
+        run = gr.Button(t("explore_run"), variant="primary", elem_id="explore-run")
+        stop = gr.Button(t("explore_stop"), interactive=False, elem_id="explore-stop")
+    status = gr.HTML(elem_id="explore-status")
+    gr.Markdown(t("explore_plot_help"))
+    plot = gr.HTML(elem_id="explore-plot", js_on_load=scatter.PICK)
+    gr.Markdown(t("explore_grid_help"))
+    grid = gr.Gallery(label=t("explore_grid"), elem_id="explore-grid", columns=4, preview=False)
+    table = gr.HTML(elem_id="explore-table")
+    ids = gr.BrowserState([], storage_key="accel-explore", secret="accel")
+    shown = gr.State([])
+    outputs = [grid, shown, plot, table, status, stop]
+    watching = gr.on(None, events.watch, ids, outputs, trigger_mode="multiple", **LIVE)
+    run.click(events.start, [*knobs, *generate.inputs], ids, cancels=[watching], **LIVE)
+    stop.click(events.stop, ids, None, **LIVE)
+    plot.click(events.load, ids, settings, **LIVE)
+    grid.select(events.load, shown, settings, **LIVE)
+    gr.on(None, events.offer, generate.fields["model"], [knobs[0], knobs[2]], **LIVE)
+
+
+def _knobs(events: Events) -> list[Any]:
+    """The widgets of both knobs and their values."""
+    found: list[Any] = []
+    for name, first in (("knob", FIRST), ("second", NONE)):
+        with gr.Row():
+            knob = gr.Dropdown(
+                choices=[*([] if first else [(t("explore_none"), NONE)]), *sweep.knobs(methods())],
+                value=first,
+                allow_custom_value=False,
+                **labelled(f"explore_{name}"),
+                elem_id=f"explore-{name}",
+            )
+            values = "values" if first else "second_values"
+            box = gr.Textbox(
+                value=events.suggest(first),
+                **labelled(f"explore_{values}"),
+                elem_id=f"explore-{values.replace('_', '-')}",
+            )
+        knob.input(events.suggest, knob, box, **LIVE)
+        found += [knob, box]
+    return found
