@@ -235,13 +235,13 @@ def _updates(found: View) -> tuple[Any, ...]:
     )
 
 
-def tab(service: Service, settings: Any, generate: Generate) -> None:
+def tab(service: Service, generate: Generate, settings: Any) -> None:
     """The page; it is drawn inside of the present block.
 
     Args:
         service: What runs the jobs.
-        settings: A component that gets a ``Spec`` as a dict, for Generate to show.
         generate: The page whose settings are swept.
+        settings: A component that gets a ``Spec`` as a dict, for Generate to show.
     """
     events = Events(service, generate)
     gr.Markdown(t("explore_intro"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from markupsafe import Markup
 
 from accel.attach import LAYERS
+from accel.errors import AccelError
 from accel.plan import methods
 from app.listing import described
 from app.ui import parts
+from app.ui.events import LIVE
 from app.ui.words import Language, labelled, language_for, say, t
 
 if TYPE_CHECKING:
@@ -105,6 +108,22 @@ def _fields(method: Mapping[str, Any], language: Language) -> Markup | str:
     return _FIELDS.format(name=name, table=parts.table(method["name"], heads, rows))
 
 
+@dataclass(frozen=True)
+class Events:
+    """What happens when something on the page is changed."""
+
+    service: Service
+
+    def show(self, search: str, model: str, request: gr.Request) -> Markup:
+        """The methods that a search finds, and whether they fit the chosen model."""
+        language = language_for(request)
+        try:
+            fits = self.service.fits(model).methods if model else None
+        except AccelError as error:
+            return parts.error(str(error))
+        return listed(search, model, fits, language)
+
+
 def tab(service: Service) -> None:
     """The page; it is drawn inside of the present block."""
     gr.Markdown(t("methods_intro"))
@@ -119,15 +138,4 @@ def tab(service: Service) -> None:
         )
     table = gr.HTML(listed(""), elem_id="methods-table")
 
-    def show(search: str, model: str, request: gr.Request) -> str:
-        fits = service.fits(model).methods if model else None
-        return listed(search, model, fits, language_for(request))
-
-    gr.on(
-        [search.change, model.change],
-        show,
-        [search, model],
-        table,
-        api_visibility="private",
-        trigger_mode="always_last",
-    )
+    gr.on(None, Events(service).show, [search, model], table, trigger_mode="always_last", **LIVE)

@@ -1,0 +1,391 @@
+"""Sweeps: every combination, checked before anything is admitted; the plot shows what there is."""
+
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pages import HOSTILE, Memory, Reader, job, request, result, same_shape, speedup
+
+from accel.errors import BadInput, PlanError
+from accel.plan import Plan, build, methods
+from app.serve.jobs import ENDED, Busy, Spec
+from app.ui import explore, scatter, sweep
+from app.ui.sweep import Axis, Mark
+
+BALANCED = Plan.preset("balanced").to_dict()
+REQUEST = {"model": "scenes-flux", "prompt": "a circle", "seed": 7}
+THRESHOLD, WARMUP = "cache.EasyCache.threshold", "cache.EasyCache.warmup"
+THRESHOLDS = st.lists(st.floats(0, 10), min_size=1, max_size=6, unique=True)
+WARMUPS = st.lists(st.integers(2, 50), min_size=1, max_size=6, unique=True)
+KNOBS = sweep.knobs(methods())
+
+
+# knobs and values
+
+
+def test_every_number_choice_and_switch_is_a_knob():
+    for name, kind in methods().items():
+        for field, info in kind.model_fields.items():
+            plain = info.annotation in (bool, int, float) or "Literal" in str(info.annotation)[:14]
+            assert (f"{name}.{field}" in KNOBS) == plain
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_suggested_values_are_taken_and_can_be_typed(knob):
+    name, _, field = knob.rpartition(".")
+    values = sweep.suggested(knob)
+    assert values and len(set(map(str, values))) == len(values)
+    for value in values:
+        build(name, {field: value})
+    typed = sweep.values(sweep.written(values))
+    assert [build(name, {field: value}) for value in typed] == [
+        build(name, {field: value}) for value in values
+    ]
+
+
+@given(
+    st.lists(
+        st.integers() | st.booleans() | st.floats(allow_nan=False)
+        | st.from_regex(r"[a-z]{2,8}", fullmatch=True).filter(
+            lambda word: word not in ("true", "false", "inf", "nan")
+        ),
+        min_size=1,
+        max_size=6,
+    ).filter(lambda found: len({isinstance(one, str) for one in found}) == 1)
+)
+def test_what_is_written_is_read_again(found):
+    again = sweep.values(sweep.written(found))
+    assert list(again) == found and [type(one) for one in again] == [type(one) for one in found]
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_some_values(text):
+    assert isinstance(sweep.values(text), tuple)
+
+
+def test_an_axis_needs_values_and_each_once():
+    for values in ((), (1, 1), (0.1, 0.2, 0.1)):
+        with pytest.raises(BadInput, match="EasyCache"):
+            Axis(THRESHOLD, values)
+
+
+# points
+
+
+@given(THRESHOLDS, WARMUPS)
+def test_a_grid_has_every_combination_once_and_every_plan_is_valid(thresholds, warmups):
+    axes = [Axis(THRESHOLD, tuple(thresholds)), Axis(WARMUP, tuple(warmups))]
+    found = sweep.points(BALANCED, axes)
+    assert len(found) == len(thresholds) * len(warmups)
+    expected = [(threshold, warmup) for threshold in thresholds for warmup in warmups]
+    fields = [point.plan["cache"]["EasyCache"] for point in found]
+    assert [(one["threshold"], one["warmup"]) for one in fields] == expected
+    rest = {key: value for key, value in BALANCED["cache"]["EasyCache"].items()}
+    for point in found:
+        assert Plan.from_dict(point.plan).to_dict() == point.plan
+        others = {**point.plan["cache"]["EasyCache"], "threshold": rest["threshold"]}
+        assert {**others, "warmup": rest["warmup"]}.items() >= rest.items()
+    assert len({point.title for point in found}) == len(found)
+    assert BALANCED == Plan.preset("balanced").to_dict(), "the plan that is swept was changed"
+
+
+@given(THRESHOLDS)
+def test_a_method_that_is_not_in_the_plan_is_added(thresholds):
+    found = sweep.points(sweep.STOCK, [Axis(THRESHOLD, tuple(thresholds))])
+    for point, threshold in zip(found, thresholds, strict=True):
+        assert point.plan == Plan(build("cache.EasyCache", {"threshold": threshold})).to_dict()
+
+
+@given(THRESHOLDS, WARMUPS, st.integers(-50, 1), st.data())
+def test_an_invalid_value_anywhere_is_refused_by_name(thresholds, warmups, wrong, data):
+    place = data.draw(st.integers(0, len(warmups)))
+    warmups.insert(place, wrong)
+    axes = [Axis(THRESHOLD, tuple(thresholds)), Axis(WARMUP, tuple(warmups))]
+    with pytest.raises(PlanError, match=rf"warmup = {wrong}"):
+        sweep.points(BALANCED, axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "named"),
+    [
+        ([], "not 0"),
+        ([Axis(THRESHOLD, (0.1,))] * 2, "twice"),
+        ([Axis(THRESHOLD, (0.1,)), Axis(WARMUP, (2,)), Axis("cache.FORA.interval", (2,))], "not 3"),
+        ([Axis(THRESHOLD, tuple(range(7))), Axis(WARMUP, tuple(range(2, 9)))], "49 pictures"),
+        ([Axis("cache.EasyCash.threshold", (0.1,))], "EasyCache"),
+        ([Axis("cache.EasyCache.thresold", (0.1,))], "thresold"),
+        ([Axis(THRESHOLD, ("much",))], "much"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_and_named(axes, named):
+    with pytest.raises((BadInput, PlanError), match=named):
+        sweep.points(BALANCED, axes)
+
+
+# admission
+
+
+def base(**changes):
+    return Spec(request={**REQUEST, **changes}, plan=BALANCED, title="balanced")
+
+
+@given(THRESHOLDS, WARMUPS)
+def test_a_sweep_is_one_group_stock_first_and_of_one_seed(thresholds, warmups):
+    service = Memory()
+    axes = [Axis(THRESHOLD, tuple(thresholds)), Axis(WARMUP, tuple(warmups))]
+    spec = base()
+    del spec.request["seed"]
+    jobs = explore.submitted(service, "local", spec, axes, "stock")
+    assert [ids for _, ids in service.groups] == [[one.id for one in jobs]]
+    assert len(jobs) == 1 + len(thresholds) * len(warmups)
+    assert jobs[0].spec.plan == sweep.STOCK and jobs[0].spec.against is None
+    assert all(one.spec.against == sweep.FIRST for one in jobs[1:])
+    assert len({one.spec.request["seed"] for one in jobs}) == 1
+    assert len({one.group for one in jobs}) == 1 and jobs[0].group
+
+
+@given(THRESHOLDS, st.integers(-50, 1))
+def test_nothing_is_admitted_of_a_sweep_with_an_invalid_plan(thresholds, wrong):
+    service = Memory()
+    axes = [Axis(THRESHOLD, tuple(thresholds)), Axis(WARMUP, (2, wrong))]
+    with pytest.raises(PlanError):
+        explore.submitted(service, "local", base(), axes, "stock")
+    assert not service.jobs and not service.groups
+
+
+@given(st.integers(min_value=2))
+def test_a_long_value_makes_a_title_that_a_job_can_keep(warmup):
+    point = sweep.points(BALANCED, [Axis(WARMUP, (10**300 + warmup,))])
+    (_, spec) = sweep.specs(REQUEST, point, "stock")
+    assert len(spec.title) <= sweep.TITLE
+
+
+# marks
+
+
+def ended(id, title, **changes):
+    return job(id, "done", Spec(request=REQUEST, title=title), result=result(**changes))
+
+
+def test_a_mark_takes_the_measured_speed_and_says_where_it_is_from_one_run_alone():
+    jobs = [
+        ended("s", "stock", seconds=6.0),
+        ended("a", "one", seconds=2.0, quality={"ssim": 0.9, "psnr": 31.0}),
+        ended("b", "two", seconds=2.0, quality={"ssim": 1.0, "psnr": "equal"}, speedup=speedup(2.5)),
+        ended("c", "three", quality={"ssim": "the sizes differ"}),
+        ended("d", "four", partial=True),
+        job("e", "queued"),
+    ]
+    stock, one, two, three, four, five = sweep.marks(jobs)
+    assert (stock.title, stock.ratio, stock.ssim) == ("", 1.0, 1.0)
+    assert (one.ratio, one.measured) == (3.0, False)
+    assert (two.ratio, two.measured, two.psnr) == (2.5, True, float("inf"))
+    assert three.ssim is None and not three.plotted
+    assert four.seconds is None and five.seconds is None
+
+
+def test_without_a_stock_run_no_speed_is_made_up():
+    jobs = [job("s", "failed"), ended("a", "one", quality={"ssim": 0.9})]
+    stock, one = sweep.marks(jobs)
+    assert one.ratio is None and not one.plotted and not stock.plotted
+    assert sweep.marks([]) == []
+
+
+MARKS = st.lists(
+    st.builds(
+        Mark,
+        st.just("id"),
+        st.sampled_from(["", "one", HOSTILE]),
+        st.sampled_from(["done", "running"]),
+        st.floats(0.1, 100),
+        st.none() | st.floats(0.01, 100),
+        st.booleans(),
+        st.none() | st.floats(-1, 1),
+        st.none(),
+    ),
+    max_size=12,
+)
+
+
+@given(MARKS)
+def test_the_front_is_what_nothing_beats(marks):
+    known = [mark for mark in marks if mark.plotted]
+    front = sweep.best(marks)
+    assert bool(front) == bool(known)
+    for mark in known:
+        better = [
+            one
+            for one in known
+            if one.ratio >= mark.ratio and one.ssim >= mark.ssim
+            and (one.ratio, one.ssim) != (mark.ratio, mark.ssim)
+        ]
+        assert (mark in front) == (not better)
+
+
+# the plot
+
+
+@given(MARKS)
+def test_every_known_mark_is_a_button_inside_of_the_plot(marks):
+    html = scatter.draw(marks)
+    known = [str(index) for index, mark in enumerate(marks) if mark.plotted]
+    if not known:
+        assert html == ""
+        return
+    shown = Reader(html)
+    assert shown.values("data-index") == known
+    assert shown.values("tabindex") == ["0"] * len(known)
+    assert shown.values("role").count("button") == len(known)
+    for x, y in zip(shown.values("cx"), shown.values("cy"), strict=True):
+        assert scatter.LEFT <= float(x) <= scatter.WIDTH - scatter.RIGHT
+        assert scatter.TOP <= float(y) <= scatter.HEIGHT - scatter.BOTTOM
+
+
+@given(MARKS)
+def test_the_plot_puts_faster_to_the_right_and_nearer_up(marks):
+    known = [mark for mark in marks if mark.plotted]
+    assume(len(known) > 1)
+    shown = Reader(scatter.draw(marks))
+    xs, ys = ([float(v) for v in shown.values(name)] for name in ("cx", "cy"))
+    for i, one in enumerate(known):
+        for j, other in enumerate(known):
+            assert one.ratio <= other.ratio or xs[i] >= xs[j]
+            assert one.ssim <= other.ssim or ys[i] <= ys[j]
+
+
+@given(st.text(min_size=1) | st.just(HOSTILE))
+def test_a_title_never_becomes_markup_in_plot_or_table(title):
+    def mark(title):
+        return [Mark("a", title, "done", 1.0, 2.0, True, 0.9, 30.0)]
+
+    shown = same_shape(scatter.draw(mark(title)), scatter.draw(mark("plain")))
+    assert any(title in value for value in shown.values("aria-label"))
+    table = explore.table(mark(title), "en")
+    assert title in same_shape(table, explore.table(mark("plain"), "en")).text
+
+
+@given(st.floats(1e-6, 1e6))
+def test_steps_of_an_axis_are_round_and_not_too_many(rough):
+    step = scatter.round_step(rough)
+    assert rough * (1 - 1e-6) <= step <= 2.6 * rough
+    assert f"{step:e}"[0] in "125" and float(f"{step:e}".split("e")[0]) in (1, 2, 5)
+
+
+@given(st.floats(-100, 100), st.floats(0.02, 100))
+def test_ticks_lie_inside_of_the_axis(low, width):
+    scale = scatter.Scale(low, low + width, 0, 100)
+    assert 2 <= len(scale.ticks) <= 7
+    assert all(-1e-3 <= scale(tick) <= 100 + 1e-3 for tick in scale.ticks)
+
+
+# the page
+
+
+def page(service):
+    model = SimpleNamespace(value="scenes-flux")
+    generate = SimpleNamespace(
+        fields={"model": model}, spec=lambda owner, form: base(**(form[0] if form else {}))
+    )
+    return explore.Events(service, generate)
+
+
+def started(service, **typed):
+    values = {"first": THRESHOLD, "values": "0.1, 0.2", "second": "", "others": "", **typed}
+    return page(service).start(*values.values(), request())
+
+
+def test_a_sweep_is_shown_as_it_comes(monkeypatch):
+    service = Memory()
+    ids = started(service)
+    watching = page(service).watch(ids, request())
+    grid, shown, plot, _, status, stop = next(watching)
+    assert grid["value"] == [] and shown == [] and plot == "" and stop["interactive"]
+    assert "0 of 3" in status
+    pauses = iter([lambda: None] + [
+        (lambda id=id: service.end(id, result=result(quality={"ssim": 0.9, "psnr": 30.0})))
+        for id in ids
+    ])
+    monkeypatch.setattr(explore.time, "sleep", lambda _: next(pauses)())
+    views = [view for view in watching if view is not explore.UNCHANGED]
+    assert [len(view[1]) for view in views] == [1, 2, 3], "pictures as they come, in order"
+    assert views[-1][1] == ids and not views[-1][5]["interactive"]
+    assert Reader(views[-1][2]).values("data-index") == ["0", "1", "2"]
+    captions = [caption for _, caption in views[-1][0]["value"]]
+    assert captions == ["0: stock", f"1: {THRESHOLD} = 0.1", f"2: {THRESHOLD} = 0.2"]
+
+
+@pytest.mark.parametrize("ids", [None, [], ["gone"]])
+def test_nothing_to_watch_shows_nothing(ids):
+    (view,) = page(Memory()).watch(ids, request())
+    assert view is explore.UNCHANGED or view == explore._updates(explore.NOTHING)
+
+
+def test_stop_ends_what_has_not_ended_and_keeps_the_rest():
+    service = Memory()
+    ids = started(service)
+    service.end(ids[0], result=result())
+    page(service).stop(ids, request())
+    assert [service.job("local", id).state for id in ids] == ["done", "stopped", "stopped"]
+    (jobs,) = explore.follow(service, "local", ids)
+    assert all(one.state in ENDED for one in jobs)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_point_gives_its_settings_to_generate(index):
+    service = Memory()
+    ids = started(service)
+    found = page(service).load(ids, SimpleNamespace(index=index), request())
+    spec = Spec(**found)
+    assert spec == service.jobs[index].spec.model_copy(update={"against": None})
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ({"first": ""}, "not 0"),
+        ({"values": ""}, "no values"),
+        ({"second": THRESHOLD, "others": "1"}, "twice"),
+        ({"values": "-1"}, "threshold"),
+        ({"values": HOSTILE}, "threshold"),
+    ],
+)
+def test_what_cannot_be_swept_is_told_and_nothing_is_admitted(typed, named):
+    service = Memory()
+    with pytest.raises(gr.Error) as error:
+        started(service, **typed)
+    assert named in error.value.message and "<script" not in error.value.message
+    assert not service.jobs
+
+
+def test_a_full_queue_admits_nothing():
+    service = Memory()
+    service.refusal = Busy("The queue is full: try again in 5 s.", 5.0)
+    with pytest.raises(gr.Error, match="try again"):
+        started(service)
+    assert not service.jobs
+
+
+def test_errors_of_runs_are_told_once():
+    jobs = [job(str(i), "failed", error="It is so: do this.") for i in range(3)]
+    html = explore.view(Memory(), jobs, "en").status
+    assert html.count("It is so") == 1
+
+
+def test_only_knobs_of_methods_that_fit_are_offered():
+    service = Memory(unfit={"cache.EasyCache": "It has no denoiser."})
+    first, second = page(service).offer("scenes-flux", request())
+    assert not [knob for knob in first["choices"] if knob.startswith("cache.EasyCache.")]
+    assert set(second["choices"][1:]) == set(first["choices"]) < set(KNOBS)
+    with pytest.raises(gr.Error, match="not offered"):
+        page(service).offer("another", request())
+
+
+def test_the_page_has_what_browser_tests_look_for():
+    with gr.Blocks() as demo:
+        model = gr.Dropdown(["scenes-flux"], value="scenes-flux")
+        generate = SimpleNamespace(fields={"model": model}, inputs=[model], spec=None)
+        explore.tab(Memory(), generate, gr.State(None))
+    ids = {getattr(block, "elem_id", None) for block in demo.blocks.values()}
+    assert {"explore-run", "explore-grid", "explore-plot"} <= ids
