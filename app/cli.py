@@ -20,6 +20,7 @@ from app.request import (
     Printing,
     Repeats,
     Request,
+    Serving,
     Source,
     Target,
 )
@@ -109,6 +110,19 @@ def explain(given: Given) -> None:
 def env(given: Given) -> None:
     """Show versions, devices, threads and optional packages."""
     from app.listing import environment as run
+
+    run(given)
+
+
+@app.command()
+@takes(Serving)
+def ui(given: Given) -> None:
+    """Start the app: pages for a browser, and a REST interface under /api/v1.
+
+    Needs `pip install diffusers-accel[ui]`. It works offline, and listens on this machine alone
+    unless told otherwise.
+    """
+    from app.launch import ui as run
 
     run(given)
 

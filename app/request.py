@@ -22,7 +22,7 @@ Format = Literal["text", "json"]
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 T = TypeVar("T")
 
-PICTURE, MODEL, PLAN, OUTPUT = "Picture", "Model", "Plan", "Output"
+PICTURE, MODEL, PLAN, OUTPUT, SERVER = "Picture", "Model", "Plan", "Output", "Server"
 
 
 @dataclass(frozen=True)
@@ -276,6 +276,79 @@ class Calibration(Source):
             rich_help_panel=PLAN,
         ),
     ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where the app listens, who may use it, and what it may run."""
+
+    host: Annotated[
+        str,
+        Option(help="address to listen on; others than loopback need --auth", rich_help_panel=SERVER),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Ge(0), Le(65535), Option(help="0 takes a free one", rich_help_panel=SERVER)
+    ] = 7860
+    out: Annotated[
+        Path, Option(help="folder of the results, the queue and the uploads", rich_help_panel=OUTPUT)
+    ] = Path("outputs")
+    model: Annotated[
+        list[str],
+        Option(
+            help="a model that may be used beside the bundled ones: folder or hub id; repeatable",
+            rich_help_panel=MODEL,
+        ),
+    ] = field(default_factory=list)
+    device: Annotated[
+        list[str],
+        Option(
+            help="cpu, cuda, cuda:1 or mps, one worker each; repeatable. Default: cuda where there "
+            "is one, else cpu",
+            rich_help_panel=MODEL,
+        ),
+    ] = field(default_factory=list)
+    auth: Annotated[
+        Path | None,
+        Option(help="file of the users, from --add-user; asks for a login", rich_help_panel=SERVER),
+    ] = None
+    add_user: Annotated[
+        str | None,
+        Option(help="write a user to the file of --auth, and start nothing", rich_help_panel=SERVER),
+    ] = None
+    share: Annotated[
+        bool,
+        Option(
+            "--share", help="a public address through Gradio's tunnel", rich_help_panel=SERVER
+        ),
+    ] = False
+    public: Annotated[
+        bool,
+        Option(
+            "--public",
+            help="no login, though others can reach it: everybody may run models and see results",
+            rich_help_panel=SERVER,
+        ),
+    ] = False
+    root_path: Annotated[
+        str,
+        Option(
+            help="address or path under which a proxy on this machine serves it, such as "
+            "https://example.org/accel",
+            rich_help_panel=SERVER,
+        ),
+    ] = ""
+    allow_host: Annotated[
+        list[str],
+        Option(
+            help="a name of this machine that browsers may use; repeatable. Addresses in numbers "
+            "and localhost always do",
+            rich_help_panel=SERVER,
+        ),
+    ] = field(default_factory=list)
+    open: Annotated[
+        bool | None,
+        Option("--open/--no-open", help="show it in a browser; default: no", rich_help_panel=SERVER),
+    ] = None
 
 
 @dataclass(frozen=True)
