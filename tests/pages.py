@@ -61,7 +61,7 @@ class Memory:
         self.jobs = []
         self.groups = []
         self.calls = []
-        self.refusal = None
+        self.refusals = []
         self.unfit = unfit or {}
 
     def models(self):
@@ -76,8 +76,9 @@ class Memory:
         return Fits(methods={name: self.unfit.get(name) for name in methods()})
 
     def submit(self, owner, specs, group=None):
-        if self.refusal is not None:
-            raise self.refusal
+        refusal = self.refusals.pop(0) if self.refusals else None
+        if refusal is not None:
+            raise refusal
         fresh = [
             replace(job(f"{len(self.jobs) + i}", "queued", spec), owner=owner, group=group)
             for i, spec in enumerate(specs)
@@ -111,7 +112,7 @@ class Memory:
             and (before is None or one.created < before)
             and all(word in str(one.spec).lower() for word in search.lower().split())
         ]
-        return sorted(found, key=lambda one: -one.created)[:limit]
+        return sorted(reversed(found), key=lambda one: -one.created)[:limit]
 
     def file(self, owner, id, role):
         found = self.job(owner, id)
@@ -120,6 +121,7 @@ class Memory:
         return self.folder / id / found.result.files[role]
 
     def delete(self, owner, id):
+        self.cancel(owner, id)
         self._mark(owner, id, 3.0)
 
     def restore(self, owner, id):

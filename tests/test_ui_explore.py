@@ -138,10 +138,10 @@ def test_a_sweep_is_one_group_stock_first_and_of_one_seed(thresholds, warmups):
     spec = base()
     del spec.request["seed"]
     jobs = explore.submitted(service, "local", spec, axes, "stock")
-    assert [ids for _, ids in service.groups] == [[one.id for one in jobs]]
+    assert [id for _, ids in service.groups for id in ids] == [one.id for one in jobs]
     assert len(jobs) == 1 + len(thresholds) * len(warmups)
     assert jobs[0].spec.plan == sweep.STOCK and jobs[0].spec.against is None
-    assert all(one.spec.against == sweep.FIRST for one in jobs[1:])
+    assert all(one.spec.against == jobs[0].id for one in jobs[1:])
     assert len({one.spec.request["seed"] for one in jobs}) == 1
     assert len({one.group for one in jobs}) == 1 and jobs[0].group
 
@@ -158,7 +158,7 @@ def test_nothing_is_admitted_of_a_sweep_with_an_invalid_plan(thresholds, wrong):
 @given(st.integers(min_value=2))
 def test_a_long_value_makes_a_title_that_a_job_can_keep(warmup):
     point = sweep.points(BALANCED, [Axis(WARMUP, (10**300 + warmup,))])
-    (_, spec) = sweep.specs(REQUEST, point, "stock")
+    (spec,) = sweep.runs(REQUEST, point, "s")
     assert len(spec.title) <= sweep.TITLE
 
 
@@ -359,12 +359,14 @@ def test_what_cannot_be_swept_is_told_and_nothing_is_admitted(typed, named):
     assert not service.jobs
 
 
-def test_a_full_queue_admits_nothing():
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_refusal_at_any_call_leaves_nothing_that_runs(call):
     service = Memory()
-    service.refusal = Busy("The queue is full: try again in 5 s.", 5.0)
+    service.refusals = [None] * call + [Busy("The queue is full: try again in 5 s.", 5.0)]
     with pytest.raises(gr.Error, match="try again"):
         started(service)
-    assert not service.jobs
+    assert all(one.state == "stopped" and one.deleted for one in service.jobs)
+    assert len(service.jobs) == call
 
 
 def test_errors_of_runs_are_told_once():

@@ -55,7 +55,7 @@ def filled(found):
             deleted=given["deleted"],
             result=result() if given["picture"] and given["state"] in ("done", "stopped") else None,
         )
-        service.jobs.append(SimpleNamespace(**{**vars(made), "created": float(index)}))
+        service.jobs.append(SimpleNamespace(**{**vars(made), "created": float(index // 4)}))
     return service
 
 
@@ -65,12 +65,9 @@ def filled(found):
 @given(JOBS, FILTERS, st.integers(1, 40))
 def test_a_page_is_the_newest_jobs_that_the_filter_takes(found, wanted, count):
     service = filled(found)
-    with_pages_of_five = pytest.MonkeyPatch()
-    with_pages_of_five.setattr(records, "PAGE", 5)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "READ", 5)
         shown = records.page(service, "local", wanted, count)
-    finally:
-        with_pages_of_five.undo()
     expected = [
         one
         for one in reversed(service.jobs)

@@ -67,8 +67,13 @@ def axes(first: str, values: str, second: str, others: str) -> list[Axis]:
     return [Axis(knob, sweep.values(text)) for knob, text in chosen if knob]
 
 
-def submitted(service: Service, owner: str, base: Spec, chosen: Sequence[Axis], stock: str) -> list[Job]:
+def submitted(
+    service: Service, owner: str, base: Spec, chosen: Sequence[Axis], stock: str
+) -> list[Job]:
     """Admit a sweep as one group: all of its runs, or none.
+
+    The stock run comes first, because the others name it as what they are measured against. If
+    they are refused, it is taken back.
 
     Raises:
         BadInput: If there is nothing to sweep, or a request or the group is beyond the limits.
@@ -78,7 +83,15 @@ def submitted(service: Service, owner: str, base: Spec, chosen: Sequence[Axis], 
     """
     points = sweep.points(base.plan, chosen)
     request = make(Request, base.request, where="").seeded().to_dict()
-    return service.submit(owner, sweep.specs(request, points, stock), group=uuid4().hex)
+    group = uuid4().hex
+    plain = Spec(request=request, plan=sweep.STOCK, title=stock)
+    (first,) = service.submit(owner, [plain], group=group)
+    try:
+        others = service.submit(owner, sweep.runs(request, points, first.id), group=group)
+    except AccelError:
+        service.delete(owner, first.id)
+        raise
+    return [first, *others]
 
 
 def follow(

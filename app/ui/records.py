@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +22,8 @@ SHOWN = ("picture", "film", "sheet", "accelerated", "baseline")
 """Roles of files that stand for a job, the first that it has."""
 PAGE = 60
 """Jobs on a page of the gallery."""
+READ = 200
+"""Jobs that are read at once: more than a group has."""
 ANY = ""
 """The value of a filter that lets everything through."""
 CAPTION = 90
@@ -77,15 +80,18 @@ def page(service: Jobs, owner: str, wanted: Filter, count: int = PAGE) -> list[J
 
 
 def _all(service: Jobs, owner: str, wanted: Filter) -> Iterator[Job]:
-    before = None
+    """All jobs that a filter takes. Jobs of a group were created at the same moment."""
+    before, seen = None, set[str]()
     while True:
         jobs = service.history(
-            owner, search=wanted.search, deleted=wanted.deleted, limit=PAGE, before=before
+            owner, search=wanted.search, deleted=wanted.deleted, limit=READ, before=before
         )
-        yield from filter(wanted.takes, jobs)
-        if len(jobs) < PAGE:
+        fresh = [job for job in jobs if job.id not in seen]
+        yield from filter(wanted.takes, fresh)
+        if len(jobs) < READ or not fresh:
             return
-        before = jobs[-1].created
+        seen |= {job.id for job in fresh}
+        before = math.nextafter(jobs[-1].created, math.inf)
 
 
 def role(job: Job) -> str | None:

@@ -24,8 +24,6 @@ MOST = 48
 """Points of a sweep: what fits into a page, and into a coffee break."""
 TITLE = 200
 """Characters of a title that a job keeps."""
-FIRST = "first"
-"""What a job of a group is compared with: the first job of it."""
 
 
 @dataclass(frozen=True)
@@ -188,19 +186,20 @@ def _set(document: Mapping[str, Any], knob: str, value: Any) -> dict[str, Any]:
     return {**document, family: {**kinds, kind: {**kinds.get(kind, {}), field: value}}}
 
 
-def specs(request: Mapping[str, Any], found: Sequence[Point], stock: str) -> list[Spec]:
-    """The jobs of a sweep: the stock run first, which the others are compared with.
+def runs(
+    request: Mapping[str, Any], found: Sequence[Point], against: str
+) -> list[Spec]:
+    """The jobs of the points.
 
     Args:
         request: With its seed, so that all runs start from the same noise.
         found: The points.
-        stock: What the stock run is called.
+        against: Id of the stock job, whose picture the others are measured against.
     """
-    common = dict(request)
-    others = [
-        Spec(request=common, plan=one.plan, title=one.title[:TITLE], against=FIRST) for one in found
+    return [
+        Spec(request=dict(request), plan=one.plan, title=one.title[:TITLE], against=against)
+        for one in found
     ]
-    return [Spec(request=common, plan=STOCK, title=stock), *others]
 
 
 def marks(jobs: Sequence[Job]) -> list[Mark]:
