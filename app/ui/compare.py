@@ -1,0 +1,247 @@
+"""The page *Compare*: the stock pipeline and a plan with the same seed, side by side, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from accel.errors import AccelError
+from app import clips
+from app.serve.jobs import Job, Result, Spec
+from app.ui import parts
+from app.ui.events import LIVE, View, follow, owner_of, refused
+from app.ui.words import Language, labelled, language_for, number, say, t
+
+if TYPE_CHECKING:
+    from gradio.components import Component
+
+    from app.serve.service import Service
+
+Updates = dict[Any, Any]
+Asked = Callable[..., Spec]
+"""From an event's request, repeats and other inputs: what is to be compared."""
+
+SIDES = ("baseline", "accelerated")
+DOWNLOADS = ("sheet", "film", *SIDES, "difference", "timeline", "report")
+"""Roles of files, in the order in which they are offered."""
+CLEARED: View = {
+    "slider": None,
+    "difference": None,
+    "files": None,
+    "badge": "",
+    "banner": "",
+    "table": "",
+    "timeline": "",
+    **dict.fromkeys(SIDES),
+}
+
+TOGETHER = """() => {
+  const both = () => [...document.querySelectorAll("#compare-clips video")];
+  const others = (one) => both().includes(one) ? both().filter((video) => video !== one) : [];
+  const on = (name, act) => document.addEventListener(name, (event) => {
+    for (const other of others(event.target)) act(event.target, other);
+  }, true);
+  const align = (one, other) => {
+    if (Math.abs(other.currentTime - one.currentTime) > 0.04) other.currentTime = one.currentTime;
+  };
+  on("play", (one, other) => { align(one, other); if (other.paused) other.play(); });
+  on("pause", (one, other) => {
+    if (one.ended) return;
+    if (!other.paused) other.pause();
+    align(one, other);
+  });
+  on("seeking", align);
+  on("ratechange", (one, other) => {
+    if (other.playbackRate !== one.playbackRate) other.playbackRate = one.playbackRate;
+  });
+}"""
+"""Two clips as one: what is done to one of them is done to the other, at the same moment of it."""
+
+PLAY = """() => {
+  const video = document.querySelector("#compare-clips video");
+  if (video) video.paused ? video.play() : video.pause();
+}"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page's components, and what its events do.
+
+    Attributes:
+        service: What runs the jobs.
+        shown: What is shown of a comparison, by the names of a ``View``, and the buttons.
+        watching: Id of the comparison that is shown, kept in the browser.
+    """
+
+    service: Service
+    shown: dict[str, Component]
+    watching: gr.BrowserState
+
+    @property
+    def outputs(self) -> list[Component]:
+        """All that an event of this page may change."""
+        return [*self.shown.values(), self.watching]
+
+    def run(self, spec: Spec, request: gr.Request) -> Iterator[Updates]:
+        """Submit a comparison, and show it until it has ended."""
+        owner = owner_of(request)
+        try:
+            job = self.service.submit(owner, [spec])[0]
+        except AccelError as error:
+            yield self.refused(error)
+            return
+        yield {self.watching: job.id, **self._updates({**CLEARED, "runs": True}, request)}
+        yield from self._followed(job.id, request)
+
+    def refused(self, error: Exception) -> Updates:
+        """Show an error."""
+        return self._updates({**CLEARED, **refused(error)}, None)
+
+    def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
+        """After a reload: show the latest comparison again, and go on watching it."""
+        try:
+            job = self.service.job(owner_of(request), watching or "")
+        except AccelError:
+            yield {self.watching: None}
+            return
+        yield from self._followed(job.id, request)
+
+    def _followed(self, id: str, request: gr.Request) -> Iterator[Updates]:
+        for view in follow(self.service, owner_of(request), id, language_for(request)):
+            yield self._updates(view, request)
+
+    def stop(self, watching: str | None, request: gr.Request) -> Updates:
+        """Stop the comparison that is watched."""
+        try:
+            self.service.cancel(owner_of(request), watching or "")
+        except AccelError as error:
+            return self.refused(error)
+        return {self.shown["stop"]: gr.Button(interactive=False)}
+
+    def _updates(self, view: View, request: gr.Request | None) -> Updates:
+        """A view on the components of this page."""
+        updates: Updates = {
+            self.shown[name]: value for name, value in view.items() if name in self.shown
+        }
+        if "runs" in view:
+            updates[self.shown["run"]] = gr.Button(interactive=not view["runs"])
+            updates[self.shown["stop"]] = gr.Button(interactive=view["runs"])
+        if view.get("job") is not None:
+            updates |= self._result(view["job"], language_for(request))
+        return updates
+
+    def _result(self, job: Job, language: Language) -> Updates:
+        files = files_of(self.service, job)
+        sides = [files.get(side) for side in SIDES]
+        film = all(path is not None and path.suffix == clips.CLIP for path in sides)
+        pair = None if film or None in sides else tuple(map(str, sides))
+        shown = self.shown
+        return {
+            shown["slider"]: gr.ImageSlider(value=pair, visible=not film),
+            shown["clips"]: gr.Row(visible=film),
+            shown["play"]: gr.Button(visible=film),
+            **{
+                shown[side]: str(path) if film else None
+                for side, path in zip(SIDES, sides, strict=True)
+            },
+            shown["difference"]: str(files["difference"]) if "difference" in files else None,
+            shown["files"]: [str(files[role]) for role in DOWNLOADS if role in files] or None,
+            shown["table"]: measured(job.result, language),
+        }
+
+
+def files_of(service: Service, job: Job) -> dict[str, Path]:
+    """The files of a comparison, by role."""
+    roles = () if job.result is None else job.result.files
+    return {role: service.file(job.owner, job.id, role) for role in roles}
+
+
+def measured(result: Result | None, language: Language) -> str:
+    """What was measured as HTML: seconds of both sides, and how near their pictures are."""
+    if result is None or result.speedup is None:
+        return parts.quality_table(result, language)
+    seconds = (result.speedup.baseline_seconds, result.seconds)
+    rows = [
+        (say(f"compare_{side}", language), number(each, 3, language))
+        for side, each in zip(SIDES, seconds, strict=True)
+    ]
+    rows.append((say("compare_ratio", language), parts.speedup(result.speedup, language)))
+    heads = [say("compare_side", language), say("compare_seconds", language)]
+    times = parts.table(say("compare_table", language), heads, rows)
+    return times + parts.quality_table(result, language)
+
+
+def tab(service: Service, settings: Sequence[Component], asked: Asked) -> Page:
+    """The page; it is drawn inside of the present block.
+
+    Args:
+        service: What runs the jobs.
+        settings: The components of *Generate* that hold its settings.
+        asked: From an event's request, the number of repeats and the values of these: what is to
+            be compared; raises what ``Page.refused`` shows.
+    """
+    watching = gr.BrowserState(None, storage_key="accel-comparing", secret="accel")
+    gr.Markdown(t("compare_intro"))
+    repeats, shown = _controls()
+    shown |= _shown()
+    page = Page(service, shown, watching)
+
+    def run(request: gr.Request, count: float, *values: Any) -> Iterator[Updates]:
+        try:
+            spec = asked(request, count, *values)
+        except AccelError as error:
+            yield page.refused(error)
+            return
+        yield from page.run(spec, request)
+
+    shown["run"].click(run, [repeats, *settings], page.outputs, **LIVE)
+    shown["stop"].click(page.stop, watching, page.outputs, **LIVE)
+    return page
+
+
+def _controls() -> tuple[Component, dict[str, Component]]:
+    with gr.Row():
+        repeats = gr.Slider(
+            1, 20, value=3, step=1, elem_id="compare-repeats", **labelled("compare_repeats")
+        )
+    with gr.Row():
+        run = gr.Button(t("compare_run"), variant="primary", elem_id="compare-run")
+        stop = gr.Button(t("compare_stop"), interactive=False, elem_id="compare-stop")
+    return repeats, {"run": run, "stop": stop}
+
+
+def _shown() -> dict[str, Component]:
+    shown: dict[str, Any] = {
+        "progress": gr.HTML(elem_id="compare-progress"),
+        "preview": gr.HTML(elem_id="compare-preview"),
+        "badge": gr.HTML(elem_id="compare-badge"),
+        "banner": gr.HTML(elem_id="compare-banner"),
+    }
+    shown["slider"] = gr.ImageSlider(
+        type="filepath", interactive=False, elem_id="compare-slider", label=t("compare_slider")
+    )
+    gr.Markdown(t("compare_slider_help"))
+    with gr.Row(visible=False, elem_id="compare-clips") as shown["clips"]:
+        for side in SIDES:
+            shown[side] = gr.Video(
+                interactive=False, loop=True, elem_id=f"compare-{side}", label=t(f"compare_{side}")
+            )
+    shown["play"] = gr.Button(t("compare_play"), visible=False, elem_id="compare-play")
+    shown["play"].click(fn=None, js=PLAY, api_visibility="private")
+    shown["table"] = gr.HTML(elem_id="compare-table")
+    shown["difference"] = gr.Image(
+        type="filepath",
+        interactive=False,
+        elem_id="compare-difference",
+        label=t("compare_difference"),
+    )
+    gr.Markdown(t("compare_difference_help"))
+    shown["timeline"] = gr.HTML(elem_id="compare-timeline")
+    shown["files"] = gr.File(
+        file_count="multiple", interactive=False, elem_id="compare-files", label=t("compare_files")
+    )
+    return shown

@@ -1,0 +1,153 @@
+"""What ``gradio_client`` may call, by stable names: generate, compare, status, cancel, methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from pydantic import TypeAdapter
+
+from accel.plan import Plan, methods
+from app.listing import described
+from app.request import Request, make
+from app.serve.jobs import Job, Progress, Spec
+from app.ui.browser import refusals
+from app.ui.events import owner_of, stored
+from app.ui.forms import FILES, title_of
+
+if TYPE_CHECKING:
+    from app.serve.service import Service
+
+Answer = tuple[dict[str, Any], list[str]]
+"""A job as JSON, while it runs with its ``progress``, and the files that it left."""
+
+STOCK = {"plan": 1}
+_JOB = TypeAdapter(Job)
+
+
+class Endpoints:
+    """The functions behind the endpoints.
+
+    Args:
+        service: What runs the jobs.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def generate(
+        self,
+        request: gr.Request,
+        settings: dict[str, Any],
+        plan: dict[str, Any] | None = None,
+        *files: str | None,
+    ) -> Iterator[Answer]:
+        """Make a picture or clip. Streams the job until it has ended; its files come last.
+
+        Args:
+            request: Who asks.
+            settings: Fields of a request: ``prompt``, ``model``, ``seed``, ``steps``, ….
+            plan: As ``Plan.to_dict`` writes it; by default the stock pipeline.
+            files: The files of ``image``, ``mask``, ``control`` and ``lora``.
+        """
+        yield from self._run(request, settings, plan, files, {})
+
+    def compare(
+        self,
+        request: gr.Request,
+        settings: dict[str, Any],
+        plan: dict[str, Any] | None = None,
+        repeats: int = 3,
+        *files: str | None,
+    ) -> Iterator[Answer]:
+        """Measure a plan against the stock pipeline. Streams the job until it has ended.
+
+        Args:
+            request: Who asks.
+            settings: Fields of a request.
+            plan: As ``Plan.to_dict`` writes it.
+            repeats: Timed runs of each side, 1 to 20.
+            files: The files of ``image``, ``mask``, ``control`` and ``lora``.
+        """
+        yield from self._run(
+            request, settings, plan, files, {"kind": "compare", "repeats": int(repeats)}
+        )
+
+    def status(self, request: gr.Request, job: str) -> Answer:
+        """A job as it is now, by its id, and the files that it left."""
+        with refusals():
+            return self._answer(self.service.job(owner_of(request), job))
+
+    def cancel(self, request: gr.Request, job: str) -> dict[str, Any]:
+        """Stop a job, by its id: a waiting one at once, a running one within a step."""
+        with refusals():
+            return as_json(self.service.cancel(owner_of(request), job))
+
+    def methods(self, model: str = "") -> list[dict[str, Any]]:
+        """Every method with its fields; of a model also why it does not fit (``unfit``)."""
+        with refusals():
+            unfit = self.service.fits(model).methods if model else {}
+        return [
+            {**described(kind), **({"unfit": unfit.get(name)} if model else {})}
+            for name, kind in methods().items()
+        ]
+
+    def _run(
+        self,
+        request: gr.Request,
+        settings: Mapping[str, Any],
+        plan: Mapping[str, Any] | None,
+        files: tuple[str | None, ...],
+        more: Mapping[str, Any],
+    ) -> Iterator[Answer]:
+        owner = owner_of(request)
+        with refusals():
+            uploads = stored(self.service, owner, dict(zip(FILES, files, strict=False)))
+            asked = make(Request, {**settings, **uploads}, where="").to_dict()
+            chosen = Plan.from_dict(plan or STOCK).to_dict()
+            spec = Spec(request=asked, plan=chosen, title=title_of(chosen), **more)
+            job = self.service.submit(owner, [spec])[0]
+            for now in self.service.watch(owner, job.id):
+                if isinstance(now, Progress):
+                    yield {**as_json(job), "progress": _plain(now)}, []
+                else:
+                    job = now
+                    yield self._answer(job)
+
+    def _answer(self, job: Job) -> Answer:
+        roles = () if job.result is None else job.result.files
+        return as_json(job), [str(self.service.file(job.owner, job.id, role)) for role in roles]
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """A job as JSON types."""
+    found: dict[str, Any] = _JOB.dump_python(job, mode="json")
+    return found
+
+
+def _plain(now: Progress) -> dict[str, Any]:
+    names = ("phase", "step", "total", "skipped", "seconds", "eta", "note")
+    return {name: getattr(now, name) for name in names}
+
+
+def add(service: Service) -> None:
+    """Add the endpoints to the present block; nothing of them is seen."""
+    ends = Endpoints(service)
+    with gr.Column(visible=False):
+        settings, plan = gr.JSON(label="settings"), gr.JSON(label="plan")
+        repeats = gr.Number(value=3, precision=0, label="repeats")
+        files = [gr.File(label=name) for name in FILES]
+        name, model = gr.Textbox(label="job"), gr.Textbox(label="model")
+        job, found = gr.JSON(label="job"), gr.JSON(label="methods")
+        left = gr.File(file_count="multiple", label="files")
+        trigger = gr.Button()
+    inputs = {
+        "generate": ([settings, plan, *files], [job, left]),
+        "compare": ([settings, plan, repeats, *files], [job, left]),
+        "status": ([name], [job, left]),
+        "cancel": ([name], [job]),
+        "methods": ([model], [found]),
+    }
+    for what, (given, answers) in inputs.items():
+        trigger.click(getattr(ends, what), given, answers, api_name=what, concurrency_limit=None)

@@ -1,0 +1,95 @@
+"""What the events of all pages share: whose they are, and how a job is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from accel.errors import AccelError
+from app.serve.jobs import ENDED, Job, Progress, Spec
+from app.ui import forms, parts
+from app.ui.words import Language
+
+if TYPE_CHECKING:
+    from app.serve.service import Service
+
+LOCAL = "local"
+"""The owner where there is no login."""
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Of an event that shows its own progress, and is no endpoint."""
+LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+"""Of an event that follows a job: the service's own queue does the admission."""
+
+View = dict[str, Any]
+"""What a page shows, by the name of its component; what is not in it stays as it is."""
+
+
+def owner_of(request: gr.Request | None) -> str:
+    """The login name of who sent a request."""
+    return (request.username if request else None) or LOCAL
+
+
+def stored(service: Service, owner: str, values: Mapping[str, Any]) -> dict[str, Path]:
+    """Keep the files of a form as uploads of an owner; their new paths by field.
+
+    Raises:
+        BadInput: If one is too large, or of a kind that is not taken.
+        NotWritten: If the disk is full.
+    """
+    given = {name: Path(values[name]) for name in forms.FILES if values.get(name)}
+    return {name: service.upload(owner, path.name, path) for name, path in given.items()}
+
+
+def compared(spec: Spec, repeats: int = 3) -> Spec:
+    """The comparison of a job's picture with the stock pipeline's."""
+    return spec.model_copy(update={"kind": "compare", "repeats": repeats, "against": None})
+
+
+def follow(service: Service, owner: str, id: str, language: Language) -> Iterator[View]:
+    """What to show while a job waits and runs, and once when it has ended.
+
+    Ends by itself; what is wrong (the job is gone) is shown as well.
+    """
+    try:
+        for now in service.watch(owner, id):
+            if isinstance(now, Job):
+                yield of_job(now, language, service.paused)
+            else:
+                yield of_progress(now, language)
+    except AccelError as error:
+        yield refused(error)
+
+
+def refused(error: Exception) -> View:
+    """What to show of an error."""
+    return {"progress": "", "preview": "", "banner": parts.error(str(error)), "runs": False}
+
+
+def of_progress(now: Progress, language: Language) -> View:
+    """What to show while a job runs."""
+    view: View = {"progress": parts.progress(now, language), "runs": True}
+    if now.preview is not None:
+        view["preview"] = parts.preview(now.preview, language)
+    return view
+
+
+def of_job(job: Job, language: Language, paused: str | None = None) -> View:
+    """What to show of a job that waits, starts or has ended."""
+    if job.state == "queued":
+        text = parts.waiting(job, language) + parts.note(paused)
+        return {"progress": text, "preview": "", "runs": True}
+    if job.state not in ENDED:
+        return {"progress": parts.progress(Progress(job.id, "loading"), language), "runs": True}
+    result = job.result
+    return {
+        "progress": "",
+        "preview": "",
+        "runs": False,
+        "badge": parts.badge(result, language),
+        "banner": parts.outcome(job, language) + parts.banner(result, language),
+        "timeline": parts.timeline(result, language),
+        "job": job,
+    }

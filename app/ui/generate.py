@@ -1,0 +1,543 @@
+"""The page *Generate*: settings, a run with its preview, the picture and what was done for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import gradio as gr
+
+from accel.errors import AccelError, BadInput
+from accel.plan import PRESETS, Plan
+from app import clips
+from app.serve.folders import Folders
+from app.serve.jobs import Job, Kind, ModelInfo, Spec
+from app.ui import forms, knobs, parts, roundtrip
+from app.ui.events import LIVE, QUIET, View, compared, follow, owner_of, refused, stored
+from app.ui.words import Language, labelled, language_for, number, say, t
+
+if TYPE_CHECKING:
+    from gradio.components import Component
+
+    from app.serve.service import Service
+
+Updates = dict[Any, Any]
+"""New values and properties, by component."""
+
+PLACES = ("variant", "revision")
+"""Fields of a request that are for the command line: the server refuses them."""
+WIDGETS = tuple(name for name in forms.NAMES if name not in PLACES)
+OWN = {
+    "negative": "negative_prompt",
+    "steps": "num_inference_steps",
+    "width": "width",
+    "height": "height",
+    "frames": "num_frames",
+    "guidance": "guidance_scale",
+}
+"""The model's own call arguments, which an empty widget leaves as they are."""
+NEEDS = {
+    "negative": "negative",
+    "negative_empty": "negative",
+    "guidance": "guidance",
+    "frames": "frames",
+    "fps": "frames",
+    "image": "image",
+    "strength": "image",
+    "mask": "mask",
+    "control": "control",
+    "controlnet": "control",
+    "lora": "lora",
+}
+"""What a model must take for a widget to be of use."""
+CLEARED: View = {"picture": None, "film": None, "badge": "", "banner": "", "timeline": ""}
+BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "copy-python"}
+"""What may be done with a result, with the id of its button."""
+CLIPBOARD = "(text) => navigator.clipboard?.writeText(text)"
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page's components, and what its events do.
+
+    Attributes:
+        service: What runs the jobs.
+        fields: The settings, by the names in ``WIDGETS`` and in that order.
+        shown: What is shown of a run, by the names of a ``View``, and the buttons below it.
+        redraw: Holds the knobs as they were when a method was last added or taken away.
+        watching: Id of the job that is shown, kept in the browser.
+    """
+
+    service: Service
+    fields: dict[str, Component]
+    shown: dict[str, Component]
+    redraw: Component
+    watching: gr.BrowserState
+
+    @property
+    def inputs(self) -> list[Component]:
+        """The settings as inputs of an event."""
+        return list(self.fields.values())
+
+    @property
+    def outputs(self) -> list[Component]:
+        """All that an event of this page may change."""
+        return [*self.fields.values(), *self.shown.values(), self.redraw, self.watching]
+
+    def spec(self, owner: str, values: tuple[Any, ...], kind: Kind = "generate") -> Spec:
+        """What the settings ask for; files are kept as uploads of the owner."""
+        named = dict(zip(WIDGETS, values, strict=True))
+        return forms.spec_of(named, kind=kind, files=stored(self.service, owner, named))
+
+    # what events do
+
+    def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
+        """Submit what the settings say, and show it until it has ended."""
+        owner = owner_of(request)
+        try:
+            job = self.service.submit(owner, [self.spec(owner, values)])[0]
+        except AccelError as error:
+            yield self._updates(refused(error), owner)
+            return
+        yield {self.watching: job.id, **self._updates({**CLEARED, "runs": True}, owner)}
+        yield from self._followed(owner, job.id, language_for(request))
+
+    def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
+        """After a reload: show the latest job and its settings again, and go on watching it."""
+        owner = owner_of(request)
+        try:
+            job = self.service.job(owner, watching or "")
+            yield self.loaded(job.spec)
+        except AccelError:
+            yield {self.watching: None}
+            return
+        yield from self._followed(owner, job.id, language_for(request))
+
+    def _followed(self, owner: str, id: str, language: Language) -> Iterator[Updates]:
+        for view in follow(self.service, owner, id, language):
+            yield self._updates(view, owner)
+
+    def stop(self, watching: str | None, request: gr.Request) -> Updates:
+        """Stop the job that is watched."""
+        try:
+            self.service.cancel(owner_of(request), watching or "")
+        except AccelError as error:
+            return self._updates(refused(error), owner_of(request))
+        return {self.shown["stop"]: gr.Button(interactive=False)}
+
+    def loaded(self, spec: Spec) -> Updates:
+        """The settings of a job, put into the widgets; its files are shown from copies.
+
+        Raises:
+            BadInput: If its model is not offered here.
+        """
+        offered = [info.name for info in self.service.models()]
+        values = forms.values_of(spec)
+        if values["model"] not in offered:
+            raise BadInput(
+                f"It was made by {values['model']}, which is not offered here: let the server be "
+                f"started with --model {values['model']}."
+            )
+        for name in forms.FILES:
+            if values[name] is not None and Path(values[name]).is_file():
+                values[name] = cached(self.fields[name], values[name])
+        return {
+            **{self.fields[name]: values[name] for name in WIDGETS},
+            self.redraw: values["knobs"],
+        }
+
+    def restore(self, path: str | None, request: gr.Request) -> Updates:
+        """The settings that are in a file."""
+        if path is None:
+            return {self.shown["restored"]: ""}
+        owner, language = owner_of(request), language_for(request)
+        try:
+            spec, made = roundtrip.from_file(Path(path))
+            lost = roundtrip.lost(made, Folders(self.service.folder).uploads(owner))
+            left = {name: value for name, value in spec.request.items() if name not in lost}
+            updates = self.loaded(spec.model_copy(update={"request": left}))
+        except AccelError as error:
+            return {self.shown["restored"]: parts.error(str(error))}
+        names = ", ".join(f"{name} ({Path(made.request[name]).name})" for name in lost)
+        told = say("generate_restored", language, name=Path(path).name)
+        missing = say("generate_lost", language, names=names) if lost else ""
+        return {**updates, self.shown["restored"]: parts.note(told) + parts.error(missing)}
+
+    def preset(self, goal: str, text: str) -> Updates:
+        """A goal that was chosen, put into the knobs."""
+        if goal == forms.CUSTOM:
+            return {self.redraw: text}
+        now = knobs.shown(Plan.preset(goal))
+        return {self.fields["knobs"]: now, self.redraw: now}
+
+    def adapt(self, model: str) -> Updates:
+        """Widgets that a model has no use for are greyed out; empty ones show its own values."""
+        info = next((one for one in self.service.models() if one.name == model), None)
+        if info is None:
+            return {}
+        updates: Updates = {}
+        for name, wanted in NEEDS.items():
+            updates[self.fields[name]] = {"interactive": wanted in info.inputs}
+        for name, argument in OWN.items():
+            own = info.call.get("true_cfg_scale") if name == "guidance" else None
+            own = info.call.get(argument) if own is None else own
+            found = updates.setdefault(self.fields[name], {})
+            found["placeholder"] = "" if own is None else str(own)
+        return {one: gr.update(**changes) for one, changes in updates.items()}
+
+    def emptied(self, model: str) -> Updates:
+        """What another model has no use for is emptied when a person chooses that model."""
+        info = next((one for one in self.service.models() if one.name == model), None)
+        takes = () if info is None else info.inputs
+        empty = {"negative": "", "negative_empty": False, "controlnet": "", "fps": 16}
+        return {
+            self.fields[name]: empty.get(name)
+            for name, wanted in NEEDS.items()
+            if wanted not in takes
+        }
+
+    def captions(self, model: str, request: gr.Request) -> Updates:
+        """The goals with what was measured of them on this machine."""
+        language = language_for(request)
+        found = captions(self.service, model, language)
+        missing = any(goal not in self.service.figures(model) for goal in PRESETS)
+        return {
+            self.fields["goal"]: gr.update(choices=found),
+            self.shown["measure"]: gr.update(visible=missing),
+        }
+
+    def measure(self, model: str, request: gr.Request) -> Iterator[Updates]:
+        """Measure the presets on a model, and show the figures when they are there."""
+        owner, language = owner_of(request), language_for(request)
+        button = self.shown["measure"]
+        try:
+            job = self.service.measure(owner, model)
+        except AccelError as error:
+            yield {self.shown["measuring"]: parts.error(str(error))}
+            return
+        yield {button: gr.update(interactive=False)}
+        for view in follow(self.service, owner, job.id, language):
+            yield {self.shown["measuring"]: view["progress"] + view.get("banner", "")}
+        yield {button: gr.update(interactive=True), **self.captions(model, request)}
+
+    def measure_first(self, model: str, request: gr.Request) -> Iterator[Updates]:
+        """Measure the presets of a model once, when a first picture of it has been made."""
+        jobs = self.service.history(owner_of(request), limit=500)
+        asked = any(
+            job.spec.kind == "measure" and job.spec.request.get("model") == model for job in jobs
+        )
+        if not asked and not self.service.figures(model):
+            yield from self.measure(model, request)
+
+    def cli(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
+        """The job that is shown, or else the settings, as a command."""
+        return self._copied(roundtrip.as_cli, "shell", watching, owner_of(request), values)
+
+    def python(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
+        """The job that is shown, or else the settings, as Python."""
+        return self._copied(roundtrip.as_python, "python", watching, owner_of(request), values)
+
+    def _copied(
+        self,
+        write: Callable[[Spec], str],
+        language: Literal["shell", "python"],
+        watching: str | None,
+        owner: str,
+        values: tuple[Any, ...],
+    ) -> Updates:
+        try:
+            spec = self.service.job(owner, watching).spec if watching else self.spec(owner, values)
+            text = write(spec)
+        except AccelError as error:
+            return self._updates(refused(error), owner)
+        return {self.shown["copied"]: gr.Code(value=text, language=language, visible=True)}
+
+    def comparison(self, watching: str | None, request: gr.Request) -> Spec:
+        """The comparison of the job that is shown with the stock pipeline.
+
+        Raises:
+            NoSuchJob: If none is shown.
+        """
+        return compared(self.service.job(owner_of(request), watching or "").spec)
+
+    def _updates(self, view: View, owner: str) -> Updates:
+        """A view on the components of this page."""
+        updates: Updates = {
+            self.shown[name]: value for name, value in view.items() if name in self.shown
+        }
+        if "runs" in view:
+            updates[self.shown["run"]] = gr.Button(interactive=not view["runs"])
+            updates[self.shown["stop"]] = gr.Button(interactive=view["runs"])
+        if "job" in view:
+            updates |= self._result(view["job"], owner)
+        return updates
+
+    def _result(self, job: Job, owner: str) -> Updates:
+        path = picture_of(self.service, job, owner)
+        film = path is not None and path.suffix == clips.CLIP
+        whole = job.result is not None
+        return {
+            self.shown["picture"]: gr.Image(value=None if film else path, visible=not film),
+            self.shown["film"]: gr.Video(value=path if film else None, visible=film),
+            self.fields["seed"]: str(job.spec.request["seed"]),
+            **{self.shown[name]: gr.Button(interactive=whole) for name in BUTTONS},
+        }
+
+
+def controlnets(service: Service) -> list[str]:
+    """What the server offers beside the models that draw."""
+    drawing = {info.name for info in service.models()}
+    return [name for name in service.limits.models if name not in drawing]
+
+
+def picture_of(service: Service, job: Job, owner: str) -> Path | None:
+    """The picture or clip of a job, if it left one."""
+    if job.result is None or "picture" not in job.result.files:
+        return None
+    return service.file(owner, job.id, "picture")
+
+
+def cached(component: Component, path: str) -> str:
+    """A copy of an upload where Gradio may show it from."""
+    from gradio.processing_utils import save_file_to_cache
+
+    return save_file_to_cache(path, cache_dir=component.GRADIO_CACHE)
+
+
+def captions(service: Service, model: str, language: Language) -> list[tuple[str, str]]:
+    """The goals as choices: what each does to a model on this machine, and its value."""
+    figures = service.figures(model)
+    found = []
+    for goal in forms.GOALS:
+        name = say(f"generate_{goal}", language)
+        figure = figures.get(goal)
+        if figure is not None:
+            ssim = figure.quality.get("ssim", 1.0)
+            name = say(
+                "generate_measured",
+                language,
+                name=name,
+                ratio=parts.speedup(figure.speedup, language),
+                ssim=ssim if isinstance(ssim, str) else number(ssim, 3, language),
+                measured=figure.speedup.measured[:10],
+            )
+        elif goal in PRESETS:
+            name = say("generate_unmeasured", language, name=name)
+        found.append((name, goal))
+    return found
+
+
+# the components
+
+
+def tab(service: Service) -> Page:
+    """The page; it is drawn inside of the present block."""
+    watching = gr.BrowserState(None, storage_key="accel-watching", secret="accel")
+    redraw = _kept(Plan(), "knobs-drawn")
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            fields, shown = _settings(service, redraw)
+        with gr.Column(scale=6, min_width=320):
+            shown |= _shown()
+    page = Page(service, {name: fields[name] for name in WIDGETS}, shown, redraw, watching)
+    _wire(page)
+    return page
+
+
+def _kept(plan: Plan, elem_id: str) -> Component:
+    """A text that the browser keeps, and nobody sees."""
+    return gr.Textbox(
+        value=knobs.shown(plan), visible="hidden", elem_id=elem_id, label=t("generate_knobs")
+    )
+
+
+Parts = dict[str, "Component"]
+
+
+def _settings(service: Service, redraw: Component) -> tuple[Parts, Parts]:
+    """The left side: settings, and the buttons among them."""
+    fields, shown = _asked(service)
+    with gr.Accordion(t("generate_inputs"), open=False, elem_id="inputs"):
+        fields |= _pictures(controlnets(service))
+    with gr.Accordion(t("generate_more"), open=False, elem_id="more"):
+        fields |= _more()
+    with gr.Accordion(t("generate_knobs"), open=False, elem_id="knobs") as folded:
+        gr.Markdown(t("generate_knobs_intro"))
+        fields["knobs"] = _kept(Plan.preset("balanced"), "knobs-text")
+        _draw_knobs(service, fields, redraw, folded)
+    shown["drop"] = gr.File(
+        file_types=[".png", ".mp4", ".json"],
+        height=110,
+        elem_id="drop",
+        label=t("generate_drop"),
+    )
+    gr.Markdown(t("generate_drop_help"))
+    shown["restored"] = gr.HTML(elem_id="restored")
+    return fields, shown
+
+
+def _asked(service: Service) -> tuple[Parts, Parts]:
+    """What every run needs."""
+    models = service.models()
+    fields: Parts = {
+        "prompt": gr.Textbox(
+            value=say("generate_example"), lines=2, elem_id="prompt", **labelled("generate_prompt")
+        )
+    }
+    with gr.Row():
+        run = gr.Button(t("generate_run"), variant="primary", elem_id="generate")
+        stop = gr.Button(t("generate_stop"), interactive=False, elem_id="stop")
+    fields["goal"] = gr.Radio(
+        captions(service, models[0].name, "en"),
+        value="balanced",
+        elem_id="goal",
+        **labelled("generate_goal"),
+    )
+    measure = gr.Button(t("generate_measure"), size="sm", elem_id="measure")
+    measuring = gr.HTML(elem_id="measuring")
+    fields["model"] = gr.Dropdown(
+        [(_named(one), one.name) for one in models],
+        value=models[0].name,
+        elem_id="model",
+        **labelled("generate_model"),
+    )
+    with gr.Row():
+        fields["seed"] = gr.Textbox(
+            elem_id="seed", placeholder=t("generate_drawn"), **labelled("generate_seed")
+        )
+        fields["seed_lock"] = gr.Checkbox(elem_id="seed-lock", **labelled("generate_seed_lock"))
+    with gr.Row():
+        fields |= {name: _whole(name) for name in ("steps", "width", "height", "frames")}
+    fields["guidance"] = gr.Number(elem_id="guidance", step=0.5, **labelled("generate_guidance"))
+    fields["negative"] = gr.Textbox(elem_id="negative", **labelled("generate_negative"))
+    return fields, {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
+
+
+def _named(info: ModelInfo) -> str:
+    """A model with the size of its files."""
+    size = "" if info.bytes is None else f" ({info.bytes / 1e6:.0f} MB)"
+    return f"{info.name}{size}"
+
+
+def _whole(name: str) -> Component:
+    return gr.Number(
+        value=None, precision=0, elem_id=name, min_width=110, **labelled(f"generate_{name}")
+    )
+
+
+def _pictures(controlnets: Sequence[str]) -> Parts:
+    """Files that go in. Pictures are taken as they are: as files, in their own mode."""
+    fields: Parts = {}
+    with gr.Row():
+        for name in ("image", "mask", "control"):
+            with gr.Column(min_width=160):
+                fields[name] = gr.Image(
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    height=200,
+                    elem_id=name,
+                    label=t(f"generate_{name}"),
+                )
+                gr.Markdown(t(f"generate_{name}_help"))
+    fields["strength"] = gr.Number(
+        value=None, step=0.05, elem_id="strength", **labelled("generate_strength")
+    )
+    fields["controlnet"] = gr.Dropdown(
+        [(t("generate_none"), ""), *((name, name) for name in controlnets)],
+        value="",
+        elem_id="controlnet",
+        **labelled("generate_controlnet"),
+    )
+    fields["lora"] = gr.File(
+        file_types=[".safetensors"], elem_id="lora", label=t("generate_lora"), height=120
+    )
+    gr.Markdown(t("generate_lora_help"))
+    return fields
+
+
+def _more() -> Parts:
+    return {
+        "negative_empty": gr.Checkbox(
+            elem_id="negative-empty", **labelled("generate_negative_empty")
+        ),
+        "fps": gr.Number(value=16, precision=0, elem_id="fps", **labelled("generate_fps")),
+        "device": gr.Textbox(elem_id="device", **labelled("generate_device")),
+        "dtype": gr.Dropdown(
+            list(forms.DTYPES), value=forms.DEFAULT, elem_id="dtype", **labelled("generate_dtype")
+        ),
+        "compile": gr.Dropdown(
+            list(forms.SWITCH),
+            value=forms.DEFAULT,
+            elem_id="compile",
+            **labelled("generate_compile"),
+        ),
+    }
+
+
+def _draw_knobs(service: Service, fields: Parts, redraw: Component, folded: gr.Accordion) -> None:
+    model, text, goal = fields["model"], fields["knobs"], fields["goal"]
+
+    @gr.render(
+        inputs=[model, text],
+        triggers=[folded.expand, redraw.change, model.change],
+        show_progress="hidden",
+        concurrency_limit=None,
+    )
+    def draw(model_name: str, now: str) -> None:
+        try:
+            knobs.draw(now, service.fits(model_name), (text, redraw, goal))
+        except AccelError as error:
+            gr.HTML(parts.error(str(error)))
+
+
+def _shown() -> Parts:
+    """The right side: what is shown of a run."""
+    shown: Parts = {
+        "progress": gr.HTML(elem_id="progress"),
+        "preview": gr.HTML(elem_id="preview"),
+    }
+    with gr.Column(elem_id="result"):
+        shown["picture"] = gr.Image(
+            type="filepath",
+            interactive=False,
+            format="png",
+            buttons=["download", "fullscreen"],
+            label=t("generate_result"),
+        )
+        shown["film"] = gr.Video(
+            interactive=False, visible=False, loop=True, label=t("generate_clip")
+        )
+        gr.Markdown(t("generate_result_help"))
+    shown["badge"] = gr.HTML(elem_id="badge")
+    shown["banner"] = gr.HTML(elem_id="banner")
+    with gr.Row():
+        for name, elem_id in BUTTONS.items():
+            shown[name] = gr.Button(
+                t(f"generate_{name}"), interactive=False, size="sm", elem_id=elem_id
+            )
+    shown["copied"] = gr.Code(
+        visible=False, interactive=False, elem_id="copied", label=t("generate_copied")
+    )
+    shown["timeline"] = gr.HTML(elem_id="timeline")
+    return shown
+
+
+def _wire(page: Page) -> None:
+    shown, fields, outputs = page.shown, page.fields, page.outputs
+    model, goal = fields["model"], fields["goal"]
+    ran = shown["run"].click(page.run, page.inputs, outputs, **LIVE)
+    ran.then(page.measure_first, model, outputs, **LIVE)
+    shown["stop"].click(page.stop, page.watching, outputs, **LIVE)
+    shown["measure"].click(page.measure, model, outputs, **LIVE)
+    shown["drop"].upload(page.restore, shown["drop"], outputs, **QUIET)
+    goal.input(page.preset, [goal, fields["knobs"]], outputs, **QUIET)
+    model.change(page.adapt, model, outputs, **QUIET)
+    model.change(page.captions, model, outputs, **QUIET)
+    model.input(page.emptied, model, outputs, **QUIET)
+    copies = {"copy_cli": page.cli, "copy_python": page.python}
+    for name, copy in copies.items():
+        done = shown[name].click(copy, [page.watching, *page.inputs], outputs, **QUIET)
+        done.then(fn=None, inputs=shown["copied"], js=CLIPBOARD, api_visibility="private")
