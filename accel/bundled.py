@@ -10,6 +10,9 @@ from accel.errors import BadInput, BadModel
 
 HERE = Path(__file__).parent
 
+UNREADABLE = (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a header of safetensors raises that is something else, or damaged."""
+
 
 def root() -> Path:
     """The folder of assets: inside the package in a wheel, beside it in a checkout."""
@@ -126,9 +129,9 @@ def check_safetensors(path: Path) -> None:
             header = json.loads(file.read(length)) if 0 < length < size else None
         assert header is not None
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (AssertionError, ValueError, KeyError, UnicodeDecodeError) as error:
+        needed = 8 + length + max(ends, default=0)
+    except UNREADABLE as error:
         raise BadModel(f"{path} has no readable header: download or copy it again.") from error
-    needed = 8 + length + max(ends, default=0)
     if size != needed:
         raise BadModel(
             f"{path} has {size} bytes where its header promises {needed}: it is truncated. "

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from accel.attach import Run
 from accel.errors import BadInput
 from accel.plan import Plan
 from accel.report import Report
@@ -133,8 +135,9 @@ def compare(given: Given) -> None:
     folder = target.out or Path(f"compare-{slug(request.prompt)}-{request.seed}")
     check_folder(folder, [*NAMES, REPORT, *FILMS], target.overwrite)
     session = Session.open(request.source)
-    found = measure(session, request, plan, repeats, _title(choice))
-    files = _files(session, request, plan, found)
+    with Bar() as bar:
+        found = measure(session, request, plan, repeats, _title(choice), bar)
+    files = documents(session, request, plan, found)
     folder.mkdir(exist_ok=True)
     write({folder / name: content for name, content in files.items()})
     for name in {*NAMES, *FILMS} - files.keys():  # of another comparison, written over
@@ -144,35 +147,79 @@ def compare(given: Given) -> None:
     print_result(style, [folder / name for name in files], json.loads(files[REPORT]))
 
 
+class Show(Protocol):
+    """Shows runs while they go."""
+
+    def follow(self, run: Run, label: str) -> None:
+        """Show the steps of one run."""
+        ...
+
+    def count(self, label: str, total: int) -> Callable[[], None]:
+        """Show how many of several runs are done; returns what is called after each."""
+        ...
+
+
 def measure(
-    session: Session, request: Request, plan: Plan, repeats: Repeats, title: str
+    session: Session, request: Request, plan: Plan, repeats: Repeats, title: str, show: Show
 ) -> Comparison:
-    """Run both sides, and say how near their pictures are.
+    """Run both sides, and say how near their pictures are."""
+    stock, fast = sides(session, request, [("stock", None), (title, plan)], repeats, show)
+    return comparison(request, title, stock, fast)
+
+
+def sides(
+    session: Session,
+    request: Request,
+    plans: Sequence[tuple[str, Plan | None]],
+    repeats: Repeats,
+    show: Show,
+) -> list[Side]:
+    """Run some plans in turns, each after its warm-up.
 
     The warm-up is followed step by step; while the clock runs, nothing is drawn.
+
+    Args:
+        session: With the model of the request.
+        request: With a seed.
+        plans: Titles and plans; ``None`` is the stock pipeline, timed with nothing attached.
+        repeats: How often each runs.
+        show: What shows it.
     """
-    with Bar() as bar:
-        for index in range(repeats.warmup):
-            label = f"warm-up {index + 1}/{repeats.warmup}"
-            stock, fast = (
-                session.run(request, what, partial(bar.follow, label=f"{label} {who}"), memory=True)
-                for what, who in ((Plan(), "stock"), (plan, title))
+    outcomes: list[Outcome] = []
+    for index in range(repeats.warmup):
+        label = f"warm-up {index + 1}/{repeats.warmup}"
+        outcomes = [
+            session.run(
+                request, plan or Plan(), partial(show.follow, label=f"{label} {who}"), memory=True
             )
-        done = bar.count("timed runs", 2 * repeats.repeats)
-        seconds: tuple[list[float], list[float]] = ([], [])
-        sides = (partial(session.bare, request), partial(session.run, request, plan))
-        for index in range(repeats.repeats):
-            for side in (0, 1) if index % 2 == 0 else (1, 0):
-                seconds[side].append(sides[side]().seconds)
-                done()
-    both = stock.pictures, fast.pictures
+            for who, plan in plans
+        ]
+    done = show.count("timed runs", len(plans) * repeats.repeats)
+    seconds: list[list[float]] = [[] for _ in plans]
+    runs = [
+        partial(session.bare, request) if plan is None else partial(session.run, request, plan)
+        for _, plan in plans
+    ]
+    for index in range(repeats.repeats):
+        for turn in range(len(plans))[:: 1 if index % 2 == 0 else -1]:
+            seconds[turn].append(runs[turn]().seconds)
+            done()
+    return [
+        Side(outcome, Timing(tuple(each))) for outcome, each in zip(outcomes, seconds, strict=True)
+    ]
+
+
+def comparison(request: Request, title: str, stock: Side, fast: Side) -> Comparison:
+    """What is between two sides of a request that were timed equally often."""
+    both = stock.outcome.pictures, fast.outcome.pictures
+    clip = stock.outcome.clip
     return Comparison(
         title,
-        Side(stock, Timing(tuple(seconds[0]))),
-        Side(fast, Timing(tuple(seconds[1]))),
+        stock,
+        fast,
         nearness.measure(*both),
-        nearness.by_frame(*both) if stock.clip else {},
-        nearness.motion(request.prompt, both) if stock.clip else [],
+        nearness.by_frame(*both) if clip else {},
+        nearness.motion(request.prompt, both) if clip else [],
     )
 
 
@@ -181,7 +228,10 @@ def _title(choice: Choice) -> str:
     return f"{name}, changed" if choice.changes and name != "custom plan" else name
 
 
-def _files(session: Session, request: Request, plan: Plan, found: Comparison) -> dict[str, bytes]:
+def documents(
+    session: Session, request: Request, plan: Plan, found: Comparison
+) -> dict[str, bytes]:
+    """The files of a comparison, by name."""
     from accel.quality import difference
 
     stock, fast = found.baseline.outcome, found.accelerated.outcome
@@ -194,9 +244,9 @@ def _files(session: Session, request: Request, plan: Plan, found: Comparison) ->
         both = clips.files(Path(f"{who}{suffix}"), side.pictures, record, request.fps)
         written |= {path.name: content for path, content in both.items()}
     return written | {
-        "difference.png": _png(amplified),
-        "sheet.png": _png(draw(request.prompt, found, amplified, GAIN, _place(made))),
-        "timeline.png": _png(found.accelerated.report.timeline()),
+        "difference.png": png(amplified),
+        "sheet.png": png(draw(request.prompt, found, amplified, GAIN, _place(made))),
+        "timeline.png": png(found.accelerated.report.timeline()),
         REPORT: json.dumps(_document(found, made), indent=2, allow_nan=False).encode(),
     }
 
@@ -224,8 +274,8 @@ def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
     return {
         "ratio": found.ratio,
         "ratios": list(found.ratios),
-        "quality": {name: _plain(value) for name, value in found.quality.items()},
-        "frames": {name: [_plain(v) for v in values] for name, values in found.frames.items()},
+        "quality": {name: plain(value) for name, value in found.quality.items()},
+        "frames": {name: [plain(v) for v in values] for name, values in found.frames.items()},
         "motion": dict(zip(sides, found.motion, strict=False)),
         **{
             name: {"seconds": side.timing.to_dict(), "report": side.report.to_dict()}
@@ -235,12 +285,13 @@ def _document(found: Comparison, made: metadata.Record) -> dict[str, Any]:
     }
 
 
-def _plain(value: float | str) -> float | str:
+def plain(value: float | str) -> float | str:
     """A figure that JSON can hold."""
     return "equal" if value == float("inf") else value
 
 
-def _png(picture: Image.Image) -> bytes:
+def png(picture: Image.Image) -> bytes:
+    """A picture as a PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()

@@ -101,6 +101,9 @@ def _likeness(example: Example, made: Record, outcome: Outcome, plan: Plan) -> d
     if not made.asks_like(before) or plan != Plan.from_dict(before.plan):
         say(f"like {path}, with other options: not compared")
         return {"compared": False}
+    if before.result.partial:
+        say(f"{path} was stopped after {before.result.steps} steps: not compared")
+        return {"compared": False}
     differences = before.fingerprint.differences(made.fingerprint)
     equal = made.pixels == before.pixels
     found = {"compared": True, "identical": equal, "differences": differences}

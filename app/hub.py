@@ -34,8 +34,8 @@ def fetch_pipeline(name: str, revision: str | None, variant: str | None) -> Path
         "use_safetensors": True,
         "trust_remote_code": False,
     }
-    cached = _cached(name, revision, "model_index.json")
-    if cached is not None and _whole(cached):
+    cached = cached_pipeline(name, revision)
+    if cached is not None:
         return cached
     info = _info(name, revision)
     say(f"downloading {name}: {_size(info.siblings, variant) / 1e9:.2f} GB into the hub cache")
@@ -43,6 +43,12 @@ def fetch_pipeline(name: str, revision: str | None, variant: str | None) -> Path
         return Path(DiffusionPipeline.download(name, **options))
     except Exception as error:
         raise _unreachable(name, error) from error
+
+
+def cached_pipeline(name: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub pipeline that is in the cache with all its parts, or ``None``."""
+    cached = _cached(name, revision, "model_index.json")
+    return cached if cached is not None and _whole(cached) else None
 
 
 def fetch_part(name: str, variant: str | None) -> Path:

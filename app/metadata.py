@@ -64,6 +64,7 @@ class Result(Entry):
     steps: int
     nfe: float
     verdicts: dict[str, dict[str, str]]
+    partial: bool = Field(False, description="whether it was stopped before its last step")
 
 
 class Record(Entry):
@@ -110,8 +111,10 @@ class Record(Entry):
         return self.inputs == other.inputs and _words(self.request) == _words(other.request)
 
 
-def record(request: Request, plan: Plan, model: Model, outcome: Outcome) -> Record:
-    """The record of a run."""
+def record(
+    request: Request, plan: Plan, model: Model, outcome: Outcome, *, partial: bool = False
+) -> Record:
+    """The record of a run; ``partial``: one that was stopped before its last step."""
     report = outcome.report
     assert report is not None
     told = report.to_dict()
@@ -127,6 +130,7 @@ def record(request: Request, plan: Plan, model: Model, outcome: Outcome) -> Reco
             steps=report.steps,
             nfe=report.nfe,
             verdicts=told["verdicts"],
+            partial=partial,
         ),
     )
 

@@ -49,8 +49,7 @@ def load(source: Source) -> Model:
 
     _quiet()
     device = device_of(source.device)
-    folder = find(source)
-    check_folder(folder)
+    folder = check(source)
     options = {**_options(source), "dtype": dtype_of(source, device)}
     pipe = _from(diffusers.DiffusionPipeline, folder, options)
     check_tokenizers(pipe, folder)
@@ -62,6 +61,18 @@ def load(source: Source) -> Model:
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     return Model(source, pipe, call_of(folder), fingerprint(folders))
+
+
+def check(source: Source) -> Path:
+    """The folder of a source's model, whose files are whole as far as their headers tell.
+
+    Raises:
+        BadInput: If there is none.
+        BadModel: Names the file that is missing or truncated; or the hub cannot be reached.
+    """
+    folder = find(source)
+    check_folder(folder)
+    return folder
 
 
 def find(source: Source) -> Path:
@@ -199,7 +210,7 @@ def fingerprint(folders: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for path in _files(folder):
+        for path in files(folder):
             digest.update(
                 f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode()
             )
@@ -208,7 +219,8 @@ def fingerprint(folders: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """The files that a model is loaded from: its weights, configs and vocabularies."""
     top = [folder / "model_index.json", folder / "config.json", *folder.glob("*.safetensors")]
     below = [
         path for path in folder.glob("*/*") if path.suffix in (".json", ".safetensors", ".txt")

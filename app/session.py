@@ -17,13 +17,14 @@ from accel.plan import Plan
 from accel.report import Report
 from app import models
 from app.call import arguments, recorded
-from app.compiling import Regions, parts_for
 from app.modes import parameters, pipeline_for
 from app.request import Request, Source
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+
+    from app.compiling import Regions
 
 Watch = Callable[[Run], None]
 
@@ -124,10 +125,12 @@ class Session:
 
     def _compile(self, request: Request, plan: Plan) -> None:
         """Before the plan is attached: its hooks go around the graphs."""
-        if self._regions is None and request.compile:
-            self._regions = Regions(self.model.pipe)
-        if self._regions is not None:
-            self._regions.put_on(parts_for(plan) if request.compile else None)
+        if self._regions is None and not request.compile:
+            return
+        from app.compiling import Regions, parts_for
+
+        self._regions = self._regions or Regions(self.model.pipe)
+        self._regions.put_on(parts_for(plan) if request.compile else None)
 
     def _call(
         self, pipe: Any, request: Request, call: dict[str, Any], report: Report | None

@@ -1,10 +1,48 @@
-"""Which methods fit a model, and which go together: one matrix."""
+"""Which methods fit a model, and which go together: found out by attaching them.
+
+A process of its own loads a model for that, so that neither a running job nor a damaged model gets
+in the way. What it finds out is kept for as long as model and versions stay the same.
+"""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from multiprocessing.connection import Connection
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from accel import errors
+from accel.errors import AccelError, BadModel
+from accel.plan import Plan, methods
+from app.request import Source
+from app.serve import catalogue
 from app.serve.jobs import Entry
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
+    from accel.attach import Accelerator
+    from app.serve.store import Store
+    from app.serve.worker import Opener
+    from app.session import Session
+
+LARGE = 2 * 2**30
+"""Bytes of a model's files from which on it is examined on the CPU, in bfloat16."""
+
+IDLE = 120.0
+"""Seconds without a question after which the process ends, and its memory is free again."""
+
+NICE = 10
 
 
 class Fits(Entry):
@@ -15,8 +53,8 @@ class Fits(Entry):
         pairs: Why two methods do not go together, by both names in order, joined by a space.
     """
 
-    methods: dict[str, str | None] = {}
-    pairs: dict[str, str] = {}
+    methods: dict[str, str | None] = Field(default_factory=dict)
+    pairs: dict[str, str] = Field(default_factory=dict)
 
     def reason(self, chosen: Iterable[str], candidate: str) -> str | None:
         """Why a method cannot be added to those that are chosen; ``None``: it can.
@@ -30,3 +68,187 @@ class Fits(Entry):
             return alone
         pairs = (" ".join(sorted((name, candidate))) for name in chosen if name != candidate)
         return next((self.pairs[pair] for pair in pairs if pair in self.pairs), None)
+
+
+class Answer(Entry):
+    """What the process found out.
+
+    Attributes:
+        error: Class name of an error of ours, or ``None``.
+        message: What it says.
+        fits: The matrix, if that was asked for.
+    """
+
+    error: str | None = None
+    message: str = ""
+    fits: Fits | None = None
+
+    def check(self) -> None:
+        """Raise the error that was found, if one was."""
+        if self.error is not None:
+            raise getattr(errors, self.error)(self.message)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Of a model: whether a plan fits it, or, without a plan, the whole matrix."""
+
+    source: Source
+    plan: dict[str, Any] | None = None
+
+
+class Examiner:
+    """Answers which methods fit, from what is kept or through its process.
+
+    Args:
+        store: Keeps what was found out.
+        opener: What loads a model, in the process.
+        device: Where requests run that name none.
+    """
+
+    def __init__(self, store: Store, opener: Opener, device: str | None = None) -> None:
+        self._store = store
+        self._opener = opener
+        self._device = device
+        self._lock = Lock()
+        self._process: BaseProcess | None = None
+        self._link: Connection | None = None
+
+    def fits(self, model: str) -> Fits:
+        """The matrix of a model, with the methods' default fields.
+
+        Raises:
+            BadModel: If it is not here, or cannot be loaded.
+        """
+        answer = self._answer(model, None)
+        answer.check()
+        assert answer.fits is not None
+        return answer.fits
+
+    def check(self, model: str, plan: Plan) -> None:
+        """Refuse a plan that cannot be put on a model.
+
+        A model that cannot be loaded is let pass: the job that needs it says so.
+
+        Raises:
+            Conflict: If two of its methods do not go together.
+            UnsupportedModel: If one does not fit.
+        """
+        if any(method.why_off() is None for method in plan):
+            answer = self._answer(model, plan.to_dict())
+            if answer.error != BadModel.__name__:
+                answer.check()
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._lock:
+            self._end()
+
+    def _answer(self, model: str, plan: dict[str, Any] | None) -> Answer:
+        name = f"fits {catalogue.signature(model)} {json.dumps(plan, sort_keys=True)}"
+        with self._lock:
+            known = self._store.fact(name)
+            if known is not None:
+                return Answer.model_validate_json(known)
+            answer = self._ask(model, plan)
+            if answer.error != BadModel.__name__:
+                self._store.keep(name, answer.model_dump_json())
+            return answer
+
+    def _ask(self, model: str, plan: dict[str, Any] | None) -> Answer:
+        if catalogue.folder(model) is None:
+            told = f"{model} is not here yet: make a picture with it, which downloads it."
+            return Answer(error=BadModel.__name__, message=told)
+        link = self._running()
+        try:
+            link.send(Question(self._source(model), plan))
+            answer: Answer = link.recv()
+        except (EOFError, OSError):
+            self._end()
+            told = f"{model} could not be examined: the process that loads it for that died."
+            return Answer(error=BadModel.__name__, message=told)
+        return answer
+
+    def _source(self, model: str) -> Source:
+        size = sum(path.stat().st_size for path in catalogue.files_of(model))
+        if size > LARGE:
+            return Source(model, device="cpu", dtype="bfloat16")
+        return Source(model, device=self._device)
+
+    def _running(self) -> Connection:
+        if self._link is not None and self._process is not None and self._process.is_alive():
+            return self._link
+        self._end()
+        context = multiprocessing.get_context("spawn")
+        self._link, theirs = context.Pipe()
+        self._process = context.Process(target=main, args=(theirs, self._opener), daemon=True)
+        self._process.start()
+        theirs.close()
+        return self._link
+
+    def _end(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        self._link = self._process = None
+
+
+def main(link: Connection, opener: Opener) -> None:
+    """The life of the process: one question after another, until the pipe ends, or none comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    if sys.platform != "win32":
+        os.nice(NICE)
+    warnings.simplefilter("ignore")
+    session: Session | None = None
+    while link.poll(IDLE):
+        try:
+            question: Question = link.recv()
+        except EOFError:
+            return
+        try:
+            if session is None or session.model.source != question.source:
+                session = None
+                session = opener(question.source)
+        except AccelError as error:
+            answer = Answer(error=BadModel.__name__, message=str(error))
+        else:
+            answer = _answered(session.model.pipe, question.plan)
+        link.send(answer)
+
+
+def _answered(pipe: Any, plan: dict[str, Any] | None) -> Answer:
+    if plan is None:
+        return Answer(fits=examine(pipe))
+    try:
+        Plan.from_dict(plan).attach(pipe).detach()
+    except AccelError as error:
+        return Answer(error=type(error).__name__, message=str(error))
+    return Answer()
+
+
+def examine(pipe: Any) -> Fits:
+    """The matrix of a pipeline: every method alone, then every two that fit, put on and off."""
+    kinds = {name: kind() for name, kind in methods().items()}
+    alone = {name: _refusal(pipe, method) for name, method in kinds.items()}
+    fitting = sorted(name for name, reason in alone.items() if reason is None)
+    pairs = {
+        f"{one} {other}": _refusal(pipe, kinds[one], kinds[other])
+        for one, other in combinations(fitting, 2)
+    }
+    return Fits(
+        methods=alone, pairs={pair: reason for pair, reason in pairs.items() if reason is not None}
+    )
+
+
+def _refusal(pipe: Any, *chosen: Accelerator) -> str | None:
+    try:
+        Plan(*chosen).attach(pipe).detach()
+    except AccelError as error:
+        return str(error)
+    return None

@@ -184,7 +184,7 @@ class ModelInfo:
     Attributes:
         name: What ``Request.model`` says.
         kind: What it draws.
-        call: Arguments of a normal call: ``height``, ``num_inference_steps``, …; empty if not known.
+        call: Arguments of a normal call (``height``, ``num_inference_steps``, …), if known.
         inputs: Which of ``prompt``, ``negative``, ``guidance``, ``image``, ``mask``, ``control``,
             ``lora`` and ``frames`` it takes.
         bytes: Size of its files; of a hub model that is not here yet ``None``.

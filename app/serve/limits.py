@@ -9,7 +9,7 @@ from typing import Any
 
 from accel.errors import BadInput
 from accel.plan import Plan
-from app.call import NAMES
+from app.call import NAMES, SIDES
 from app.request import Request
 
 BUNDLED = ("scenes-flux", "scenes-unet", "scenes-wan")
@@ -90,8 +90,12 @@ def check_path(name: str, path: Path, roots: Iterable[Path]) -> None:
     Raises:
         BadInput: If it is outside, or not there.
     """
-    real = path.resolve()
-    if not (real.is_file() and any(real.is_relative_to(root.resolve()) for root in roots)):
+    try:
+        real = path.resolve()
+        inside = any(real.is_relative_to(root.resolve()) for root in roots) and real.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, a loop of links
+        inside = False
+    if not inside:
         raise BadInput(f"{name}: {path.name} is none of your uploads: upload the file first.")
 
 
@@ -107,7 +111,7 @@ def _check_model(request: Request, limits: Limits) -> None:
 
 
 def _check_size(request: Request, limits: Limits, call: Mapping[str, Any]) -> None:
-    width, height = (getattr(request, side) or _own(call, side) or 1 for side in ("width", "height"))
+    width, height = (getattr(request, side) or _own(call, side) or 1 for side in SIDES[::-1])
     frames = request.frames or max(_own(call, name) for name in NAMES["frames"]) or 1
     _at_most("width", width, limits.side)
     _at_most("height", height, limits.side)

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
-from app.request import Source
-from app.serve.fitting import Fits
-from app.serve.jobs import Figure, Job, ModelInfo, Progress, Spec
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from accel.bundled import asset
+from accel.errors import BadInput
+from accel.plan import Plan
+from app.request import Request, Source, make
+from app.serve import catalogue, limits, uploads
+from app.serve.board import Board
+from app.serve.fitting import Examiner, Fits
+from app.serve.folders import Folders
+from app.serve.jobs import ENDED, Figure, Job, ModelInfo, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
+from app.serve.store import Draft, Store
+from app.serve.supervisor import Room, Supervisor, recover
+from app.serve.worker import Opener
 from app.session import Session
 
-Opener = Callable[[Source], Session]
-"""Loads a source. Importable by name, because the worker process imports it."""
+PAUSE, LOOK = 0.1, 0.25
+"""Seconds: least between two items of a watcher, and most between two of its looks."""
+
+MOST = 500
+"""Jobs in one answer of the history."""
+
+LONGEST = 100
+"""Characters of a group, and of a search."""
+
+KNOWN = frozenset(field.name for field in fields(Request))
+
+UNTIMED = ("prompt", "negative", "seed", "fps")
+"""What of a request its time does not depend on."""
+
+FILES = ("image", "mask", "control", "lora")
+"""Of these, only whether they are there."""
+
+ID = re.compile("[0-9a-f]{32}")
 
 
 class Service:
@@ -23,10 +57,14 @@ class Service:
         limits: What is admitted.
         devices: A worker each; none: one worker on the device that torch takes by default.
         opener: What loads a model, in the worker process.
+        room: What has to be free on the disk before a job is begun.
 
     Attributes:
-        folder: ``folder/outputs/OWNER/JOB/…`` hold the results: all that may be served as files.
+        folder: ``folder/outputs/OWNER/JOB/…`` hold the results.
         limits: As given.
+
+    Raises:
+        BadInput: If the folder holds something else.
     """
 
     def __init__(
@@ -36,31 +74,71 @@ class Service:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         devices: tuple[str, ...] = (),
         opener: Opener = Session.open,
+        room: Room = Room(),  # noqa: B008 - frozen
     ) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
         self.limits = limits
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._folders = Folders(self.folder)
+        self._store = Store(self._folders.database)
+        self._board = Board()
+        self._lock = FileLock(self._folders.lock)
+        self._devices = devices
+        self._examiner = Examiner(self._store, opener, next(iter(devices), None))
+        self._supervisors = [
+            Supervisor(
+                self._store, self._board, self._folders, opener, device, self._ahead(device), room
+            )
+            for device in devices or (None,)
+        ]
+
+    def _ahead(self, device: str | None) -> Source | None:
+        """What a worker loads before there is a job: the model that is asked for by default."""
+        source = Source(device=device)
+        return source if source.model in self.limits.models else None
 
     @property
     def paused(self) -> str | None:
         """Why the queue stands still (the disk is full), in a sentence, or ``None``."""
-        raise NotImplementedError
+        return self._board.paused
 
     @property
     def outputs(self) -> Path:
         """The folder below which every file that ``file`` gives lies."""
-        raise NotImplementedError
+        return self._folders.outputs
+
+    @property
+    def processes(self) -> list[int]:
+        """The ids of the worker processes that are alive."""
+        found = (supervisor.process for supervisor in self._supervisors)
+        return [process for process in found if process is not None]
 
     def start(self) -> None:
         """Start the workers. What a crash left running is queued once more, then quarantined.
 
         Raises:
             BadInput: If another server runs on the same folder.
+            NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BadInput(
+                f"Another server runs on {self.folder}: stop that one, or give another folder."
+            ) from error
+        recover(self._store, self._folders)
+        for supervisor in self._supervisors:
+            supervisor.start()
 
     def close(self) -> None:
         """Stop the workers. A running job is queued again, and the attempt does not count."""
-        raise NotImplementedError
+        for supervisor in self._supervisors:
+            supervisor.close()
+        self._examiner.close()
+        self._store.close()
+        self._lock.release()
+
+    # Jobs
 
     def submit(self, owner: str, specs: Sequence[Spec], group: str | None = None) -> list[Job]:
         """Admit jobs: all of them, or none.
@@ -68,7 +146,7 @@ class Service:
         Args:
             owner: The login name; ``local`` where there is no login.
             specs: What to do. Seeds that are not given are drawn.
-            group: What the jobs belong to, if to anything.
+            group: What the jobs belong to, if to anything; at most 100 characters.
 
         Raises:
             BadInput: If a request is beyond the limits, or has fields that are not known.
@@ -78,7 +156,58 @@ class Service:
             Busy: If the queue is full.
             NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        if len(specs) > self.limits.group:
+            raise BadInput(
+                f"{len(specs)} jobs at once, and this server takes at most {self.limits.group}: "
+                "ask for fewer, and for the others later."
+            )
+        if group is not None and (len(group) > LONGEST or not _is_text(group)):
+            raise BadInput(f"The group is no text of at most {LONGEST} characters.")
+        drafts = [self._draft(owner, spec) for spec in specs]
+        ids = self._store.admit(owner, drafts, group, self.limits)
+        self._board.wake()
+        return [self._store.job(owner, id) for id in ids]
+
+    def _draft(self, owner: str, spec: Spec) -> Draft:
+        """A job as it is admitted: checked, with its seed and every field written out."""
+        if not _is_text(spec.model_dump()):
+            raise BadInput("The job holds text that is no Unicode, or nothing that JSON can hold.")
+        request, plan = self._asked(owner, spec)
+        if spec.against is not None:
+            self.job(owner, spec.against)
+        admitted = spec.model_copy(update={"request": request.to_dict(), "plan": plan.to_dict()})
+        said = (request.prompt, request.negative, spec.title, request.model, spec.kind)
+        methods = (method.name for method in plan)
+        return Draft(
+            admitted,
+            request.model,
+            request.device if self._devices else None,
+            _workload(admitted),
+            " ".join(filter(None, (*said, *methods, str(request.seed)))),
+        )
+
+    def _asked(self, owner: str, spec: Spec) -> tuple[Request, Plan]:
+        """Request and plan, within the limits and fit for each other."""
+        unknown = sorted(spec.request.keys() - KNOWN)
+        if unknown:
+            raise BadInput(
+                f"A request has no field {unknown[0][:40]!r}: it has {', '.join(sorted(KNOWN))}."
+            )
+        request = make(Request, spec.request, where="").seeded()
+        folder = self._folders.uploads(owner)
+        offered = request.model in self.limits.models
+        call = catalogue.call(request.model) if offered else {}
+        limits.check(request, self.limits, call, folder)
+        if spec.repeats > self.limits.repeats:
+            raise BadInput(f"repeats {spec.repeats}: at most {self.limits.repeats} are admitted.")
+        if self._devices and request.device not in (None, *self._devices):
+            raise BadInput(
+                f"device {request.device!r}: this server has {', '.join(self._devices)}."
+            )
+        plan = Plan.from_dict(spec.plan)
+        limits.check_plan(plan, self.limits, folder)
+        self._examiner.check(request.model, plan)
+        return request, plan
 
     def job(self, owner: str, id: str) -> Job:
         """A job as it is now.
@@ -86,7 +215,9 @@ class Service:
         Raises:
             NoSuchJob: If the owner has none of that id.
         """
-        raise NotImplementedError
+        if not ID.fullmatch(id):
+            raise NoSuchJob("There is no such job: its id has 32 hexadecimal digits.")
+        return self._store.job(owner, id)
 
     def watch(self, owner: str, id: str) -> Iterator[Job | Progress]:
         """Follow a job: first the job, then changes as they come, at last the job as it ended.
@@ -96,15 +227,39 @@ class Service:
         Raises:
             NoSuchJob: If the owner has none of that id (when first asked for an item).
         """
-        raise NotImplementedError
+        shown: Job | None = None
+        progress: Progress | None = None
+        with self._board.watching(id):
+            while True:
+                job = self.job(owner, id)
+                if shown is None or (job.state, job.position) != (shown.state, shown.position):
+                    shown = job
+                    yield job
+                    time.sleep(PAUSE if job.state not in ENDED else 0.0)
+                if job.state in ENDED:
+                    return
+                latest = self._board.next(id, progress, LOOK)
+                if latest is not None:
+                    progress = latest
+                    yield latest
+                    time.sleep(PAUSE)
 
     def cancel(self, owner: str, id: str) -> Job:
         """Stop a job: a queued one at once, a running one within a step; an ended one stays.
 
         Raises:
             NoSuchJob: If the owner has none of that id.
+            NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        self.job(owner, id)
+        if not self._store.stop_waiting(owner, id):
+            self._board.stop(id)
+        job = self.job(owner, id)
+        if job.state in ENDED:
+            self._board.forget(id)
+        return job
+
+    # The history
 
     def history(
         self,
@@ -119,32 +274,48 @@ class Service:
 
         Args:
             owner: Whose.
-            search: Words that all occur in prompt, title, model or methods, in any case.
+            search: Words that all occur in prompts, title, model, methods, kind or seed, in any
+                case; the first 100 characters count.
             deleted: Those in the trash, instead of the others.
             limit: At most so many, 1 to 500.
             before: Only those created before this moment (unix seconds).
         """
-        raise NotImplementedError
+        words = search[:LONGEST].encode(errors="replace").decode().split()
+        return self._store.history(owner, words, deleted, min(max(limit, 1), MOST), before)
 
     def delete(self, owner: str, id: str) -> None:
         """Put a job into the trash; one that has not ended is stopped.
 
         Raises:
             NoSuchJob: If the owner has none of that id.
+            NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        self.cancel(owner, id)
+        self._store.set_deleted(owner, id, True)
 
     def restore(self, owner: str, id: str) -> None:
         """Take a job out of the trash.
 
         Raises:
             NoSuchJob: If the owner has none of that id.
+            NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        self.job(owner, id)
+        self._store.set_deleted(owner, id, False)
 
     def purge(self, owner: str) -> int:
-        """Empty the trash of an owner, files included; returns how many jobs are gone."""
-        raise NotImplementedError
+        """Empty the trash of an owner, files included; returns how many jobs are gone.
+
+        Raises:
+            NotWritten: If the disk refuses.
+        """
+
+        def remove(id: str) -> None:
+            folder = self._folders.job(owner, id)
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+        return self._store.purge(owner, remove)
 
     def file(self, owner: str, id: str, role: str) -> Path:
         """A file of a result, by its role (``Result.files``); lies below ``outputs``.
@@ -152,7 +323,12 @@ class Service:
         Raises:
             NoSuchJob: If the owner has none of that id, or it has no such file.
         """
-        raise NotImplementedError
+        job = self.job(owner, id)
+        name = None if job.result is None else job.result.files.get(role)
+        path = self._folders.job(owner, id) / (name or "")
+        if name is None or not path.is_file():
+            raise NoSuchJob(f"This job has no file {role[:40]!r}: see its `files`.")
+        return path
 
     def upload(self, owner: str, name: str, content: bytes | Path) -> Path:
         """Check a file that came from outside, and keep it under a name of our own.
@@ -169,20 +345,33 @@ class Service:
             BadInput: If it is too large, or neither a picture (PNG, JPEG, WebP) nor safetensors.
             NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        return uploads.keep(self._folders.uploads(owner), name, content, self.limits)
+
+    # Models
 
     def models(self) -> list[ModelInfo]:
         """The models that may be named in a request."""
-        raise NotImplementedError
+        return [self._model(name) for name in catalogue.offered(self.limits)]
+
+    def _model(self, name: str) -> ModelInfo:
+        adapter = TypeAdapter(ModelInfo)
+        fact = f"model {catalogue.signature(name)} {len(self.limits.models)}"
+        known = self._store.fact(fact)
+        if known is not None:
+            return adapter.validate_json(known)
+        found = catalogue.info(name, self.limits)
+        self._store.keep(fact, adapter.dump_json(found).decode())
+        return found
 
     def fits(self, model: str) -> Fits:
         """Which methods fit a model, and which go together. Waits where it is not known yet.
 
         Raises:
             BadInput: If the model is not offered.
-            BadModel: If it cannot be loaded.
+            BadModel: If it is not here, or cannot be loaded.
         """
-        raise NotImplementedError
+        catalogue.check_offered(model, self.limits)
+        return self._examiner.fits(model)
 
     def figures(self, model: str) -> dict[str, Figure]:
         """By preset, what was measured on this machine; empty before that.
@@ -190,13 +379,41 @@ class Service:
         Raises:
             BadInput: If the model is not offered.
         """
-        raise NotImplementedError
+        catalogue.check_offered(model, self.limits)
+        known = self._store.fact(catalogue.figures_of(model))
+        return {} if known is None else TypeAdapter(dict[str, Figure]).validate_json(known)
 
     def measure(self, owner: str, model: str) -> Job:
         """Queue the measurement of the presets; it goes after, and gives way to, all other jobs.
 
+        One that the owner has waiting or running is given instead of a second one.
+
         Raises:
             BadInput: If the model is not offered.
             Busy: If the queue is full.
+            NotWritten: If the disk is full.
         """
-        raise NotImplementedError
+        catalogue.check_offered(model, self.limits)
+        present = self._store.measuring(owner, model)
+        if present is not None:
+            return present
+        captions = asset("prompts/scenes.txt").read_text(encoding="utf-8").splitlines()
+        asked = {"model": model, "prompt": captions[0], "seed": 0}
+        return self.submit(owner, [Spec(kind="measure", request=asked, title="presets")])[0]
+
+
+def _is_text(value: object) -> bool:
+    """Whether JSON in UTF-8 can hold it."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _workload(spec: Spec) -> str:
+    """A hash that is equal for jobs which take equally long."""
+    request = {name: value for name, value in spec.request.items() if name not in UNTIMED}
+    request |= {name: True for name in FILES if name in request}
+    told = [spec.kind, request, spec.plan, spec.repeats if spec.kind != "generate" else 1]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

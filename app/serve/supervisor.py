@@ -1,0 +1,311 @@
+"""One worker process, kept alive: hands it jobs, passes on what it says, survives its death."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Event, Thread
+from typing import TypeVar
+
+from accel.errors import NotWritten
+from app.request import Source
+from app.serve import catalogue, worker
+from app.serve.board import Board
+from app.serve.folders import Folders, sweep
+from app.serve.jobs import Job, NoSuchJob, Progress
+from app.serve.performing import Against, Task
+from app.serve.store import Store
+from app.serve.worker import DONE, Asked, Blocked, Ended, Opener, Preload
+
+T = TypeVar("T")
+
+LISTEN, IDLE, AGAIN = 0.05, 0.5, 1.0
+"""Seconds: between two looks at what is wanted of a running job; at an empty queue; at a full
+disk."""
+
+GRACE = 5.0
+"""Seconds that a process is given to end."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that have to be free before a job is begun.
+
+    Attributes:
+        least: For the database and small files.
+        pixel: For each pixel of each frame.
+    """
+
+    least: int = 16 * 2**20
+    pixel: int = 8
+
+    def needed(self, task: Task) -> int:
+        """For one job, as far as its request says."""
+        request = task.request
+        pixels = (request.width or 1024) * (request.height or 1024) * (request.frames or 1)
+        return self.least + self.pixel * pixels
+
+
+class WorkerDied(Exception):
+    """The process ended by itself, or was killed."""
+
+
+class Supervisor:
+    """Looks after one worker, in a thread of its own.
+
+    Args:
+        store: Where jobs come from.
+        board: Where progress goes.
+        folders: Where files go.
+        opener: What loads a model, in the worker.
+        device: Where requests run that name none.
+        ahead: What to load before there is a job.
+        room: What has to be free on the disk.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        board: Board,
+        folders: Folders,
+        opener: Opener,
+        device: str | None = None,
+        ahead: Source | None = None,
+        room: Room = Room(),
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._folders = folders
+        self._opener = opener
+        self._device = device
+        self._ahead = ahead
+        self._room = room
+        self._name = device or "default device"
+        self._closing = Event()
+        self._process: BaseProcess | None = None
+        self._link: Connection | None = None
+        self._thread = Thread(target=self._run, name=f"supervisor of {self._name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the worker; a running job is queued again, and the attempt does not count."""
+        self._closing.set()
+        self._board.wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def process(self) -> int | None:
+        """The worker's process id, while there is one."""
+        process = self._process
+        return process.pid if process is not None and process.is_alive() else None
+
+    def _run(self) -> None:
+        try:
+            if self._ahead is not None:
+                self._worker().send(Preload(self._ahead))
+            while not self._closing.is_set():
+                job = self._persist(lambda: self._store.claim(self._device))
+                if job is None:
+                    self._board.pause(self._name, None)
+                    self._board.wait(IDLE)
+                else:
+                    self._perform(job)
+        except Exception as error:
+            self._board.pause(self._name, f"Its supervisor failed ({error!r}): restart the server.")
+            raise
+        finally:
+            self._end_worker()
+
+    def _perform(self, job: Job) -> None:
+        """Have a job made, however that ends."""
+        task = self._task(job)
+        ended = None
+        try:
+            if self._has_room(task):
+                ended = self._followed(job, task)
+        except (EOFError, OSError):
+            self._crashed(job)
+        else:
+            settled = ended or left_by(self._folders, job)
+            self._persist(
+                lambda: (
+                    finish(self._store, job, settled)
+                    if settled is not None
+                    else self._store.give_back(job.id)
+                )
+            )
+        self._board.forget(job.id)
+
+    def _task(self, job: Job) -> Task:
+        folder = self._folders.job(job.owner, job.id)
+        sweep(folder)
+        return Task(
+            job.id, job.spec, folder, self._folders.baselines, self._device, self._against(job)
+        )
+
+    def _against(self, job: Job) -> Against | None:
+        if job.spec.against is None:
+            return None
+        try:
+            other = self._store.job(job.owner, job.spec.against)
+        except NoSuchJob:  # purged in the meantime
+            return None
+        if other.result is None or "picture" not in other.result.files:
+            return None
+        picture = self._folders.job(other.owner, other.id) / other.result.files["picture"]
+        return Against(other.spec, picture)
+
+    def _has_room(self, task: Task) -> bool:
+        """Whether the disk has room for what a job may write; if not, the queue is paused."""
+        free, needed = self._folders.free(), self._room.needed(task)
+        if free >= needed:
+            self._board.pause(self._name, None)
+            return True
+        self._board.pause(
+            self._name,
+            f"The disk is full: {free / 2**20:.0f} MiB are free, and the next job needs "
+            f"{needed / 2**20:.0f}. Free some space; the queue goes on by itself.",
+        )
+        self._closing.wait(AGAIN)
+        return False
+
+    def _followed(self, job: Job, task: Task) -> Ended | None:
+        """Hand a job to the worker and listen until it ends; ``None``: it has to begin again.
+
+        Raises:
+            OSError: If the worker died (EOFError as well).
+        """
+        link = self._worker()
+        link.send(task)
+        asked = Asked(stop=False, watched=False)
+        while not self._closing.is_set():
+            if link.poll(LISTEN):
+                message = link.recv()
+                if isinstance(message, Ended):
+                    self._board.pause(self._name, None)
+                    gave_way = message.state == "stopped" and not self._board.stopping(job.id)
+                    return None if gave_way else message
+                self._hear(message)
+            stop = self._board.stopping(job.id) or self._gives_way(job)
+            wanted = Asked(stop=stop, watched=self._board.watched(job.id))
+            if wanted != asked:
+                asked = wanted
+                link.send(asked)
+        self._end_worker()
+        return None
+
+    def _gives_way(self, job: Job) -> bool:
+        """Whether a measurement stops because somebody waits."""
+        return job.spec.kind == "measure" and self._store.waits()
+
+    def _hear(self, message: Progress | Blocked) -> None:
+        if isinstance(message, Blocked):
+            self._board.pause(self._name, f"{message.reason} The queue goes on by itself.")
+        else:
+            self._board.post(message)
+
+    def _crashed(self, job: Job) -> None:
+        reason = f"The worker died while it ran this job ({self._death()})"
+        self._end_worker()
+        if self._board.stopping(job.id):
+            told = f"{reason}, after it was asked to stop."
+            self._persist(lambda: self._store.finish(job.id, "stopped", error=told))
+        else:
+            self._persist(lambda: settle(self._store, self._folders, job, reason))
+
+    def _death(self) -> str:
+        assert self._process is not None
+        self._process.join(GRACE)
+        code = self._process.exitcode
+        if code is None:
+            return "its pipe broke"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def _persist(self, change: Callable[[], T]) -> T | None:
+        """Change the store; waits while the disk is full."""
+        while True:
+            try:
+                return change()
+            except NotWritten as error:
+                self._board.pause(self._name, f"{error} The queue goes on by itself.")
+            if self._closing.wait(AGAIN):
+                return None
+
+    def _worker(self) -> Connection:
+        """The pipe to a worker that is alive. Called from the thread that outlives it."""
+        if self._link is not None and self._process is not None and self._process.is_alive():
+            return self._link
+        self._end_worker()
+        context = multiprocessing.get_context("spawn")
+        self._link, theirs = context.Pipe()
+        self._process = context.Process(
+            target=worker.main, args=(theirs, self._opener, os.getpid()), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        return self._link
+
+    def _end_worker(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        self._link = self._process = None
+
+
+def finish(store: Store, job: Job, ended: Ended) -> None:
+    """Enter into the store how a job ended, and what it told about the machine.
+
+    Raises:
+        NotWritten: If the disk is full.
+    """
+    measured = ended.measured
+    typical = measured.configuration if job.spec.kind == "generate" else None
+    if measured.configuration is not None and measured.stock:
+        store.add_stock(measured.configuration, measured.stock)
+    if measured.figures:
+        told = {name: figure.model_dump() for name, figure in measured.figures.items()}
+        store.keep(catalogue.figures_of(job.spec.request["model"]), json.dumps(told))
+    store.finish(job.id, ended.state, ended.result, ended.error, typical)
+
+
+def left_by(folders: Folders, job: Job) -> Ended | None:
+    """How a job ended, if all its files lie there though nobody has heard of it."""
+    done = folders.job(job.owner, job.id) / DONE
+    return Ended.model_validate_json(done.read_bytes()) if done.is_file() else None
+
+
+def settle(store: Store, folders: Folders, job: Job, reason: str) -> None:
+    """A running job has lost its worker: it is done if its files are, else it counts as crashed.
+
+    Raises:
+        NotWritten: If the disk is full.
+    """
+    ended = left_by(folders, job)
+    if ended is not None:
+        finish(store, job, ended)
+        return
+    store.crashed(job.id, reason)
+    sweep(folders.job(job.owner, job.id))
+
+
+def recover(store: Store, folders: Folders) -> None:
+    """After a crash of the server, or of its machine: settle what it left running.
+
+    Raises:
+        NotWritten: If the disk is full.
+    """
+    for job in store.running():
+        settle(store, folders, job, "The server went down while it ran this job")

@@ -1,0 +1,312 @@
+"""The worker: a process with one loaded model, which makes one job after another.
+
+It lives no longer than the server: it ends when the pipe to the server does, and on Linux the
+kernel ends it at once. What it finished lies in the job's folder, with `DONE` beside it, before
+the server hears of it; so a result is not lost with the server.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+from accel.errors import AccelError, BadInput, NotWritten
+from app import files, models
+from app.request import Source
+from app.serve.following import Control, Follower
+from app.serve.jobs import Entry, Result, State
+from app.serve.performing import KINDS, Measured, Product, Task
+from app.serve.preview import Painter
+from app.serve.stopping import Stopped
+from app.session import Session
+
+Opener = Callable[[Source], Session]
+"""Loads a source. Importable by name, because the worker process imports it."""
+
+DONE = "result.json"
+"""In a job's folder: how the job ended. It gets its name after all other files."""
+
+AGAIN = 1.0
+"""Seconds between two tries to write what a full disk refused."""
+
+PARENT_DIED = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch says of it, on the accelerators and on the CPU."""
+
+
+class Ended(Entry):
+    """How a job ended."""
+
+    job: str
+    state: State
+    result: Result | None = None
+    error: str | None = None
+    measured: Measured = Measured()
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A finished job cannot be written; it is tried again."""
+
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Preload:
+    """Load this source while nothing else is to do."""
+
+    source: Source
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of the running job, from now on."""
+
+    stop: bool
+    watched: bool
+
+
+class Worker:
+    """Makes jobs, one at a time, with the last model kept loaded.
+
+    Args:
+        opener: What loads a model.
+        again: Seconds between two tries to write what a full disk refused.
+    """
+
+    def __init__(self, opener: Opener, again: float = AGAIN) -> None:
+        self._opener = opener
+        self._again = again
+        self._session: Session | None = None
+        self._painter: Painter | None = None
+        self._runs: set[str | None] = set()
+
+    def perform(self, task: Task, control: Control) -> Ended:
+        """Make a job and write its files; whatever goes wrong is said in the answer."""
+        try:
+            product = self._made(task, control)
+            ended = Ended(
+                job=task.job,
+                state="stopped" if product.result.partial else "done",
+                result=product.result,
+                measured=product.measured,
+            )
+            self._write(task, product.contents, ended, control)
+        except Stopped:
+            told = "It was stopped before there was anything to keep."
+            return Ended(job=task.job, state="stopped", error=told)
+        except Exception as error:
+            return Ended(job=task.job, state="failed", error=_said(error))
+        return ended
+
+    def preload(self, source: Source) -> None:
+        """Load a model ahead; what is wrong with it, the first job that needs it says."""
+        try:
+            self._open(source)
+        except AccelError as error:
+            print(f"{source.model} was not loaded ahead: {error}", file=sys.stderr)  # noqa: T201
+
+    def _made(self, task: Task, control: Control) -> Product:
+        """What a job makes; out of memory, it is made again in ways that take less, then refused.
+
+        A session that ran out of memory, or was changed, is closed: the next job finds a fresh one.
+        """
+        ways, notes = iter(WAYS), list[str]()
+        while True:
+            follower = Follower(task.job, control, keeps=task.spec.kind == "generate")
+            session = self._ready(task.request.source, follower)
+            try:
+                product = self._attempt(session, task, follower)
+            except BaseException:
+                if notes:
+                    self._close()
+                raise
+            if product is not None:
+                return self._told(task, product, notes)
+            _free()
+            way = next(filter(None, (change(session.model.pipe) for change in ways)), None)
+            if way is None:
+                self._close()
+                raise BadInput(
+                    f"Out of memory after {follower.step} steps"
+                    f"{', though it was tried ' * bool(notes)}{' and '.join(notes)}: ask for fewer "
+                    "pixels, frames or methods that keep something between steps."
+                )
+            notes.append(way)
+            follower.say("encoding", f"out of memory after {follower.step} steps: again {way}")
+
+    def _attempt(self, session: Session, task: Task, follower: Follower) -> Product | None:
+        """What the job makes, or ``None`` if there was not enough memory."""
+        try:
+            with follower.guarding(session.model.pipe):
+                return KINDS[task.spec.kind](session, task, follower)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        return None
+
+    def _told(self, task: Task, product: Product, notes: list[str]) -> Product:
+        """The product with what was changed for it; its times count only where nothing was.
+
+        Nor do those of the first run after loading, or the first one of a compiled configuration.
+        """
+        measured = product.measured
+        seen = {measured.configuration} <= self._runs if task.request.compile else self._runs
+        typical = task.spec.kind != "generate" or bool(seen)
+        self._runs.add(measured.configuration)
+        if notes:
+            self._close()
+            told = [f"out of memory: it was made again {' and '.join(notes)}"]
+            result = product.result
+            changed = result.model_copy(update={"notes": [*result.notes, *told]})
+            return Product(product.contents, changed)
+        return product if typical else Product(product.contents, product.result)
+
+    def _ready(self, source: Source, follower: Follower) -> Session:
+        session = self._session
+        if session is None or session.model.source != source:
+            follower.say("loading")
+            session = self._open(source)
+        follower.painter = self._painter
+        return session
+
+    def _open(self, source: Source) -> Session:
+        """Load a model in the place of the present one, which stays if the files are damaged."""
+        models.check(source)
+        self._close()
+        self._session = session = self._opener(source)
+        self._painter = Painter.fit(session.model.pipe)
+        return session
+
+    def _close(self) -> None:
+        self._session = self._painter = None
+        self._runs.clear()
+        _free()
+
+    def _write(
+        self, task: Task, contents: dict[str, bytes], ended: Ended, control: Control
+    ) -> None:
+        """Write the files of a job, `DONE` last; waits for as long as the disk refuses them.
+
+        Raises:
+            NotWritten: If the job is stopped while it waits.
+        """
+        named = {**contents, DONE: ended.model_dump_json().encode()}
+        while True:
+            try:
+                task.folder.mkdir(parents=True, exist_ok=True)
+                files.write({task.folder / name: content for name, content in named.items()})
+                return
+            except (NotWritten, OSError) as error:
+                if control.stop.is_set():
+                    raise
+                control.send(Blocked(task.job, str(error)))
+            control.stop.wait(self._again)
+
+
+def tiling(pipe: Any) -> str | None:
+    """Decode in tiles."""
+    vae: Any = getattr(pipe, "vae", None)
+    if not hasattr(vae, "enable_tiling") or getattr(vae, "use_tiling", False):
+        return None
+    vae.enable_tiling()
+    return "with the decoder in tiles"
+
+
+def offloading(pipe: Any) -> str | None:
+    """Keep on the accelerator only the network that computes."""
+    if pipe.device.type == "cpu":
+        return None
+    pipe.enable_model_cpu_offload(device=pipe.device)
+    return "with idle networks offloaded to the CPU"
+
+
+WAYS: tuple[Callable[[Any], str | None], ...] = (tiling, offloading)
+"""What is tried, in this order, when memory does not suffice. Each says what it changed."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def _free() -> None:
+    """Give unused memory back, on accelerators too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _said(error: Exception) -> str:
+    """An error in one sentence; one that is not ours goes to the log in full."""
+    if isinstance(error, AccelError):
+        return str(error)
+    if out_of_memory(error):
+        return "Out of memory while the model was loaded: choose a smaller one, or dtype bfloat16."
+    traceback.print_exception(error)
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first} (a bug; the server's log shows where)."
+
+
+def main(link: Connection, opener: Opener, server: int) -> None:
+    """The life of the process: preloads, then one task after another, until the pipe ends.
+
+    Args:
+        link: The pipe to the server.
+        opener: What loads a model.
+        server: The server's process id.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    _die_with(server)
+    tasks: SimpleQueue[Task | Preload] = SimpleQueue()
+    control = Control(Event(), Event(), link.send)
+    Thread(target=_listen, args=(link, control, tasks), daemon=True).start()
+    worker = Worker(opener)
+    while True:
+        task = tasks.get()
+        if isinstance(task, Preload):
+            worker.preload(task.source)
+        else:
+            link.send(worker.perform(task, control))
+
+
+def _die_with(server: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
+
+
+def _listen(link: Connection, control: Control, tasks: SimpleQueue[Task | Preload]) -> None:
+    """Take what the server sends; end the process when there is no server any more."""
+    while True:
+        try:
+            message = link.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+        if isinstance(message, Asked):
+            for event, wanted in (
+                (control.stop, message.stop),
+                (control.watched, message.watched),
+            ):
+                event.set() if wanted else event.clear()
+        else:
+            control.stop.clear()
+            control.watched.clear()
+            tasks.put(message)

@@ -1,0 +1,169 @@
+"""One matrix says what fits: it is what attaching says, and what is submitted is held to it."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from saved import Folders
+from tiny import PIPELINES
+
+from accel import Plan
+from accel.errors import AccelError, BadModel, Conflict, UnsupportedModel
+from accel.plan import methods
+from app.request import Source
+from app.serve import catalogue, fitting
+from app.serve.fitting import Answer, Examiner, examine
+from app.serve.jobs import Spec
+from app.serve.limits import BUNDLED, Limits
+from app.serve.service import Service
+from app.serve.store import Store
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    pipe = PIPELINES["sd15"].build()
+    return pipe, examine(pipe)
+
+
+def test_the_matrix_is_what_attaching_says(matrix):
+    _, fits = matrix
+    assert set(fits.methods) == set(methods())
+    fitting = [name for name, reason in fits.methods.items() if reason is None]
+    assert fitting and len(fitting) < len(fits.methods) and fits.pairs
+    for pair in fits.pairs:
+        assert set(pair.split()) <= set(fitting)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, data):
+    pipe, fits = matrix
+    one, other = data.draw(
+        st.lists(st.sampled_from(sorted(methods())), min_size=2, max_size=2, unique=True)
+    )
+    if fits.methods[one] is not None:
+        assert fits.reason([], one) == fits.methods[one]
+        return
+    try:
+        Plan(methods()[one](), methods()[other]()).attach(pipe).detach()
+    except AccelError as error:
+        assert fits.reason([one], other) == str(error)
+    else:
+        assert fits.reason([one], other) is None
+    assert fits.reason([other, one], other) == fits.reason([one], other)
+
+
+def test_what_is_not_installed_does_not_fit(matrix):
+    assert "no method that is installed" in matrix[1].reason([], "cache.Nonsense")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitting")
+    models = Folders(tmp_path_factory.getbasetemp() / "saved-models")
+    limits = Limits(models=(models("sd15"), "scenes-unet"))
+    made = Service(folder, limits=limits)
+    yield made, models("sd15")
+    made.close()
+
+
+def test_what_does_not_fit_is_refused_before_it_is_queued(service):
+    served, model = service
+    request = {"model": model, "prompt": "fox"}
+
+    def submit(**families):
+        return served.submit("ada", [Spec(request=request, plan={"plan": 1, **families})])
+
+    with pytest.raises(UnsupportedModel):
+        submit(cache={"TeaCache": {}})
+    with pytest.raises(Conflict):
+        submit(cache={"EasyCache": {}, "DeepCache": {}})
+    [job] = submit(cache={"EasyCache": {}})
+    assert job.state == "queued"
+    [off] = submit(cache={"EasyCache": {"threshold": 0.0}})  # does nothing, so it is not asked
+    assert off.state == "queued"
+
+
+def test_what_was_found_out_is_kept(service, monkeypatch):
+    served, model = service
+    fits = served.fits(model)
+    served._examiner.close()
+    monkeypatch.setattr(Examiner, "_ask", lambda *_: pytest.fail("asked again"))
+    assert served.fits(model) == fits
+    request = {"model": model, "prompt": "fox"}
+    with pytest.raises(Conflict):
+        served.submit(
+            "ada",
+            [Spec(request=request, plan={"plan": 1, "cache": {"EasyCache": {}, "DeepCache": {}}})],
+        )
+
+
+def test_another_version_of_a_model_is_examined_anew(tmp_path):
+    folder = Folders(tmp_path).fresh("sd15", tmp_path / "model")
+    before = catalogue.signature(str(folder))
+    assert catalogue.signature(str(folder)) == before
+    weights = next((folder / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes())
+    assert catalogue.signature(str(folder)) != before
+
+
+def test_a_model_that_cannot_be_loaded_is_left_to_its_job(tmp_path, monkeypatch):
+    store = Store(tmp_path / "jobs.sqlite3")
+    examiner = Examiner(store, fitting.main)
+    damaged = Answer(error=BadModel.__name__, message="x.safetensors is truncated")
+    monkeypatch.setattr(Examiner, "_ask", lambda *_: damaged)
+    examiner.check("scenes-unet", Plan.preset("balanced"))
+    with pytest.raises(BadModel, match=r"x\.safetensors"):
+        examiner.fits("scenes-unet")
+    monkeypatch.setattr(Examiner, "_ask", lambda *_: Answer(error="Conflict", message="both"))
+    with pytest.raises(Conflict, match="both"):  # damage is not remembered
+        examiner.check("scenes-unet", Plan.preset("balanced"))
+    store.close()
+
+
+def test_a_process_that_dies_is_said_and_started_again(tmp_path):
+    store = Store(tmp_path / "jobs.sqlite3")
+    examiner = Examiner(store, dies)
+    with pytest.raises(BadModel, match="died"):
+        examiner.fits("scenes-unet")
+    examiner._opener = cannot
+    with pytest.raises(BadModel, match="restore the file"):
+        examiner.fits("scenes-unet")
+    examiner.close()
+    store.close()
+
+
+def dies(source: Source):
+    import os
+
+    os._exit(9)
+
+
+def cannot(source: Source):
+    raise BadModel("It is truncated: restore the file.")
+
+
+def test_models_are_described_by_their_folders(service):
+    served, model = service
+    found = {info.name: info for info in served.models()}
+    assert set(found) == {model, "scenes-unet"}
+    for info in found.values():
+        assert info.kind == "image" and info.bytes > 10_000
+        assert info.call["height"] in (32, 128)
+        assert set(info.inputs) == {"prompt", "negative", "guidance", "image", "mask", "lora"}
+    assert served.models() == list(found.values())
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_models_are_what_they_are(name):
+    info = catalogue.info(name, Limits())
+    assert info.kind == ("video" if name == "scenes-wan" else "image")
+    assert ("frames" in info.inputs) == (info.kind == "video")
+    assert info.call["num_inference_steps"] == 28 and "prompt" in info.inputs
+
+
+def test_control_is_offered_where_there_is_a_controlnet(tmp_path):
+    models = Folders(tmp_path)
+    limits = Limits(models=(models("sd15"), models.controlnet()))
+    assert catalogue.offered(limits) == [models("sd15")]
+    assert "control" in catalogue.info(models("sd15"), limits).inputs
+    assert "control" not in catalogue.info("scenes-wan", limits).inputs
