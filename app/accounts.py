@@ -32,7 +32,7 @@ SESSION_SECONDS, SESSIONS = 7 * 24 * 3600.0, 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"scrypt\$(\d+)\$(\d+)\$(\d+)\$([0-9a-f]{32})\$([0-9a-f]{64})")
-_COST, _BLOCK, _LANES = 2**15, 8, 3
+_COST, _BLOCK, _LANES = 2**15, 8, 1
 
 
 class Refused(AccelError):
@@ -55,6 +55,10 @@ def hashed(password: str) -> str:
     """A password as it stands in the file: scrypt with a fresh salt."""
     salt = secrets.token_bytes(16)
     digest = _scrypt(password, salt, _COST, _BLOCK, _LANES)
+    return _written(salt, digest)
+
+
+def _written(salt: bytes, digest: bytes) -> str:
     return f"scrypt${_COST}${_BLOCK}${_LANES}${salt.hex()}${digest.hex()}"
 
 
@@ -80,7 +84,7 @@ class Accounts:
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = dict(hashes)
-        self._nobody = hashed(secrets.token_hex())
+        self._nobody = _written(secrets.token_bytes(16), secrets.token_bytes(32))
 
     @classmethod
     def read(cls, path: Path) -> Accounts:

@@ -7,6 +7,7 @@ as well: Gradio may send what lies in either.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -164,11 +165,14 @@ def _mount(
         pwa=False,
         mcp_server=False,
         footer_links=[],
+        run_history=False,
         theme=look.theme(),
         css=look.CSS,
         head=look.HEAD,
         i18n=words.translator(),
     )
+    # without this, Gradio takes any path of this machine as a file that was uploaded
+    blocks.has_launched = True
 
 
 @asynccontextmanager
@@ -293,8 +297,9 @@ def _tunnel(listener: socket.socket) -> str:
     """A public address that leads here."""
     from gradio.networking import setup_tunnel
 
+    port = listener.getsockname()[1]
     try:
-        return setup_tunnel("127.0.0.1", listener.getsockname()[1], ...)
+        return str(setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None))
     except Exception as error:
         raise AccelError(
             f"--share: Gradio's tunnel cannot be reached ({error}); it needs the network."

@@ -36,9 +36,7 @@ PLACE, VERSION = "/api/v1", "1.0.0"
 NOT_OFFERED = {"device", "variant", "revision"}
 UPLOADED = ("image", "mask", "control", "lora")
 UPLOAD = r"^[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,4}$"
-SHOWN = (
-    "id", "state", "group", "created", "started", "ended", "deleted", "position", "eta"
-)
+SHOWN = ("id", "state", "group", "created", "started", "ended", "deleted", "position", "eta")
 TYPES = {".png": "image/png", ".mp4": "video/mp4", ".json": "application/json"}
 STATUS: tuple[tuple[type[AccelError], int], ...] = (
     (NoSuchJob, 404),
@@ -248,7 +246,7 @@ def history(
     service: Served,
     owner: Owner,
     request: Request,
-    search: Annotated[str, Query(max_length=200, description="words that all occur")] = "",
+    search: Annotated[str, Query(max_length=100, description="words that all occur")] = "",
     deleted: Annotated[bool, Query(description="those in the trash")] = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 60,
     before: Annotated[

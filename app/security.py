@@ -63,7 +63,11 @@ FOR_DATA = (
 
 _UPLOADS = re.compile(r"/(api/v1/uploads|gradio_api/upload)/?")
 _FILE = re.compile(r"/+gradio_api/+file[=/](?P<path>.*)", re.DOTALL)
-_CLOSED = re.compile(r"/+(gradio_api/+(proxy=|deep_link|mcp|dev/)|monitoring|gradio_api/+monitoring)")
+_CLOSED = re.compile(
+    r"/+(gradio_api/+(proxy=|deep_link|mcp|dev/|runs|run-history|vibe-|undo-vibe|profiling|stream/"
+    r"|process_recording)|monitoring)"
+)
+"""What Gradio offers and the pages do not use."""
 _SCRIPT = re.compile(rb"<script(?![^>]*\bsrc\s*=)", re.IGNORECASE)
 
 MayRead = Callable[[str, str], bool]
@@ -194,7 +198,7 @@ class Guard:
 
     def _unknown(self, request: Request, path: str, owner: str | None) -> Response | None:
         """Of whom has no session where one is needed."""
-        if owner is not None or path.rstrip("/") in OPEN:
+        if owner is not None or path in OPEN:
             return None
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(f"{self._policy.prefix}/login", 303)

@@ -17,11 +17,25 @@ from starlette.testclient import TestClient
 from web import BASE, HASH, PASSWORD, USERS, Clock, Memory, client, door, logged_in, png, service
 
 from accel.errors import BadInput
-from app import accounts, security
+from app import accounts, launch, security
 from app.accounts import FREE, FREE_OF_ADDRESS, LONGEST_WAIT, Accounts, Door, Locked, Refused
 from app.security import HEADERS, Guard, Policy
 
 PAGE = {"accept": "text/html"}
+COST = accounts._COST
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _standing() -> Iterator[None]:
+    """In an empty folder, as the server does."""
+    with launch._empty_folder():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that take no time."""
+    monkeypatch.setattr(accounts, "_COST", 16)
 
 
 # the file of users
@@ -72,7 +86,7 @@ def test_a_line_that_is_no_user_is_named_by_its_number_alone(tmp_path: Path, lin
     file.write_text(f"bob:{HASH}\n{line}\n")
     with pytest.raises(BadInput, match="line 2") as caught:
         Accounts.read(file)
-    assert "secret" not in str(caught.value) and "scrypt$3" not in str(caught.value)
+    assert "secret" not in str(caught.value) and HASH not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n\n", b"\xff\xfe"])
@@ -84,6 +98,10 @@ def test_a_file_without_users_is_refused(tmp_path: Path, content: bytes | None) 
         Accounts.read(file)
 
 
+def test_a_hash_takes_32_mib() -> None:
+    assert 128 * COST * accounts._BLOCK >= 32 * 2**20
+
+
 def test_a_name_that_does_not_exist_costs_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     work: list[tuple[int, int, int]] = []
     inner = accounts._scrypt
@@ -92,7 +110,7 @@ def test_a_name_that_does_not_exist_costs_the_same_work(monkeypatch: pytest.Monk
         work.append((cost, block, lanes))
         return inner(password, salt, cost, block, lanes)
 
-    users = Accounts({"ada": HASH})
+    users = Accounts({"ada": accounts.hashed(PASSWORD)})
     monkeypatch.setattr(accounts, "_scrypt", counted)
     for name in ("ada", "eve"):
         assert not users.accepts(name, "wrong")
@@ -431,16 +449,19 @@ def users(locked: TestClient) -> dict[str, dict[str, str]]:
 def every_route(test: TestClient) -> list[tuple[str, str]]:
     """Method and path of every route, those of Gradio and of the REST interface too."""
     outer: Any = test.app
-    found = []
-    for route in outer._app.routes:
-        inner = getattr(route, "app", None)
-        below = getattr(inner, "routes", None)
-        base = getattr(route, "path", "")
-        for one in below if below is not None else [route]:
-            path = (base if below is not None else "") + one.path
-            filled = re.sub(r"{[^}]*}", "x", path)
-            found += [(method, filled) for method in sorted(getattr(one, "methods", None) or ())]
-    return found
+    return sorted(set(_routes(outer._app.routes, "")))
+
+
+def _routes(routes: Any, base: str) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        path = base + re.sub(r"{[^}]*}", "x", getattr(route, "path", ""))
+        included = getattr(route, "original_router", None)
+        if included is not None:
+            yield from _routes(included.routes, base)
+        elif hasattr(route, "app") and hasattr(route, "routes"):
+            yield from _routes(route.routes, path)
+        else:
+            yield from ((method, path) for method in getattr(route, "methods", None) or ())
 
 
 STREAMS = ("heartbeat", "queue/data", "upload_progress", "dev/reload")

@@ -3,18 +3,20 @@
 ``Memory`` is a service that keeps everything in memory and whose jobs are done at once.
 """
 
+import asyncio
 import io
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from PIL import Image
 from starlette.testclient import TestClient
 
-from app import launch
-from app.accounts import Accounts, Door, hashed
+from app import accounts, launch
+from app.accounts import Accounts, Door
 from app.request import Serving
 from app.serve.jobs import Busy, Job, ModelInfo, NoSuchJob, Result, Spec
 from app.serve.limits import Limits
@@ -22,7 +24,10 @@ from app.serve.service import Service
 
 BASE = "http://127.0.0.1:7860"
 PASSWORD = "correct horse battery"
-HASH = hashed(PASSWORD)
+SALT = bytes(16)
+HASH = f"scrypt$16$8$1${SALT.hex()}${accounts._scrypt(PASSWORD, SALT, 16, 8, 1).hex()}"
+"""Of the password; weak, so that it takes no time."""
+T = TypeVar("T")
 USERS = ("ada", "bob")
 
 
@@ -38,8 +43,8 @@ class Memory(Service):
 
     paused = None
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        super().__init__(folder, **options)
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.folder, self.limits = folder.resolve(), limits
         self.jobs: dict[str, Job] = {}
         self.full = False
 
@@ -109,7 +114,7 @@ class Memory(Service):
 
 def service(folder: Path, **limits: int) -> Memory:
     """A service in a folder."""
-    made = Memory(folder, limits=Limits(**limits))
+    made = Memory(folder, Limits(**limits))
     made.outputs.mkdir(parents=True)
     (folder / "queue.sqlite").write_bytes(b"SQLite format 3\0")
     return made
@@ -155,11 +160,20 @@ def door(clock: Clock | None = None) -> Door:
     return Door(accounts, clock) if clock else Door(accounts)
 
 
+def in_loop(made: Callable[[], T]) -> T:
+    """What Gradio makes while a loop runs: elsewhere it makes loops that it does not close."""
+
+    async def make() -> T:
+        return made()
+
+    return asyncio.run(make())
+
+
 def client(
     service: Service, door: Door | None = None, *, blocks: gr.Blocks | None = None, **asked: Any
 ) -> TestClient:
     """A client of the whole app; follows no redirect. Enter it where Gradio's events are called."""
-    guard = launch.build(service, blocks or pages(service), Serving(**asked), door)
+    guard = in_loop(lambda: launch.build(service, blocks or pages(service), Serving(**asked), door))
     return TestClient(
         guard, BASE, raise_server_exceptions=False, follow_redirects=False, client=("10.0.0.9", 1)
     )
