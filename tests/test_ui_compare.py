@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import pytest
 from saved import Folders
 from ui_service import Fake, browser, informed
+from ui_service import drawn as draw
 
 from accel import Plan, cache
 from accel.errors import BadInput
@@ -32,9 +32,11 @@ def service(models: Folders, tmp_path: Path) -> Fake:
 
 @pytest.fixture
 def both(service: Fake) -> tuple[generate.Page, compare.Page]:
-    with gr.Blocks():
+    def both() -> tuple[generate.Page, compare.Page]:
         making = generate.tab(service)  # type: ignore[arg-type]
         return making, compare.tab(service, making.inputs, page._asked(making))  # type: ignore[arg-type]
+
+    return draw(both)[0]
 
 
 def asked(model: str, **more: Any) -> Spec:

@@ -1,6 +1,8 @@
 """The page Generate and the endpoints: what a click does, what is shown, what a client gets."""
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from saved import Folders, picture
 from ui_service import Fake, browser, informed
+from ui_service import drawn as draw
 
 from accel import Plan, cache
 from accel import methods as all_methods
@@ -20,7 +23,7 @@ from app.serve.jobs import Job, Progress, Result, Spec
 from app.session import Session
 from app.ui import events, forms, generate, knobs, look, page, roundtrip, words
 
-SHOWN = ("badge", "banner", "timeline", "picture", "film", "progress", "preview")
+pytestmark = pytest.mark.filterwarnings("ignore:The copy keyword is deprecated")  # of Gradio
 EASY = Plan(cache.EasyCache(threshold=1e6))
 
 
@@ -41,10 +44,17 @@ def service(models: Folders, tmp_path: Path) -> Fake:
     )
 
 
+@pytest.fixture(scope="module")
+def page_once(models: Folders, tmp_path_factory: pytest.TempPathFactory) -> generate.Page:
+    """The page, drawn once: its components keep nothing of a run."""
+    empty = Fake(tmp_path_factory.mktemp("empty"), [informed(models("flux_cfg"))])
+    return draw(lambda: generate.tab(empty))[0]  # type: ignore[arg-type]
+
+
 @pytest.fixture
-def drawn(service: Fake) -> generate.Page:
-    with gr.Blocks():
-        return generate.tab(service)  # type: ignore[arg-type]
+def drawn(page_once: generate.Page, service: Fake) -> generate.Page:
+    """The page before a fresh service."""
+    return replace(page_once, service=service)  # type: ignore[arg-type]
 
 
 def values(drawn: generate.Page, **more: Any) -> list[Any]:
@@ -121,9 +131,10 @@ def test_a_run_shows_where_it_is_and_ends_with_the_picture(
 
 
 def test_the_picture_is_the_bits_of_a_session_alone(drawn: generate.Page, service: Fake) -> None:
-    clicked(drawn, seed="3", seed_lock=True, prompt="a fox")
+    plan = Plan(cache.EasyCache(threshold=1e6, warmup=2))
+    clicked(drawn, seed="3", seed_lock=True, goal="custom", knobs=knobs.shown(plan))
     (job,) = service.jobs.values()
-    request, plan = make(Request, job.spec.request), Plan.from_dict(job.spec.plan)
+    request = make(Request, job.spec.request)
     alone = Session.open(request.source).run(request, plan)
     made, _ = metadata.read(service.file("local", job.id, "picture"))
     assert made.pixels == metadata.pixels(alone.pictures)
@@ -382,7 +393,7 @@ def test_what_is_copied_is_the_job_that_is_shown_or_else_the_settings(
     assert "an owl" in text(None, prompt="an owl")
     clicked(drawn, prompt="a fox")
     (job,) = service.jobs.values()
-    assert text(job.id, prompt="an owl") == write(job.spec)
+    assert text(job.id, prompt="an owl") == write(job.spec).rstrip()
 
 
 # the whole page, over HTTP
@@ -395,17 +406,22 @@ def served(
     """The page on a port of this machine, and a client of it."""
     folder = tmp_path_factory.mktemp("served")
     service = Fake(folder, [informed(models("flux_cfg"))])
-    demo = page.build(service)  # type: ignore[arg-type]
-    _, url, _ = demo.launch(
-        prevent_thread_lock=True,
-        quiet=True,
-        theme=look.theme(),
-        css=look.CSS,
-        head=look.HEAD,
-        i18n=words.translator(),
-        allowed_paths=[str(service.outputs)],
-        server_name="127.0.0.1",
-    )
+
+    async def opened() -> tuple[gr.Blocks, str]:
+        demo = page.build(service)  # type: ignore[arg-type]
+        _, url, _ = demo.launch(
+            prevent_thread_lock=True,
+            quiet=True,
+            theme=look.theme(),
+            css=look.CSS,
+            head=look.HEAD,
+            i18n=words.translator(),
+            allowed_paths=[str(service.outputs)],
+            server_name="127.0.0.1",
+        )
+        return demo, url
+
+    demo, url = asyncio.run(opened())
     try:
         yield Client(url, verbose=False, download_files=folder / "client"), service
     finally:
@@ -457,7 +473,7 @@ def test_a_client_compares(served: tuple[Client, Fake], models: Folders) -> None
 
 
 def test_a_client_gives_files(served: tuple[Client, Fake], models: Folders, tmp_path: Path) -> None:
-    client, service = served
+    client, _ = served
     start = picture(tmp_path / "start.png")
     settings = {"model": models("flux_cfg"), "prompt": "a fox", "seed": 4, "strength": 0.5}
     job, _ = client.predict(settings, None, handle_file(start), api_name="/generate")
@@ -483,6 +499,8 @@ def test_a_client_lists_the_methods_and_why_one_does_not_fit(
         ("/generate", ({"steps": 0, "prompt": "x"}, None), "steps"),
         ("/generate", ({"prompt": "x"}, {"cache": {"Nope": {}}}), "cache.Nope"),
         ("/generate", ({"prompt": "x"}, {"plan": 7}), "format"),
+        ("/generate", (["no", "fields"], None), "request"),
+        ("/generate", ({"prompt": "x"}, [1]), "plan"),
         ("/compare", ({"prompt": "x"}, None, 1000), "repeats"),
         ("/status", ("../../etc/passwd",), "no job"),
         ("/cancel", ("nothing",), "no job"),

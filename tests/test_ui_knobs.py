@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_laws_roundtrip import plans
+from ui_service import drawn
 
 from accel import Plan, cache
 from accel import methods as all_methods
@@ -28,7 +29,7 @@ CLASSES = {
 EVERY = [knob for name in all_methods() for knob in knobs.of_method(name)]
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(plan=plans())
 def test_what_the_knobs_show_of_a_plan_is_the_plan(plan: Plan) -> None:
     assert knobs.read(knobs.shown(plan)) == plan
@@ -45,9 +46,9 @@ def test_every_field_of_every_method_has_a_knob_with_its_name_and_a_sentence() -
 
 @pytest.mark.parametrize("name", sorted(all_methods()))
 def test_a_knob_shows_its_default_and_saying_it_again_changes_nothing(name: str) -> None:
-    for knob in knobs.of_method(name):
-        with gr.Blocks():
-            widget = knobs.widget_of(knob, knob.default)
+    made = knobs.of_method(name)
+    widgets, _ = drawn(lambda: [knobs.widget_of(knob, knob.default) for knob in made])
+    for knob, widget in zip(made, widgets, strict=True):
         kind = knobs.kind_of(knob, knob.default)
         assert isinstance(widget, CLASSES[kind])
         said = widget.value if kind == "json" else in_browser(kind, knob, widget.value)
@@ -73,7 +74,7 @@ def test_a_slider_and_a_choice_offer_what_the_method_takes_and_nothing_else(name
             assert json.loads(knob.default) in knob.choices
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(
     text=st.text(max_size=30) | st.recursive(st.none() | st.integers(), st.lists).map(json.dumps)
 )
@@ -97,12 +98,19 @@ def test_a_field_that_is_no_json_is_named() -> None:
 # the page
 
 
-def drawn(plan: Plan, fits: Fits = FIT) -> dict[str, Any]:
-    """The widgets that are drawn for a plan, by id."""
-    with gr.Blocks() as demo:
+def page(plan: Plan, fits: Fits = FIT) -> gr.Blocks:
+    """The knobs of a plan."""
+
+    def draw() -> None:
         text, redraw, goal = gr.Textbox(), gr.Textbox(), gr.Radio(["custom"])
         knobs.draw(knobs.shown(plan), fits, (text, redraw, goal))
-    blocks = demo.blocks.values()
+
+    return drawn(draw)[1]
+
+
+def widgets(plan: Plan, fits: Fits = FIT) -> dict[str, Any]:
+    """The widgets that are drawn for a plan, by id."""
+    blocks = page(plan, fits).blocks.values()
     return {block.elem_id: block for block in blocks if getattr(block, "elem_id", None)}
 
 
@@ -111,7 +119,7 @@ def switch(name: str) -> str:
 
 
 def test_every_method_is_offered_and_only_chosen_ones_show_their_fields() -> None:
-    shown = drawn(Plan(cache.EasyCache(threshold=0.25)))
+    shown = widgets(Plan(cache.EasyCache(threshold=0.25)))
     assert {switch(name) for name in all_methods()} <= set(shown)
     fields = {knob.elem_id for knob in knobs.of_method("cache.EasyCache")}
     assert {name for name in shown if name.startswith("knob-")} == fields
@@ -126,7 +134,7 @@ def test_what_does_not_fit_is_greyed_out_and_says_why() -> None:
         methods={**FIT.methods, other: reason},
         pairs={"cache.EasyCache cache.TeaCache": "both answer for the whole network"},
     )
-    shown = drawn(Plan(cache.EasyCache()), fits)
+    shown = widgets(Plan(cache.EasyCache()), fits)
     assert not shown[switch(other)].interactive and reason in shown[switch(other)].info
     rival = shown[switch("cache.TeaCache")]
     assert not rival.interactive and "both answer for the whole network" in rival.info
@@ -135,19 +143,16 @@ def test_what_does_not_fit_is_greyed_out_and_says_why() -> None:
         for name in all_methods()
         if name not in (other, "cache.TeaCache")
     )
-    assert drawn(Plan(), fits)[switch("cache.TeaCache")].interactive
+    assert widgets(Plan(), fits)[switch("cache.TeaCache")].interactive
 
 
 def test_what_is_chosen_and_does_not_fit_can_still_be_taken_away() -> None:
     fits = Fits(methods={**FIT.methods, "cache.EasyCache": "it does not fit"})
-    box = drawn(Plan(cache.EasyCache()), fits)[switch("cache.EasyCache")]
+    box = widgets(Plan(cache.EasyCache()), fits)[switch("cache.EasyCache")]
     assert box.interactive and box.value and "it does not fit" in box.info
 
 
 def test_turning_a_knob_asks_the_server_nothing() -> None:
-    with gr.Blocks() as demo:
-        text, redraw, goal = gr.Textbox(), gr.Textbox(), gr.Radio(["custom"])
-        knobs.draw(knobs.shown(Plan(cache.EasyCache())), FIT, (text, redraw, goal))
-    turns = demo.fns.values()
+    turns = page(Plan(cache.EasyCache())).fns.values()
     assert len(turns) == len(all_methods()) + len(knobs.of_method("cache.EasyCache"))
     assert all(turn.fn is None and turn.js and turn.api_visibility == "private" for turn in turns)

@@ -5,6 +5,8 @@ It runs real sessions on real models, so that what the pages show are real pictu
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shutil import copyfile
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
+import gradio as gr
 from PIL import Image
 
 from accel import Plan
@@ -28,6 +31,7 @@ from app.serve.jobs import ENDED, Figure, Job, ModelInfo, NoSuchJob, Progress, R
 from app.serve.limits import Limits
 from app.session import Session
 
+T = TypeVar("T")
 INPUTS = ("prompt", "negative", "guidance", "image", "mask", "control", "lora")
 FASTER = Speedup(ratio=2.5, low=2.2, high=2.8, baseline_seconds=1.0, measured="2026-11-29T12:00:00")
 
@@ -35,6 +39,16 @@ FASTER = Speedup(ratio=2.5, low=2.2, high=2.8, baseline_seconds=1.0, measured="2
 def browser(username: str | None = None, language: str = "en") -> Any:
     """What Gradio tells an event of the browser that sent it."""
     return SimpleNamespace(username=username, headers={"accept-language": language})
+
+
+def drawn(draw: Callable[[], T]) -> tuple[T, gr.Blocks]:
+    """Draw in a block of Gradio, where an event loop runs: else it opens some and leaves them."""
+
+    async def inside() -> tuple[T, gr.Blocks]:
+        with gr.Blocks() as demo:
+            return draw(), demo
+
+    return asyncio.run(inside())
 
 
 def informed(name: str, kind: str = "image", **call: Any) -> ModelInfo:
@@ -199,8 +213,6 @@ class Fake:
         assert isinstance(content, Path)
         if content.suffix not in (".png", ".safetensors"):
             raise BadInput(f"{name} is neither a picture nor safetensors: give one of these.")
-        import hashlib
-
         digest = hashlib.sha256(content.read_bytes()).hexdigest()
         path = self.uploads(owner) / f"{digest}{content.suffix}"
         if path != content:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from accel.plan import Plan, methods
+from accel.errors import BadInput
+from accel.plan import methods
 from app.listing import described
-from app.request import Request, make
 from app.serve.jobs import Job, Progress, Spec
 from app.ui.browser import refusals
 from app.ui.events import owner_of, stored
@@ -23,6 +23,7 @@ Answer = tuple[dict[str, Any], list[str]]
 """A job as JSON, while it runs with its ``progress``, and the files that it left."""
 
 STOCK = {"plan": 1}
+"""The plan of the stock pipeline."""
 _JOB = TypeAdapter(Job)
 
 
@@ -41,7 +42,10 @@ class Endpoints:
         request: gr.Request,
         settings: dict[str, Any],
         plan: dict[str, Any] | None = None,
-        *files: str | None,
+        image: str | None = None,
+        mask: str | None = None,
+        control: str | None = None,
+        lora: str | None = None,
     ) -> Iterator[Answer]:
         """Make a picture or clip. Streams the job until it has ended; its files come last.
 
@@ -49,9 +53,13 @@ class Endpoints:
             request: Who asks.
             settings: Fields of a request: ``prompt``, ``model``, ``seed``, ``steps``, ….
             plan: As ``Plan.to_dict`` writes it; by default the stock pipeline.
-            files: The files of ``image``, ``mask``, ``control`` and ``lora``.
+            image: A file, as are the following three.
+            mask: Inpaint where this is white.
+            control: For the ControlNet.
+            lora: Safetensors.
         """
-        yield from self._run(request, settings, plan, files, {})
+        spec = (settings, plan, {})
+        yield from self._run(request, *spec, (image, mask, control, lora))
 
     def compare(
         self,
@@ -59,7 +67,10 @@ class Endpoints:
         settings: dict[str, Any],
         plan: dict[str, Any] | None = None,
         repeats: int = 3,
-        *files: str | None,
+        image: str | None = None,
+        mask: str | None = None,
+        control: str | None = None,
+        lora: str | None = None,
     ) -> Iterator[Answer]:
         """Measure a plan against the stock pipeline. Streams the job until it has ended.
 
@@ -68,11 +79,13 @@ class Endpoints:
             settings: Fields of a request.
             plan: As ``Plan.to_dict`` writes it.
             repeats: Timed runs of each side, 1 to 20.
-            files: The files of ``image``, ``mask``, ``control`` and ``lora``.
+            image: A file, as are the following three.
+            mask: Inpaint where this is white.
+            control: For the ControlNet.
+            lora: Safetensors.
         """
-        yield from self._run(
-            request, settings, plan, files, {"kind": "compare", "repeats": int(repeats)}
-        )
+        spec = (settings, plan, {"kind": "compare", "repeats": int(repeats)})
+        yield from self._run(request, *spec, (image, mask, control, lora))
 
     def status(self, request: gr.Request, job: str) -> Answer:
         """A job as it is now, by its id, and the files that it left."""
@@ -98,16 +111,16 @@ class Endpoints:
         request: gr.Request,
         settings: Mapping[str, Any],
         plan: Mapping[str, Any] | None,
-        files: tuple[str | None, ...],
         more: Mapping[str, Any],
+        files: tuple[str | None, ...],
     ) -> Iterator[Answer]:
         owner = owner_of(request)
         with refusals():
-            uploads = stored(self.service, owner, dict(zip(FILES, files, strict=False)))
-            asked = make(Request, {**settings, **uploads}, where="").to_dict()
-            chosen = Plan.from_dict(plan or STOCK).to_dict()
-            spec = Spec(request=asked, plan=chosen, title=title_of(chosen), **more)
-            job = self.service.submit(owner, [spec])[0]
+            spec = _spec(request=settings, plan=plan or STOCK, **more)
+            uploads = stored(self.service, owner, dict(zip(FILES, files, strict=True)))
+            given = {name: str(path) for name, path in uploads.items()}
+            whole = {"request": {**spec.request, **given}, "title": title_of(spec.plan)}
+            job = self.service.submit(owner, [spec.model_copy(update=whole)])[0]
             for now in self.service.watch(owner, job.id):
                 if isinstance(now, Progress):
                     yield {**as_json(job), "progress": _plain(now)}, []
@@ -118,6 +131,20 @@ class Endpoints:
     def _answer(self, job: Job) -> Answer:
         roles = () if job.result is None else job.result.files
         return as_json(job), [str(self.service.file(job.owner, job.id, role)) for role in roles]
+
+
+def _spec(**fields: Any) -> Spec:
+    """A job from what a client sent.
+
+    Raises:
+        BadInput: Names the first field that is of a wrong type or out of its range.
+    """
+    try:
+        return Spec(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{name} {first['input']!r}: {first['msg']}.") from error
 
 
 def as_json(job: Job) -> dict[str, Any]:

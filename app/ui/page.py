@@ -36,7 +36,7 @@ def build(service: Service) -> gr.Blocks:
             with _tab("compare"):
                 measuring = compare.tab(service, making.inputs, _asked(making))
             with _tab("explore"):
-                explore.tab(service, settings, making)
+                explore.tab(service, making, settings)
             with _tab("gallery"):
                 gallery.tab(service, settings)
             with _tab("methods"):
