@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs laws-full clean
+.PHONY: demo test browser lint docs laws-full clean
 
 demo: $(READY)
 	$(BIN)/accel compare "a red house left of two pine trees under a starry sky" --seed 1 --out demo --overwrite
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest -n 2 -m "not laws_full" --durations 20
+
+# the pages are tested in Debian's Chromium: installed where there is none
+browser:
+	@$(PYTHON) tools/install_browser.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
