@@ -1,10 +1,13 @@
 """A service that keeps its jobs in memory and runs none: what pages are tested with."""
 
+import asyncio
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+
+import gradio as gr
 
 from accel.errors import BadInput
 from accel.plan import methods
@@ -33,7 +36,9 @@ def result(**changes):
         "verdicts": {"cache.EasyCache": {"state": "ACTIVE", "detail": "1/3 predicted"}},
         "events": {
             "cache.EasyCache": [
-                [0, "cond", 0, "computed"], [1, "cond", 0, "predicted"], [2, "cond", 0, "computed"]
+                [0, "cond", 0, "computed"],
+                [1, "cond", 0, "predicted"],
+                [2, "cond", 0, "computed"],
             ]
         },
     }
@@ -191,3 +196,14 @@ def same_shape(hostile, plain):
 def words_of(html):
     """The words of a text, whatever lies between them."""
     return re.sub(r"\s+", " ", Reader(html).text)
+
+
+def drawn(draw):
+    """The ids of the components that a page draws; Gradio wants an event loop for it."""
+
+    async def inside():
+        with gr.Blocks() as demo:
+            draw()
+        return {getattr(block, "elem_id", None) for block in demo.blocks.values()}
+
+    return asyncio.run(inside())

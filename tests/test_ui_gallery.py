@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import HOSTILE, Memory, Reader, job, request, result, same_shape, speedup
+from pages import HOSTILE, Memory, Reader, drawn, job, request, result, same_shape, speedup
 
 from app.serve.jobs import Spec
 from app.ui import gallery, records
@@ -47,13 +47,13 @@ FILTERS = st.builds(
 
 def filled(found):
     service = Memory()
-    for index, given in enumerate(found):
+    for index, one in enumerate(found):
         made = job(
             str(index),
-            given["state"],
-            given["spec"],
-            deleted=given["deleted"],
-            result=result() if given["picture"] and given["state"] in ("done", "stopped") else None,
+            one["state"],
+            one["spec"],
+            deleted=one["deleted"],
+            result=result() if one["picture"] and one["state"] in ("done", "stopped") else None,
         )
         service.jobs.append(SimpleNamespace(**{**vars(made), "created": float(index // 4)}))
     return service
@@ -143,7 +143,13 @@ def test_details_tell_every_setting_and_field():
     plan = {"plan": 1, "cache": {"EasyCache": {"threshold": 0.125, "warmup": 4}}}
     made = job(spec=spec("two circles", plan=plan), result=result())
     text = Reader(records.details(made, "en")).text
-    for told in ("two circles", "scenes-flux", "cache.EasyCache", "threshold = 0.125", "warmup = 4"):
+    for told in (
+        "two circles",
+        "scenes-flux",
+        "cache.EasyCache",
+        "threshold = 0.125",
+        "warmup = 4",
+    ):
         assert told in text
 
 
@@ -216,8 +222,13 @@ def test_a_page_speaks_the_language_of_its_browser(language):
 @pytest.mark.parametrize(
     ("host", "here"),
     [
-        ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True),
-        ("10.0.0.4", False), ("203.0.113.7", False), ("testclient", False), ("", False),
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("10.0.0.4", False),
+        ("203.0.113.7", False),
+        ("testclient", False),
+        ("", False),
     ],
 )
 @pytest.mark.parametrize("proxy", [None, "x-forwarded-for", "x-real-ip", "forwarded"])
@@ -258,7 +269,5 @@ def test_an_error_is_told_in_its_own_words_and_escaped():
 
 
 def test_the_page_has_what_browser_tests_look_for():
-    with gr.Blocks() as demo:
-        gallery.tab(Memory(), gr.State(None))
-    ids = {getattr(block, "elem_id", None) for block in demo.blocks.values()}
+    ids = drawn(lambda: gallery.tab(Memory(), gr.State(None)))
     assert {"gallery-grid", "gallery-search", "gallery-restore", "gallery-delete"} <= ids

@@ -1,10 +1,9 @@
 """The page of methods: everything that is known of each, found by any of its words."""
 
-import gradio as gr
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import HOSTILE, Memory, Reader, request, same_shape
+from pages import HOSTILE, Memory, Reader, drawn, request, same_shape
 
 from accel.plan import methods as installed
 from app.listing import described
@@ -87,7 +86,4 @@ def test_the_page_says_whether_the_chosen_model_is_served(model):
 
 
 def test_the_page_has_what_browser_tests_look_for():
-    with gr.Blocks() as demo:
-        methods.tab(Memory())
-    ids = {getattr(block, "elem_id", None) for block in demo.blocks.values()}
-    assert "methods-table" in ids
+    assert "methods-table" in drawn(lambda: methods.tab(Memory()))

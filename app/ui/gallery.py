@@ -68,9 +68,7 @@ class Events:
         """Fill the page anew; nothing is chosen then."""
         wanted = Filter(search, kind, model, trash)
         with refusals():
-            found = view(
-                self.service, owner_of(request), wanted, count, language_for(request)
-            )
+            found = view(self.service, owner_of(request), wanted, count, language_for(request))
         return (
             gr.update(value=found.cards, selected_index=None),
             found.ids,
@@ -156,7 +154,10 @@ def tab(service: Service, settings: Any) -> None:
     events = Events(service)
     shown = [grid, ids, chosen, rest, more, delete, undelete, purge, folder]
     anew: dict[str, Any] = {
-        "fn": events.show, "inputs": [*filters, count], "outputs": shown, **LIVE
+        "fn": events.show,
+        "inputs": [*filters, count],
+        "outputs": shown,
+        **LIVE,
     }
     gr.on(None, **anew)
     refresh.click(**anew)

@@ -86,7 +86,9 @@ def _variables(side: int) -> str:
     return " ".join(f"--accel-{name}: {pair[side]};" for name, pair in PALETTE.items())
 
 
-CSS = f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n" + """
+CSS = (
+    f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n"
+    + """
 .gradio-container { max-width: 1180px !important; margin: 0 auto; }
 .gradio-container :focus-visible { outline: 3px solid var(--accel-accent); outline-offset: 2px; }
 
@@ -163,6 +165,7 @@ CSS = f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n" + """
   * { animation-duration: 0.01ms !important; transition-duration: 0.01ms !important; }
 }
 """
+)
 
 HEAD = """
 <meta name="color-scheme" content="light dark">

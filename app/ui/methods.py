@@ -99,8 +99,12 @@ def _fields(method: Mapping[str, Any], language: Language) -> Markup | str:
         return ""
     unset = say("methods_unset", language)
     rows = [
-        (name, unset if field["default"] is None else str(field["default"]), field["range"],
-         field["description"] or "")
+        (
+            name,
+            unset if field["default"] is None else str(field["default"]),
+            field["range"],
+            field["description"] or "",
+        )
         for name, field in fields.items()
     ]
     heads = [say(f"methods_{name}", language) for name in ("field", "default", "range", "meaning")]

@@ -60,7 +60,9 @@ def badge(result: Result | None, language: Language = "en") -> Markup:
     cost = _cost(result, language)
     if result.speedup is None:
         detail = f"{cost}; {say('part_unmeasured', language)}"
-        return _BADGE.format(kind="unmeasured", head=_seconds(result.seconds, language), detail=detail)
+        return _BADGE.format(
+            kind="unmeasured", head=_seconds(result.seconds, language), detail=detail
+        )
     head, detail = speedup(result.speedup, language), _spread(result.speedup, result, language)
     return _BADGE.format(kind=_kind(result.speedup), head=head, detail=f"{detail}; {cost}")
 

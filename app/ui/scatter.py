@@ -36,7 +36,9 @@ _PLOT = Markup(
 )
 _LINE = Markup('<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
 _TEXT = Markup('<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
-_TURNED = Markup('<text transform="translate(16 {y:.1f}) rotate(-90)" text-anchor="middle">{text}</text>')
+_TURNED = Markup(
+    '<text transform="translate(16 {y:.1f}) rotate(-90)" text-anchor="middle">{text}</text>'
+)
 _FRONT = Markup('<polyline class="accel-front" points="{points}"/>')
 _POINT = Markup(
     '<g class="accel-point {kind}" role="button" tabindex="0" data-index="{index}" '

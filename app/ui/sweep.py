@@ -94,25 +94,26 @@ def knobs(names: Iterable[str]) -> list[str]:
 
 
 def suggested(knob: str) -> list[Any]:
-    """Values to begin with: every choice, or the default with a lower and some higher ones."""
+    """Values to begin with: every choice, or the default with a lower and some higher ones.
+
+    Only what the method takes beside its other defaults; that may be nothing.
+    """
     name, _, field = knob.rpartition(".")
     info = method_class(name).model_fields[field]
-    if info.annotation is bool:
+    near = _near(info.annotation, getattr(method_class(name)(), field))
+    return [value for value in dict.fromkeys(near) if _taken(knob, value)]
+
+
+def _near(kind: Any, default: Any) -> list[Any]:
+    """Candidates around a default."""
+    if kind is bool:
         return [False, True]
-    if get_origin(info.annotation) is Literal:
-        return list(get_args(info.annotation))
-    default = getattr(method_class(name)(), field)
-    around = _whole(default) if info.annotation is int else _parts(default)
-    return [value for value in around if _taken(knob, value)]
-
-
-def _whole(default: int) -> list[int]:
-    return [default - 1, default, default + 1, default + 2]
-
-
-def _parts(default: float) -> list[float]:
-    middle = default or 0.1
-    return [float(f"{middle * factor:.3g}") for factor in (0.5, 1, 2, 3)]
+    if kind is int:
+        return [default - 1, default, default + 1, default + 2]
+    if kind is float:
+        middle = default or 0.1
+        return [float(f"{middle * factor:.3g}") for factor in (0.5, 1, 2, 3)]
+    return list(get_args(kind))
 
 
 def _taken(knob: str, value: Any) -> bool:
@@ -146,7 +147,7 @@ def points(plan: Mapping[str, Any], axes: Sequence[Axis]) -> list[Point]:
         axes: One or two knobs.
 
     Raises:
-        BadInput: If there is no axis, a knob is there twice, or there are more than ``MOST`` points.
+        BadInput: If there is no axis, a knob is there twice, or more than ``MOST`` points.
         PlanError: If a combination is no plan; it is named.
     """
     _check(axes)
@@ -186,9 +187,7 @@ def _set(document: Mapping[str, Any], knob: str, value: Any) -> dict[str, Any]:
     return {**document, family: {**kinds, kind: {**kinds.get(kind, {}), field: value}}}
 
 
-def runs(
-    request: Mapping[str, Any], found: Sequence[Point], against: str
-) -> list[Spec]:
+def runs(request: Mapping[str, Any], found: Sequence[Point], against: str) -> list[Spec]:
     """The jobs of the points.
 
     Args:
