@@ -91,7 +91,7 @@ def is_loopback(host: str) -> bool:
 
 def build(
     service: Service,
-    blocks: gr.Blocks,
+    blocks: gr.Blocks | None,
     asked: Serving,
     door: accounts.Door | None,
     names: frozenset[str] = frozenset(),
@@ -100,7 +100,7 @@ def build(
 
     Args:
         service: What does the work.
-        blocks: The pages.
+        blocks: The pages; ``None``: the REST interface alone.
         asked: Where it is served.
         door: Who may come in; ``None``: everybody.
         names: What ``Host`` may be, beside addresses in numbers and ``localhost``.
@@ -108,7 +108,8 @@ def build(
     from app.security import Guard, Policy, results_of
 
     app, copies = _outer(service, asked, door), Path(tempfile.gettempdir()) / "gradio"
-    _mount(app, blocks, service, asked, door)
+    if blocks is not None:
+        _mount(app, blocks, service, asked, door)
     proxy = urlsplit(asked.root_path)
     policy = Policy(
         may_read=results_of(service, copies),

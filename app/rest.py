@@ -19,7 +19,7 @@ from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import APIKeyCookie
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, model_validator
 
 from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import Plan, Preset, methods
@@ -117,11 +117,15 @@ class Order(BaseModel):
         description="id of a job whose picture the fidelity is measured against",
     )
 
-    @field_validator("plan")
+    @model_validator(mode="before")
     @classmethod
-    def _finite(cls, plan: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        json.dumps(plan, allow_nan=False)
-        return plan
+    def _is_json(cls, values: Any) -> Any:
+        """Refuse what Python reads as JSON though it is none: NaN, halves of characters."""
+        try:
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+        return values
 
     def spec(self, folder: Path) -> Spec:
         """The job that is asked for.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from saved import done, run
 from typer.testing import CliRunner
-from web import BASE, PASSWORD, client, pages, service
+from web import BASE, PASSWORD, client, in_loop, pages, service
 
 from accel.errors import BadInput
 from app import launch
@@ -136,7 +136,7 @@ def test_it_stands_in_an_empty_folder_and_leaves_as_it_came(
 
 def test_gradio_is_told_what_it_may_serve(tmp_path: Path) -> None:
     made = service(tmp_path)
-    blocks = pages(made)
+    blocks = in_loop(lambda: pages(made))
     client(made, blocks=blocks)
     assert blocks.allowed_paths == [str(made.outputs)]
     assert not blocks.show_error and not blocks.enable_monitoring and not blocks.ssr_mode
@@ -147,7 +147,7 @@ def test_gradio_is_told_what_it_may_serve(tmp_path: Path) -> None:
 def test_the_pages_ask_nobody_elsewhere_and_keep_no_copies_for_ever(tmp_path: Path) -> None:
     from app.ui import page
 
-    blocks = page.build(service(tmp_path))
+    blocks = in_loop(lambda: page.build(service(tmp_path)))
     assert blocks.analytics_enabled is False and blocks.delete_cache is not None
 
 

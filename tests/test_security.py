@@ -14,7 +14,21 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from web import BASE, HASH, PASSWORD, USERS, Clock, Memory, client, door, logged_in, png, service
+from web import (
+    BASE,
+    HASH,
+    PASSWORD,
+    USERS,
+    Clock,
+    Memory,
+    client,
+    door,
+    in_loop,
+    logged_in,
+    pages,
+    png,
+    service,
+)
 
 from accel.errors import BadInput
 from app import accounts, launch, security
@@ -436,7 +450,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Memory:
 @pytest.fixture(scope="module")
 def locked(served: Memory) -> Iterator[TestClient]:
     """The app with a login."""
-    with client(served, door()) as entered:
+    with client(served, door(), blocks=in_loop(lambda: pages(served))) as entered:
         yield entered
 
 
@@ -588,7 +602,7 @@ def call(test: TestClient, name: str, data: list[Any], headers: dict[str, str]) 
 def test_pages_are_told_who_asks(locked: TestClient, users: Any, served: Memory) -> None:
     for name in USERS:
         assert call(locked, "whoami", [], users[name]) == ("complete", [name])
-    with client(served) as unlocked:
+    with client(served, blocks=in_loop(lambda: pages(served))) as unlocked:
         assert call(unlocked, "whoami", [], {}) == ("complete", ["local"])
 
 

@@ -172,8 +172,11 @@ def in_loop(made: Callable[[], T]) -> T:
 def client(
     service: Service, door: Door | None = None, *, blocks: gr.Blocks | None = None, **asked: Any
 ) -> TestClient:
-    """A client of the whole app; follows no redirect. Enter it where Gradio's events are called."""
-    guard = in_loop(lambda: launch.build(service, blocks or pages(service), Serving(**asked), door))
+    """A client of the app, which follows no redirect.
+
+    With pages it is the whole app; enter the client where their events are called.
+    """
+    guard = in_loop(lambda: launch.build(service, blocks, Serving(**asked), door))
     return TestClient(
         guard, BASE, raise_server_exceptions=False, follow_redirects=False, client=("10.0.0.9", 1)
     )
