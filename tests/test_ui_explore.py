@@ -358,7 +358,9 @@ def test_a_point_gives_its_settings_to_generate(index):
     ("typed", "named"),
     [
         ({"first": ""}, "not 0"),
+        ({"first": None, "second": None}, "not 0"),
         ({"values": ""}, "no values"),
+        ({"values": None}, "no values"),
         ({"second": THRESHOLD, "others": "1"}, "twice"),
         ({"values": "-1"}, "threshold"),
         ({"values": HOSTILE}, "threshold"),

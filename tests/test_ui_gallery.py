@@ -271,3 +271,8 @@ def test_an_error_is_told_in_its_own_words_and_escaped():
 def test_the_page_has_what_browser_tests_look_for():
     ids = drawn(lambda: gallery.tab(Memory(), gr.State(None)))
     assert {"gallery-grid", "gallery-search", "gallery-restore", "gallery-delete"} <= ids
+
+
+def test_empty_widgets_give_no_text_and_filter_nothing():
+    _, events = page()
+    assert events.show(None, None, None, None, records.PAGE, request())[1] == ["b", "a"]

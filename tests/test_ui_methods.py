@@ -76,10 +76,11 @@ def test_neither_reason_nor_model_becomes_markup(text):
     assert text in same_shape(shown(text), shown("plain")).text
 
 
-@pytest.mark.parametrize("model", ["", "scenes-flux", "another"])
-def test_the_page_says_whether_the_chosen_model_is_served(model):
+@pytest.mark.parametrize("search", ["", None])
+@pytest.mark.parametrize("model", ["", None, "scenes-flux", "another"])
+def test_the_page_says_whether_the_chosen_model_is_served(model, search):
     html = methods.Events(Memory(unfit={"tokens.ToMe": "It has no UNet."})).show(
-        "", model, request()
+        search, model, request()
     )
     assert ("It has no UNet." in html) == (model == "scenes-flux")
     assert ("not offered" in html) == (model == "another")

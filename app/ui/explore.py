@@ -57,14 +57,16 @@ NOTHING = View([], [], Markup(), Markup(), Markup(), False)
 UNCHANGED = tuple(gr.skip() for _ in range(6))
 
 
-def axes(first: str, values: str, second: str, others: str) -> list[Axis]:
+def axes(
+    first: str | None, values: str | None, second: str | None, others: str | None
+) -> list[Axis]:
     """The knobs of a sweep and their values, from what was typed.
 
     Raises:
         BadInput: If a knob has no values, or one twice.
     """
     chosen = [(first, values), (second, others)]
-    return [Axis(knob, sweep.values(text)) for knob, text in chosen if knob]
+    return [Axis(knob, sweep.values(text or "")) for knob, text in chosen if knob]
 
 
 def submitted(
@@ -191,7 +193,13 @@ class Events:
     generate: Generate
 
     def start(
-        self, first: str, values: str, second: str, others: str, request: gr.Request, *form: Any
+        self,
+        first: str | None,
+        values: str | None,
+        second: str | None,
+        others: str | None,
+        request: gr.Request,
+        *form: Any,
     ) -> list[str]:
         """Admit the sweep of the settings of Generate; gives the ids of its jobs."""
         owner, language = owner_of(request), language_for(request)

@@ -63,10 +63,16 @@ class Events:
         self.service = service
 
     def show(
-        self, search: str, kind: str, model: str, trash: bool, count: int, request: gr.Request
+        self,
+        search: str | None,
+        kind: str | None,
+        model: str | None,
+        trash: bool | None,
+        count: int,
+        request: gr.Request,
     ) -> tuple[Any, ...]:
         """Fill the page anew; nothing is chosen then."""
-        wanted = Filter(search, kind, model, trash)
+        wanted = Filter(search or "", kind or ANY, model or ANY, bool(trash))
         with refusals():
             found = view(self.service, owner_of(request), wanted, count, language_for(request))
         return (

@@ -89,7 +89,7 @@ def _variables(side: int) -> str:
 CSS = (
     f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n"
     + """
-.gradio-container { max-width: 1180px !important; margin: 0 auto; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
 .gradio-container :focus-visible { outline: 3px solid var(--accel-accent); outline-offset: 2px; }
 
 .accel-badge, .accel-banner {
@@ -149,6 +149,7 @@ CSS = (
 .accel-method { padding: 0.8rem 0; border-top: 1px solid var(--accel-line); }
 .accel-method h3 { margin: 0; font-size: 1.05rem; color: var(--accel-ink); }
 .accel-method p { margin: 0.25rem 0; color: var(--accel-ink); overflow-wrap: anywhere; }
+.accel-method .accel-quiet { color: var(--accel-quiet); }
 .accel-tag {
   display: inline-block; padding: 0 0.5rem; border-radius: 6px; font-size: 0.85rem;
   font-weight: 600; color: var(--accel-ink); background: var(--background-fill-secondary);
@@ -167,11 +168,9 @@ CSS = (
 """
 )
 
-HEAD = """
-<meta name="color-scheme" content="light dark">
-<script>
-document.documentElement.lang = (navigator.language || "en").split("-")[0];
-document.addEventListener("keydown", (event) => {
+HEAD = '<meta name="color-scheme" content="light dark">'
+
+KEYS = """() => document.addEventListener("keydown", (event) => {
   const wanted = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "generate"
     : event.key === "Escape" && !event.defaultPrevented ? "stop" : null;
   const open = document.activeElement?.getAttribute("aria-expanded") === "true";
@@ -180,7 +179,8 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     button.click();
   }
-}, true);
-</script>
+}, true)"""
+"""Once loaded: Ctrl+Enter presses ``generate`` and Esc ``stop``, if they are seen and enabled.
+
+As an event of the page, because the content security policy refuses scripts in its head.
 """
-"""Ctrl+Enter presses ``generate`` and Esc ``stop``, where they can be seen and pressed."""

@@ -118,14 +118,14 @@ class Events:
 
     service: Service
 
-    def show(self, search: str, model: str, request: gr.Request) -> Markup:
+    def show(self, search: str | None, model: str | None, request: gr.Request) -> Markup:
         """The methods that a search finds, and whether they fit the chosen model."""
         language = language_for(request)
         try:
             fits = self.service.fits(model).methods if model else None
         except AccelError as error:
             return parts.error(str(error))
-        return listed(search, model, fits, language)
+        return listed(search or "", model or ANY, fits, language)
 
 
 def tab(service: Service) -> None:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from accel.errors import AccelError
 from app.serve.jobs import Spec
-from app.ui import compare, endpoints, explore, gallery, generate, methods, parts
+from app.ui import compare, endpoints, explore, gallery, generate, look, methods, parts
 from app.ui.compare import Asked
 from app.ui.events import LIVE, QUIET, compared, owner_of
 from app.ui.words import say, t
@@ -102,3 +102,4 @@ def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page
     demo.load(making.reattach, making.watching, making.outputs, **LIVE)
     demo.load(measuring.reattach, measuring.watching, measuring.outputs, **LIVE)
     demo.load(fn=None, js=compare.TOGETHER, api_visibility="private")
+    demo.load(fn=None, js=look.KEYS, api_visibility="private")
