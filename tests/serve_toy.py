@@ -5,6 +5,7 @@ happens: ``die`` kills the process, ``die once`` does so the first time, ``fail`
 ``slow`` takes a second or until it is stopped, everything else takes some milliseconds.
 """
 
+import multiprocessing
 import os
 import signal
 import time
@@ -92,8 +93,15 @@ def spec(seed=1, prompt="a red fox", **more) -> Spec:
     return Spec(request={"prompt": prompt, "seed": seed}, **more)
 
 
+def fork() -> multiprocessing.context.BaseContext:
+    """What starts worker processes at once, where a test starts many of them."""
+    return multiprocessing.get_context("fork")
+
+
 def serve(folder: Path, log: Path) -> None:
-    """The server process that tests kill."""
+    """A server process that tests kill, it or its worker."""
+    forked = fork()
+    multiprocessing.get_context = lambda method: forked
     service = Service(folder, opener=opener(log))
     service.start()
     while True:

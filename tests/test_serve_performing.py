@@ -11,7 +11,7 @@ from saved import Folders, done, picture
 
 from accel import Plan, cache, guidance
 from accel.errors import UnsupportedModel
-from app import clips, metadata
+from app import clips, compare, metadata
 from app.compare import Side, Timing
 from app.request import Request, Source
 from app.serve import performing
@@ -164,8 +164,15 @@ def test_a_second_comparison_runs_stock_once_more_and_not_again(perform, desk, m
     ]  # fmt: skip
 
 
+@pytest.fixture
+def light(monkeypatch):
+    """Comparisons that only count and time: nothing is drawn or weighed."""
+    monkeypatch.setattr(compare, "documents", lambda *_: {})
+    monkeypatch.setattr(compare.nearness, "measure", lambda *_: {})
+
+
 @pytest.mark.parametrize("doubt", ["another time", "other bits", "too few times"])
-def test_a_kept_stock_side_in_doubt_is_measured_anew(perform, desk, monkeypatch, doubt):
+def test_a_kept_stock_side_in_doubt_is_measured_anew(light, perform, desk, monkeypatch, doubt):
     monkeypatch.setattr(performing, "DRIFT", 1.0 if doubt == "another time" else 1e9)
     perform("compare")
     if doubt == "other bits":
@@ -177,7 +184,7 @@ def test_a_kept_stock_side_in_doubt_is_measured_anew(perform, desk, monkeypatch,
     assert desk[1].count("0 followed") == 1
 
 
-def test_other_requests_have_other_stock_sides(perform, desk):
+def test_other_requests_have_other_stock_sides(light, perform, desk):
     perform("compare")
     for other in ({"seed": 4}, {"prompt": "a boat"}, {"steps": 5}):
         perform("compare", **other)

@@ -4,10 +4,10 @@ import gc
 import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,9 +47,10 @@ def ended(service, owner="ada"):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Starts services, which end with the test."""
-    started = []
+def start(tmp_path, monkeypatch):
+    """Starts services, which end with the test; their workers are forked, so that it is quick."""
+    forked, started = serve_toy.fork(), []
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
 
     def begin(folder=tmp_path / "server", seconds=0.01, **options):
         service = Service(folder, opener=opener(tmp_path, seconds), **options)
@@ -221,41 +222,69 @@ def test_a_job_that_kills_its_worker_is_tried_again_once_and_holds_up_nobody(sta
     assert sorted(runs(tmp_path)) == [1, 1, 2, 2, 3]
 
 
-def test_a_worker_that_is_killed_at_any_moment_loses_no_job(start, tmp_path):
-    service, chance = start(), random.Random(5)
-    ids = []
+class Server:
+    """A server in a process of its own, forked from a clean one."""
+
+    def __init__(self, folder, log):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pytest", "serve_toy"])
+        self._process = context.Process(target=serve_toy.serve, args=(folder, log))
+        self._process.start()
+        self._handle = psutil.Process(self._process.pid)
+
+    def kill(self):
+        """Kill it, and see its worker die with it."""
+        workers = self._handle.children(recursive=True)
+        self._process.kill()
+        self._process.join()
+        _, alive = psutil.wait_procs(workers, timeout=AT_MOST)
+        assert not alive, "a worker outlived its server"
+
+    def kill_worker(self):
+        for worker in self._handle.children():
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+
+
+def submitted(folder, log, kill):
+    """Two jobs, put into the queue as another server would."""
+    desk = Service(folder, opener=opener(log))
+    ids = [job.id for job in desk.submit("ada", [spec(2 * kill), spec(2 * kill + 1)])]
+    desk.close()
+    return ids
+
+
+def test_a_worker_that_is_killed_at_any_moment_loses_no_job(tmp_path):
+    folder, chance, ids = tmp_path / "server", random.Random(5), []
+    server = Server(folder, tmp_path)
     for kill in range(KILLS):
         known = len(runs(tmp_path))
-        ids += [job.id for job in service.submit("ada", [spec(2 * kill), spec(2 * kill + 1)])]
+        ids += submitted(folder, tmp_path, kill)
         wait_until(lambda known=known: len(runs(tmp_path)) > known)
-        time.sleep(chance.uniform(0, 0.03))
-        for process in service.processes:
-            os.kill(process, signal.SIGKILL)
-    wait_until(lambda: ended(service))
-    check_life(service, ids, tmp_path)
+        time.sleep(chance.uniform(0, 0.1))
+        server.kill_worker()
+    desk = Service(folder, opener=opener(tmp_path))
+    wait_until(lambda: ended(desk))
+    server.kill()
+    check_life(desk, ids, tmp_path)
+    desk.close()
 
 
-def test_a_server_that_is_killed_at_any_moment_loses_no_job(start, tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["serve_toy"])
+def test_a_server_that_is_killed_at_any_moment_loses_no_job(tmp_path):
     folder, chance, ids = tmp_path / "server", random.Random(7), []
     for kill in range(KILLS):
-        desk = Service(folder, opener=opener(tmp_path))  # admits, and starts nothing
-        ids += [job.id for job in desk.submit("ada", [spec(2 * kill), spec(2 * kill + 1)])]
-        desk.close()
         known = len(runs(tmp_path))
-        server = context.Process(target=serve_toy.serve, args=(folder, tmp_path))
-        server.start()
+        ids += submitted(folder, tmp_path, kill)
+        server = Server(folder, tmp_path)
         wait_until(lambda known=known: len(runs(tmp_path)) > known)
-        time.sleep(chance.uniform(0, 0.03))
-        children = psutil.Process(server.pid).children(recursive=True)
+        time.sleep(chance.uniform(0, 0.1))
         server.kill()
-        server.join()
-        _, alive = psutil.wait_procs(children, timeout=AT_MOST)
-        assert not alive, "a worker outlived its server"
-    service = start()
-    wait_until(lambda: ended(service))
-    check_life(service, ids, tmp_path)
+    server = Server(folder, tmp_path)
+    desk = Service(folder, opener=opener(tmp_path))
+    wait_until(lambda: ended(desk))
+    server.kill()
+    check_life(desk, ids, tmp_path)
+    desk.close()
 
 
 def check_life(service, ids, log):

@@ -34,12 +34,12 @@ class Painter:
     @classmethod
     def fit(cls, pipe: Any) -> Painter | None:
         """Fit the map of a pipeline; ``None`` where it has no decoder of latents into RGB."""
-        import torch
-
         vae: Any = getattr(pipe, "vae", None)
         channels = _channels(vae)
         if channels is None:
             return None
+        import torch
+
         noise = torch.Generator("cpu").manual_seed(0)
         count = max(LEAST, -(-2 * channels // PLACES**2))
         coarse = torch.randn(count, channels, 4, 4, generator=noise)
@@ -109,8 +109,8 @@ def _in_units_of(vae: Any, latents: Tensor) -> Tensor:
 
     config = vae.config
     scaling = config.get("scaling_factor") or 1.0
-    mean = config.get("latents_mean") or getattr(vae, "latents_mean", None)
-    std = config.get("latents_std") or getattr(vae, "latents_std", None)
+    held = {**dict(vae.named_buffers(recurse=False)), **config}
+    mean, std = held.get("latents_mean"), held.get("latents_std")
     if mean is None or std is None:
         return latents / scaling + (config.get("shift_factor") or 0.0)
     level, spread = (

@@ -188,7 +188,7 @@ class Worker:
         models.check(source)
         self._close()
         self._session = session = self._opener(source)
-        self._painter = Painter.fit(session.model.pipe)
+        self._painter = _painter(session)
         return session
 
     def _close(self) -> None:
@@ -243,6 +243,15 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+
+
+def _painter(session: Session) -> Painter | None:
+    """What draws previews of a model; a decoder that it cannot be fitted to fails no job."""
+    try:
+        return Painter.fit(session.model.pipe)
+    except Exception as error:
+        traceback.print_exception(error)
+        return None
 
 
 def _free() -> None:
