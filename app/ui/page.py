@@ -66,7 +66,7 @@ def _load_settings(making: generate.Page, settings: gr.State, tabs: gr.Tabs) -> 
 
     def load(found: dict[str, Any] | None) -> Updates:
         if found is None:
-            return {}
+            return generate.NOTHING
         shown = making.shown["restored"]
         try:
             updates = making.loaded(Spec.model_validate(found))
