@@ -23,6 +23,8 @@ DEFAULT = "default"
 """In a dropdown: leave it to the model."""
 DTYPES = (DEFAULT, *get_args(Dtype))
 SWITCH: dict[str, bool | None] = {DEFAULT: None, "yes": True, "no": False}
+NUMBERS = ("steps", "guidance", "width", "height", "frames", "fps", "strength")
+"""Fields of a request that are typed as text: a number box of Gradio cannot be empty."""
 FILES = ("image", "mask", "control", "lora")
 """Fields of a request that hold a file."""
 
@@ -109,7 +111,7 @@ def values_of(spec: Spec) -> dict[str, Any]:
     return {
         **{name: str(value) if isinstance(value, Path) else value for name, value in plain.items()},
         "negative": request.negative or "",
-        "seed": "" if request.seed is None else str(request.seed),
+        **{name: _typed(plain[name]) for name in ("seed", *NUMBERS)},
         "dtype": request.dtype or DEFAULT,
         "compile": switch,
         "negative_empty": request.negative == "",
@@ -117,6 +119,10 @@ def values_of(spec: Spec) -> dict[str, Any]:
         "goal": goal_of(plan),
         "knobs": knobs.shown(plan),
     }
+
+
+def _typed(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def title_of(plan: Mapping[str, Any]) -> str:

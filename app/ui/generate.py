@@ -12,6 +12,7 @@ import gradio as gr
 from accel.errors import AccelError, BadInput
 from accel.plan import PRESETS, Plan
 from app import clips
+from app.request import Request
 from app.serve.folders import Folders
 from app.serve.jobs import Job, Kind, ModelInfo, Spec
 from app.ui import forms, knobs, parts, roundtrip
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Updates = dict[Any, Any]
 """New values and properties, by component."""
 
+NOTHING: Updates = gr.skip()
+"""Changes nothing. An event of Gradio that gives nothing at all empties its outputs."""
 PLACES = ("variant", "revision")
 """Fields of a request that are for the command line: the server refuses them."""
 WIDGETS = tuple(name for name in forms.NAMES if name not in PLACES)
@@ -176,7 +179,7 @@ class Page:
         """Widgets that a model has no use for are greyed out; empty ones show its own values."""
         info = next((one for one in self.service.models() if one.name == model), None)
         if info is None:
-            return {}
+            return NOTHING
         updates: Updates = {}
         for name, wanted in NEEDS.items():
             updates[self.fields[name]] = {"interactive": wanted in info.inputs}
@@ -184,16 +187,16 @@ class Page:
             own = info.call.get("true_cfg_scale") if name == "guidance" else None
             own = info.call.get(argument) if own is None else own
             found = updates.setdefault(self.fields[name], {})
-            found["placeholder"] = "" if own is None else str(own)
+            found["placeholder"] = t("generate_own") if own in (None, "") else str(own)
         return {one: gr.update(**changes) for one, changes in updates.items()}
 
     def emptied(self, model: str) -> Updates:
         """What another model has no use for is emptied when a person chooses that model."""
         info = next((one for one in self.service.models() if one.name == model), None)
         takes = () if info is None else info.inputs
-        empty = {"negative": "", "negative_empty": False, "controlnet": "", "fps": 16}
+        empty = {"negative_empty": False, "fps": str(Request().fps)}
         return {
-            self.fields[name]: empty.get(name)
+            self.fields[name]: empty.get(name, None if name in forms.FILES else "")
             for name, wanted in NEEDS.items()
             if wanted not in takes
         }
@@ -228,7 +231,9 @@ class Page:
         asked = any(
             job.spec.kind == "measure" and job.spec.request.get("model") == model for job in jobs
         )
-        if not asked and not self.service.figures(model):
+        if asked or self.service.figures(model):
+            yield NOTHING
+        else:
             yield from self.measure(model, request)
 
     def cli(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
@@ -405,12 +410,15 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
     )
     with gr.Row():
         fields["seed"] = gr.Textbox(
-            elem_id="seed", placeholder=t("generate_drawn"), **labelled("generate_seed")
+            max_lines=1,
+            elem_id="seed",
+            placeholder=t("generate_drawn"),
+            **labelled("generate_seed"),
         )
         fields["seed_lock"] = gr.Checkbox(elem_id="seed-lock", **labelled("generate_seed_lock"))
     with gr.Row():
-        fields |= {name: _whole(name) for name in ("steps", "width", "height", "frames")}
-    fields["guidance"] = gr.Number(elem_id="guidance", step=0.5, **labelled("generate_guidance"))
+        fields |= {name: _number(name) for name in ("steps", "width", "height", "frames")}
+    fields["guidance"] = _number("guidance")
     fields["negative"] = gr.Textbox(elem_id="negative", **labelled("generate_negative"))
     return fields, {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
 
@@ -421,9 +429,14 @@ def _named(info: ModelInfo) -> str:
     return f"{info.name}{size}"
 
 
-def _whole(name: str) -> Component:
-    return gr.Number(
-        value=None, precision=0, elem_id=name, min_width=110, **labelled(f"generate_{name}")
+def _number(name: str, value: str = "") -> Component:
+    return gr.Textbox(
+        value=value,
+        max_lines=1,
+        placeholder=t("generate_own"),
+        elem_id=name,
+        min_width=110,
+        **labelled(f"generate_{name}"),
     )
 
 
@@ -442,9 +455,7 @@ def _pictures(controlnets: Sequence[str]) -> Parts:
                     label=t(f"generate_{name}"),
                 )
                 gr.Markdown(t(f"generate_{name}_help"))
-    fields["strength"] = gr.Number(
-        value=None, step=0.05, elem_id="strength", **labelled("generate_strength")
-    )
+    fields["strength"] = _number("strength")
     fields["controlnet"] = gr.Dropdown(
         [(t("generate_none"), ""), *((name, name) for name in controlnets)],
         value="",
@@ -463,8 +474,8 @@ def _more() -> Parts:
         "negative_empty": gr.Checkbox(
             elem_id="negative-empty", **labelled("generate_negative_empty")
         ),
-        "fps": gr.Number(value=16, precision=0, elem_id="fps", **labelled("generate_fps")),
-        "device": gr.Textbox(elem_id="device", **labelled("generate_device")),
+        "fps": _number("fps", str(Request().fps)),
+        "device": gr.Textbox(max_lines=1, elem_id="device", **labelled("generate_device")),
         "dtype": gr.Dropdown(
             list(forms.DTYPES), value=forms.DEFAULT, elem_id="dtype", **labelled("generate_dtype")
         ),

@@ -295,7 +295,12 @@ def _is_number(text: str) -> bool:
 def widget_of(knob: Knob, value: str) -> Component:
     """The widget of a knob, showing a value given as JSON text."""
     kind = kind_of(knob, value)
-    common: dict[str, Any] = {"label": knob.field, "info": knob.info, "elem_id": knob.elem_id}
+    common: dict[str, Any] = {
+        "label": knob.field,
+        "info": knob.info,
+        "elem_id": knob.elem_id,
+        "interactive": True,
+    }
     if kind == "json":
         return gr.Textbox(value=value, **common)
     return _MAKERS[kind](knob, json.loads(value), common)
