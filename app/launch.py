@@ -41,6 +41,9 @@ THREADS = 256
 GRACE = 3
 """Seconds that open answers get when the server ends."""
 
+COPIES = (3600, 24 * 3600)
+"""How often Gradio looks for old copies of what it showed, and how old they get: seconds."""
+
 
 def ui(given: Given) -> None:
     """Serve until interrupted, or add a user to the file of ``--auth``.
@@ -150,6 +153,7 @@ def _mount(
     def owner(request: Any) -> str | None:
         return request.scope.get(OWNER)  # type: ignore[no-any-return]
 
+    blocks.delete_cache = COPIES
     gr.mount_gradio_app(
         app,
         blocks,

@@ -284,13 +284,16 @@ class Serving:
 
     host: Annotated[
         str,
-        Option(help="address to listen on; others than loopback need --auth", rich_help_panel=SERVER),
+        Option(
+            help="address to listen on; others than loopback need --auth", rich_help_panel=SERVER
+        ),
     ] = "127.0.0.1"
     port: Annotated[
         int, Ge(0), Le(65535), Option(help="0 takes a free one", rich_help_panel=SERVER)
     ] = 7860
     out: Annotated[
-        Path, Option(help="folder of the results, the queue and the uploads", rich_help_panel=OUTPUT)
+        Path,
+        Option(help="folder of the results, the queue and the uploads", rich_help_panel=OUTPUT),
     ] = Path("outputs")
     model: Annotated[
         list[str],
@@ -313,13 +316,13 @@ class Serving:
     ] = None
     add_user: Annotated[
         str | None,
-        Option(help="write a user to the file of --auth, and start nothing", rich_help_panel=SERVER),
+        Option(
+            help="write a user to the file of --auth, and start nothing", rich_help_panel=SERVER
+        ),
     ] = None
     share: Annotated[
         bool,
-        Option(
-            "--share", help="a public address through Gradio's tunnel", rich_help_panel=SERVER
-        ),
+        Option("--share", help="a public address through Gradio's tunnel", rich_help_panel=SERVER),
     ] = False
     public: Annotated[
         bool,
@@ -347,7 +350,9 @@ class Serving:
     ] = field(default_factory=list)
     open: Annotated[
         bool | None,
-        Option("--open/--no-open", help="show it in a browser; default: no", rich_help_panel=SERVER),
+        Option(
+            "--open/--no-open", help="show it in a browser; default: no", rich_help_panel=SERVER
+        ),
     ] = None
 
 

@@ -28,6 +28,17 @@ LOOPBACK = ("127.0.0.1", "127.8.9.1", "::1", "localhost")
 OTHERS = ("0.0.0.0", "::", "192.168.1.7", "2001:db8::1", "example.org", "localhost.example", "")
 
 
+LIGHT = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import app.serve.service, app.ui.page, web
+app.serve.service.Service, app.ui.page.build = web.Memory, web.pages
+import app.cli
+app.cli.main()
+"""
+"""The command line, with a service and pages that load nothing."""
+
+
 # who can reach it
 
 
@@ -141,14 +152,15 @@ def test_gradio_is_told_what_it_may_serve(tmp_path: Path) -> None:
     assert blocks.allowed_paths == [str(made.outputs)]
     assert not blocks.show_error and not blocks.enable_monitoring and not blocks.ssr_mode
     assert blocks.max_file_size == made.limits.upload_bytes
+    assert blocks.delete_cache == launch.COPIES and not blocks.run_history
     assert not blocks.mcp_server and not blocks.pwa
 
 
-def test_the_pages_ask_nobody_elsewhere_and_keep_no_copies_for_ever(tmp_path: Path) -> None:
+def test_the_pages_ask_nobody_elsewhere(tmp_path: Path) -> None:
     from app.ui import page
 
     blocks = in_loop(lambda: page.build(service(tmp_path)))
-    assert blocks.analytics_enabled is False and blocks.delete_cache is not None
+    assert blocks.analytics_enabled is False
 
 
 def test_names_come_from_what_was_asked() -> None:
@@ -169,7 +181,7 @@ def test_help_imports_neither_gradio_nor_torch() -> None:
             f"import sys; sys.argv = ['accel', *{words}]\n"
             "import app.cli\n"
             "try:\n    app.cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
-            "late = {'gradio', 'torch', 'fastapi', 'uvicorn', 'pydantic'} & set(sys.modules)\n"
+            "late = {'gradio', 'torch', 'fastapi', 'uvicorn', 'diffusers'} & set(sys.modules)\n"
             "assert not late, late"
         )
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
@@ -185,17 +197,16 @@ def test_help_names_every_option() -> None:
 def test_it_starts_answers_and_ends_when_told(tmp_path: Path, end: signal.Signals) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
-    command = [sys.executable, "-c", "import app.cli; app.cli.main()"]
     options = ["ui", "--port", "0", "--device", "cpu", "--out", "outputs"]
     server = subprocess.Popen(
-        [*command, *options],
+        [sys.executable, "-c", LIGHT, *options],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(folder)},
     )
+    assert server.stderr is not None
     try:
-        assert server.stderr is not None
         address = next(line for line in server.stderr if line.startswith("http")).split()[0]
         health = json.loads(_get(f"{address}/api/v1/health"))
         page = _get(f"{address}/")
@@ -204,8 +215,9 @@ def test_it_starts_answers_and_ends_when_told(tmp_path: Path, end: signal.Signal
     finally:
         server.kill()
         server.wait()
+        server.stderr.close()
     assert health["status"] == "ok" and b"gradio" in page
-    assert (tmp_path / "outputs").is_dir() and not list(folder.glob("accel-ui-*"))
+    assert (tmp_path / "outputs" / "closed").exists() and not list(folder.glob("accel-ui-*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "tmp"]
 
 

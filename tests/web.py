@@ -15,9 +15,11 @@ import gradio as gr
 from PIL import Image
 from starlette.testclient import TestClient
 
+from accel import methods
 from app import accounts, launch
 from app.accounts import Accounts, Door
 from app.request import Serving
+from app.serve.fitting import Fits
 from app.serve.jobs import Busy, Job, ModelInfo, NoSuchJob, Result, Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
@@ -43,10 +45,16 @@ class Memory(Service):
 
     paused = None
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, *, limits: Limits, devices: tuple[str, ...] = ()) -> None:
         self.folder, self.limits = folder.resolve(), limits
         self.jobs: dict[str, Job] = {}
         self.full = False
+
+    def start(self) -> None:
+        self.outputs.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        (self.folder / "closed").touch()
 
     @property
     def outputs(self) -> Path:
@@ -108,13 +116,19 @@ class Memory(Service):
         path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         return path
 
+    def fits(self, model):
+        return Fits(methods=dict.fromkeys(methods()))
+
+    def figures(self, model):
+        return {}
+
     def models(self):
         return [ModelInfo("scenes-flux", "image", {"height": 128}, ("prompt",), 1000)]
 
 
 def service(folder: Path, **limits: int) -> Memory:
     """A service in a folder."""
-    made = Memory(folder, Limits(**limits))
+    made = Memory(folder, limits=Limits(**limits))
     made.outputs.mkdir(parents=True)
     (folder / "queue.sqlite").write_bytes(b"SQLite format 3\0")
     return made
