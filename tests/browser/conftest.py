@@ -1,0 +1,96 @@
+"""The real app on a free port, and Debian's Chromium that looks at it."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser.visitor import Visitor
+from playwright.sync_api import Browser, sync_playwright
+
+from app.serve.service import Service
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("scenes-flux", "scenes-unet", "scenes-wan")
+COMMAND = (sys.executable, "-c", "import app.cli; app.cli.main()")
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""Server and command line share the machine with other tests, and give the same bits."""
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where `accel ui` answers, with a folder of results of its own."""
+    folder = tmp_path_factory.mktemp("app")
+    _ask_for_figures(folder / "outputs")
+    log = folder / "log"
+    with log.open("w") as written:
+        server = subprocess.Popen(
+            [*COMMAND, "ui", "--port", "0"], cwd=folder, stderr=written, env=ALONE
+        )
+    try:
+        yield _answering(server, log)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=60)
+        print(log.read_text(), file=sys.stderr)
+
+
+def _ask_for_figures(folder: Path) -> None:
+    """The presets count as asked for: else the first picture has them measured, for minutes."""
+    service = Service(folder)
+    for name in MODELS:
+        service.cancel("local", service.measure("local", name).id)
+    service.close()
+
+
+def _answering(server: subprocess.Popen[bytes], log: Path) -> str:
+    ends = time.monotonic() + 120
+    while time.monotonic() < ends and server.poll() is None:
+        lines = [line for line in log.read_text().splitlines() if line.startswith("http")]
+        if lines:
+            return lines[0].split()[0]
+        time.sleep(0.1)
+    raise AssertionError(f"accel ui did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    path = runpy.run_path(str(ROOT / "tools" / "install_browser.py"))["found"]()
+    assert path is not None, "No Chromium here: run `make browser`."
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Any]:
+    """Opens the app as a new visitor; what went wrong in the browser fails the test."""
+    visitors: list[Visitor] = []
+
+    def opened(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser, address, **options))
+        return visitors[-1]
+
+    yield opened
+    for visitor in visitors:
+        visitor.leave()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Any:
+    """Runs the command line in a new process."""
+
+    def run(*arguments: str) -> Path:
+        command = [*COMMAND, *arguments]
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env=ALONE)
+        return tmp_path
+
+    return run

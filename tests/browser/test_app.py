@@ -1,0 +1,419 @@
+"""The app as a person meets it: in a browser, with mouse and keyboard, on a wide and a small screen.
+
+One server and one browser for all; every test is a new visitor.
+"""
+
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser.visitor import BEGINS, OVERFLOW, PROMPT, TABS, WATCH, Visitor
+from PIL import Image
+from playwright.sync_api import expect
+
+from app import metadata
+
+Visit = Callable[..., Visitor]
+STEP = re.compile(r"step (\d+) of (\d+)(?:, (\d+) of them skipped)?")
+SCREENS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "small": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+    "small-dark": {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}},
+}
+
+
+def record(picture: bytes) -> metadata.Record:
+    """What the file of a picture says of how it was made."""
+    with Image.open(io.BytesIO(picture)) as image:
+        return metadata.parse(image.text[metadata.KEY], "the picture")
+
+
+# making pictures
+
+
+def test_the_first_picture_takes_one_click(visit: Visit) -> None:
+    visitor = visit()
+    visitor.press("generate")
+    visitor.ended()
+    made = record(visitor.picture())
+    assert made.plan != {"plan": 1} and made.request["prompt"]
+    assert visitor.into("seed").input_value() == str(made.request["seed"])
+    assert f"{made.result.steps} steps" in visitor.at("badge").inner_text()
+    expect(visitor.page.locator("#timeline table")).to_be_visible()
+    for button in ("compare-stock", "copy-cli", "copy-python"):
+        expect(visitor.at(button)).to_be_enabled()
+
+
+def test_progress_and_preview_come_while_it_runs(visit: Visit) -> None:
+    visitor = visit()
+    visitor.page.evaluate(WATCH)
+    visitor.ask(steps="60")
+    visitor.goal("fast")
+    visitor.generate()
+    seen = visitor.page.evaluate("() => window.seen")
+    found = [match for one in seen if (match := STEP.search(one["text"]))]
+    steps = [int(match[1]) for match in found]
+    skipped = [int(match[3] or 0) for match in found]
+    assert len(set(steps)) >= 4 and steps == sorted(steps)
+    assert {match[2] for match in found} == {"60"}
+    assert skipped == sorted(skipped) and 0 < skipped[-1] < 60
+    sizes = [one["size"] for one in seen if one["size"] and one["size"][0]]
+    assert sizes and max(max(size) for size in sizes) <= 256
+    expect(visitor.page.locator("#preview img")).to_have_count(0)
+
+
+def test_a_stopped_run_leaves_a_partial_and_no_trace(
+    visit: Visit, fresh: Callable[..., Path]
+) -> None:
+    visitor = visit()
+    visitor.ask(prompt=PROMPT, steps="200")
+    visitor.goal("balanced")
+    visitor.lock(7)
+    visitor.press("generate")
+    expect(visitor.at("progress")).to_have_text(re.compile("step [2-9]"))
+    visitor.page.keyboard.press("Escape")
+    visitor.ended()
+    partial = record(visitor.picture())
+    assert partial.result.partial and 0 < partial.result.steps < 200
+    assert "Stopped early" in visitor.at("banner").inner_text()
+    assert visitor.jobs()[0]["state"] == "stopped"
+
+    visitor.ask(steps="6")
+    visitor.generate()
+    after = record(visitor.picture())
+    assert not after.result.partial
+
+    visitor.at("copy-cli").click()
+    shown = visitor.page.locator("#copied .cm-content, #copied code").first
+    command = shlex.split(shown.inner_text())
+    assert command[:2] == ["accel", "generate"]
+    folder = fresh(*command[1:], "--out", "fresh")
+    [file] = folder.rglob("*.png")
+    alone, _ = metadata.read(file)
+    assert alone.fingerprint == after.fingerprint
+    assert alone.pixels == after.pixels
+
+
+def test_a_run_is_found_again_after_a_reload(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(prompt="a boat on the sea", steps="200")
+    visitor.lock(11)
+    visitor.press("generate")
+    expect(visitor.at("progress")).to_have_text(re.compile("step [1-9]"))
+    visitor.open()
+    expect(visitor.into("prompt")).to_have_value("a boat on the sea")
+    expect(visitor.into("seed")).to_have_value("11")
+    expect(visitor.at("progress")).to_have_text(re.compile(r"step \d"))
+    expect(visitor.at("stop")).to_be_enabled()
+    visitor.at("stop").click()
+    visitor.ended()
+    assert record(visitor.picture()).request["seed"] == 11
+    visitor.open()
+    assert record(visitor.picture()).request["seed"] == 11
+
+
+def test_a_clip_is_made_and_shown(visit: Visit) -> None:
+    visitor = visit()
+    visitor.choose("model", "scenes-wan")
+    expect(visitor.into("frames")).to_be_enabled()
+    visitor.ask(steps="3", frames="5")
+    visitor.generate()
+    expect(visitor.page.locator("#result video")).to_be_visible()
+    assert visitor.jobs()[0]["files"].keys() >= {"picture", "record"}
+
+
+def test_a_file_of_ours_brings_its_settings_back(visit: Visit, tmp_path: Path) -> None:
+    visitor = visit()
+    visitor.ask(prompt="a lighthouse at night", steps="5", guidance="2.5")
+    visitor.goal("fastest")
+    visitor.lock(2**62 + 1)
+    visitor.generate()
+    file = tmp_path / "ours.png"
+    file.write_bytes(visitor.picture())
+
+    other = visit()
+    other.page.locator("#drop input[type=file]").set_input_files(file)
+    expect(other.at("restored")).to_have_text(re.compile("restored from"))
+    for name, value in {
+        "prompt": "a lighthouse at night",
+        "seed": str(2**62 + 1),
+        "steps": "5",
+        "guidance": "2.5",
+    }.items():
+        expect(other.into(name)).to_have_value(value)
+    expect(other.page.locator('#goal input[value="fastest"]')).to_be_checked()
+    other.generate()
+    assert record(other.picture()).pixels == record(file.read_bytes()).pixels
+
+
+def test_a_foreign_file_is_refused_in_words(visit: Visit, tmp_path: Path) -> None:
+    file = tmp_path / "foreign.png"
+    Image.new("RGB", (8, 8), "teal").save(file)
+    visitor = visit()
+    visitor.page.locator("#drop input[type=file]").set_input_files(file)
+    expect(visitor.page.locator("#restored [role=alert]")).to_contain_text("foreign.png")
+
+
+def test_a_prompt_is_text_and_nothing_else(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(prompt="<img src=x onerror=\"document.title='taken'\"><b>bold</b>", steps="2")
+    visitor.generate()
+    visitor.turn_to("gallery")
+    visitor.at("gallery-refresh").click()
+    visitor.page.locator("#gallery-grid button img").first.click()
+    expect(visitor.at("gallery-details")).to_contain_text("<b>bold</b>")
+    assert visitor.page.title() != "taken"
+
+
+# knobs
+
+
+def test_knobs_that_do_not_fit_say_why(visit: Visit) -> None:
+    visitor = visit()
+    visitor.choose("model", "scenes-unet")
+    visitor.at("knobs").locator("button").first.click()
+    switches = visitor.page.locator("#knobs [id^=method-]")
+    expect(switches.first).to_be_attached(timeout=PATIENCE)
+    off = visitor.page.locator("#knobs [id^=method-]:has(input:disabled)")
+    assert 0 < off.count() < switches.count()
+    for text in off.all_text_contents():
+        assert re.search(r"Cannot be added: \S+ \S+", text), text
+
+
+def test_a_knob_that_is_turned_is_what_runs(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(steps="6")
+    visitor.goal("balanced")
+    visitor.at("knobs").locator("button").first.click()
+    threshold = visitor.page.locator("#knobs [id^=knob-][id$=-threshold] input").first
+    expect(threshold).to_be_visible(timeout=PATIENCE)
+    threshold.fill("0.123")
+    threshold.blur()
+    expect(visitor.page.locator('#goal input[value="custom"]')).to_be_checked()
+    visitor.generate()
+    assert "0.123" in json.dumps(record(visitor.picture()).plan)
+
+
+# the other pages
+
+
+def test_a_comparison_shows_both_sides_and_what_was_measured(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(steps="6")
+    visitor.lock(5)
+    compare(visitor)
+    expect(visitor.page.locator("#compare-slider img")).to_have_count(2)
+    table = visitor.at("compare-table").inner_text()
+    for word in ("Stock", "Accelerated", "SSIM", "PSNR"):
+        assert word in table
+    assert re.search(r"\d\.\d\d× \(\d+\.\d\d–\d+\.\d\d\)", table)
+    expect(visitor.page.locator("#compare-timeline td[class*=accel-]").first).to_be_visible()
+    job = visitor.jobs()[0]
+    assert job["kind"] == "compare" and job["request"]["seed"] == 5
+    assert job["files"].keys() >= {"baseline", "accelerated", "difference", "sheet", "report"}
+
+
+def test_a_sweep_is_a_grid_and_a_plot_of_which_points_load(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(steps="6")
+    visitor.lock(4)
+    sweep(visitor)
+    expect(visitor.page.locator("#explore-grid button img")).to_have_count(5)
+    points = visitor.page.locator("#explore-plot [data-index]")
+    expect(points).to_have_count(5)
+    jobs = visitor.jobs()[:5][::-1]
+    assert [job["plan"] == {"plan": 1} for job in jobs] == [True, *[False] * 4]
+    assert len({json.dumps(job["plan"]) for job in jobs}) == 5
+    visitor.shoot("explore-done")
+
+    points.nth(2).focus()
+    visitor.page.keyboard.press("Enter")
+    expect(visitor.at("tab-generate")).to_be_visible()
+    expect(visitor.page.locator('#goal input[value="custom"]')).to_be_checked()
+    expect(visitor.into("seed")).to_have_value("4")
+    chosen = int(points.nth(2).get_attribute("data-index") or "")
+    visitor.generate()
+    assert record(visitor.picture()).plan == jobs[chosen]["plan"]
+
+
+def test_the_gallery_finds_restores_deletes_and_brings_back(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(prompt="a windmill under a rainbow", steps="2")
+    visitor.lock(21)
+    visitor.generate()
+    [job] = [job for job in visitor.jobs() if "windmill" in job["request"]["prompt"]]
+
+    other = visit()
+    other.turn_to("gallery")
+    pictures = other.page.locator("#gallery-grid button:has(img)")
+    other.ask(gallery_search="nothing of that name")
+    expect(other.at("tab-gallery")).to_contain_text("Nothing here yet")
+    other.ask(gallery_search="rainbow windmill")
+    expect(pictures).to_have_count(1)
+    pictures.first.click()
+    expect(other.at("gallery-details")).to_contain_text("a windmill under a rainbow")
+    other.at("gallery-restore").click()
+    expect(other.at("tab-generate")).to_be_visible()
+    expect(other.into("prompt")).to_have_value("a windmill under a rainbow")
+    expect(other.into("seed")).to_have_value("21")
+
+    other.turn_to("gallery")
+    pictures.first.click()
+    expect(other.at("gallery-details")).to_contain_text("windmill")
+    other.at("gallery-delete").click()
+    expect(pictures).to_have_count(0)
+    other.page.locator("#gallery-trash input").check()
+    expect(pictures).to_have_count(1)
+    pictures.first.click()
+    expect(other.at("gallery-details")).to_contain_text("windmill")
+    other.at("gallery-undelete").click()
+    expect(pictures).to_have_count(0)
+    other.page.locator("#gallery-trash input").uncheck()
+    expect(pictures).to_have_count(1)
+    assert job["id"] in [one["id"] for one in other.jobs()]
+
+
+def test_the_methods_are_found_by_words(visit: Visit) -> None:
+    visitor = visit()
+    visitor.turn_to("methods")
+    sections = visitor.page.locator("#methods-table section")
+    everything = sections.count()
+    visitor.ask(methods_search="EasyCache")
+    expect(visitor.at("methods-table")).to_contain_text(re.compile(rf"\d+ of {everything} methods"))
+    expect(visitor.page.locator("#methods-table h3").first).to_contain_text("EasyCache")
+    visitor.ask(methods_search="")
+    visitor.choose("methods-model", "scenes-unet")
+    expect(visitor.page.locator("#methods-table .accel-unfit").first).to_be_visible()
+    expect(visitor.page.locator("#methods-table .accel-fits").first).to_be_visible()
+
+
+# for everybody
+
+
+def test_everything_can_be_done_with_keys(visit: Visit) -> None:
+    visitor = visit()
+    reached = tabbed(visitor, 60)
+    wanted = ["prompt", "generate", "goal", "model", "seed", "seed-lock", "steps"]
+    order = [name for name in dict.fromkeys(reached) if name in wanted]
+    assert order == wanted, reached
+    visitor.ask(steps="200")
+    visitor.into("prompt").focus()
+    visitor.page.evaluate(BEGINS, "generate")
+    visitor.page.keyboard.press("Control+Enter")
+    expect(visitor.at("progress")).to_have_text(re.compile("step [1-9]"))
+    visitor.page.keyboard.press("Escape")
+    visitor.ended()
+    assert visitor.jobs()[0]["state"] == "stopped"
+    visitor.page.get_by_role("tab", name="Generate").first.focus()
+    visitor.page.keyboard.press("ArrowRight")
+    visitor.page.keyboard.press("Enter")
+    expect(visitor.at("compare-run")).to_be_visible()
+
+
+def tabbed(visitor: Visitor, count: int) -> list[str]:
+    """The ids of what Tab reaches, from the start of the page."""
+    visitor.page.evaluate("() => { document.activeElement?.blur(); window.scrollTo(0, 0); }")
+    reached = []
+    for _ in range(count):
+        visitor.page.keyboard.press("Tab")
+        reached.append(visitor.page.evaluate("() => document.activeElement.closest('[id]')?.id"))
+    return reached
+
+
+@pytest.fixture(scope="session")
+def used(browser: Any, address: str) -> Iterator[Any]:
+    """What a browser keeps of a visitor who has a picture, a comparison and a sweep to show."""
+    visitor = Visitor(browser, address)
+    visitor.ask(prompt=PROMPT, steps="6")
+    visitor.lock(3)
+    visitor.generate()
+    sweep(visitor)
+    visitor.turn_to("generate")
+    compare(visitor)
+    yield visitor.context.storage_state()
+    visitor.leave()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_page_is_fit_for_everybody(screen: str, visit: Visit, used: Any) -> None:
+    visitor = visit(storage_state=used, **SCREENS[screen])
+    dark = visitor.page.evaluate("() => document.body.classList.contains('dark')")
+    assert dark == (SCREENS[screen]["color_scheme"] == "dark")
+    findings: list[str] = []
+    for tab in TABS:
+        visitor.turn_to(tab)
+        opened(visitor, tab)
+        visitor.shoot(f"{tab}-{screen}")
+        wide = visitor.page.evaluate(OVERFLOW)
+        findings += [f"{tab}: {wide} px too wide"] if wide > 0 else []
+        findings += [f"{tab}: {each}" for each in serious(visitor)]
+    assert not findings, "\n".join(findings)
+
+
+def opened(visitor: Visitor, tab: str) -> None:
+    """Show what a page hides at first, and wait for what it shows."""
+    page = visitor.page
+    if tab == "generate":
+        for name in ("inputs", "more", "knobs"):
+            fold = visitor.at(name).locator("button").first
+            if fold.get_attribute("aria-expanded") != "true":
+                fold.click()
+        expect(page.locator("#knobs [id^=method-]").first).to_be_attached(timeout=PATIENCE)
+        expect(page.locator("#result img").first).to_be_visible()
+    elif tab == "compare":
+        expect(page.locator("#compare-slider img").first).to_be_visible()
+    elif tab == "explore":
+        expect(page.locator("#explore-plot [data-index]")).to_have_count(5)
+    elif tab == "gallery":
+        page.locator("#gallery-grid button:has(img)").first.click()
+        expect(page.locator("#gallery-details table").first).to_be_visible()
+    elif tab == "methods":
+        page.locator("#methods-table summary").first.click()
+    page.wait_for_timeout(300)
+
+
+def serious(visitor: Visitor) -> list[str]:
+    """What axe finds on the page that keeps somebody from using it."""
+    options = {"resultTypes": ["violations"]}
+    found = Axe().run(visitor.page, options=options).response["violations"]
+    return [
+        f"{one['id']} at {node['target']}: {node['failureSummary']} {node['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"][:5]
+    ]
+
+
+def test_it_speaks_german_to_those_who_do(visit: Visit) -> None:
+    visitor = visit(locale="de-DE")
+    expect(visitor.at("generate")).to_have_text("Erzeugen")
+    assert visitor.page.evaluate("() => document.documentElement.lang") == "de"
+    visitor.ask(steps="2")
+    visitor.generate()
+    assert "Schritte" in visitor.at("badge").inner_text()
+
+
+def compare(visitor: Visitor) -> None:
+    """Compare the settings of Generate with stock, once each."""
+    visitor.turn_to("compare")
+    visitor.page.locator("#compare-repeats input[type=number]").fill("1")
+    visitor.page.locator("#compare-repeats input[type=number]").blur()
+    visitor.press("compare-run")
+    visitor.ended("compare-run")
+
+
+def sweep(visitor: Visitor) -> None:
+    """Two knobs of two values each."""
+    visitor.turn_to("explore")
+    visitor.into("explore-values").fill("0.05, 0.5")
+    visitor.choose("explore-second", "cache.EasyCache.warmup")
+    visitor.into("explore-second-values").fill("1, 2")
+    visitor.at("explore-run").click()
+    expect(visitor.at("explore-status")).to_contain_text("5 of 5")
