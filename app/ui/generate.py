@@ -85,9 +85,23 @@ class Page:
         return list(self.fields.values())
 
     @property
-    def outputs(self) -> list[Component]:
-        """All that an event of this page may change."""
-        return [*self.fields.values(), *self.shown.values(), self.redraw, self.watching]
+    def settings(self) -> list[Component]:
+        """What an event changes that puts settings into the widgets."""
+        return [*self.fields.values(), self.redraw, self.shown["restored"], self.shown["drop"]]
+
+    @property
+    def adapted(self) -> list[Component]:
+        """What an event changes that follows the choice of a model."""
+        return [self.fields[name] for name in {**NEEDS, **OWN}]
+
+    @property
+    def results(self) -> list[Component]:
+        """What an event changes that shows a run.
+
+        Nothing that is folded away: Gradio takes the mark for "as before" in a stream for the
+        value of a component that it has not drawn yet.
+        """
+        return [*self.shown.values(), self.fields["seed"], self.watching]
 
     def spec(self, owner: str, values: tuple[Any, ...], kind: Kind = "generate") -> Spec:
         """What the settings ask for; files are kept as uploads of the owner."""
@@ -107,12 +121,18 @@ class Page:
         yield {self.watching: job.id, **self._updates({**CLEARED, "runs": True}, owner)}
         yield from self._followed(owner, job.id, language_for(request))
 
+    def resume(self, watching: str | None, request: gr.Request) -> Updates:
+        """After a reload: the settings of the latest job again."""
+        try:
+            return self.loaded(self.service.job(owner_of(request), watching or "").spec)
+        except AccelError:
+            return {self.shown["restored"]: ""}
+
     def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
-        """After a reload: show the latest job and its settings again, and go on watching it."""
+        """After a reload: show the latest job again, and go on watching it."""
         owner = owner_of(request)
         try:
             job = self.service.job(owner, watching or "")
-            yield self.loaded(job.spec)
         except AccelError:
             yield {self.watching: None}
             return
@@ -151,10 +171,8 @@ class Page:
             self.redraw: values["knobs"],
         }
 
-    def restore(self, path: str | None, request: gr.Request) -> Updates:
+    def restore(self, path: str, request: gr.Request) -> Updates:
         """The settings that are in a file."""
-        if path is None:
-            return {self.shown["restored"]: ""}
         owner, language = owner_of(request), language_for(request)
         try:
             spec, made = roundtrip.from_file(Path(path))
@@ -162,11 +180,12 @@ class Page:
             left = {name: value for name, value in spec.request.items() if name not in lost}
             updates = self.loaded(spec.model_copy(update={"request": left}))
         except AccelError as error:
-            return {self.shown["restored"]: parts.error(str(error))}
+            return {self.shown["drop"]: None, self.shown["restored"]: parts.error(str(error))}
         names = ", ".join(f"{name} ({Path(made.request[name]).name})" for name in lost)
         told = say("generate_restored", language, name=Path(path).name)
         missing = say("generate_lost", language, names=names) if lost else ""
-        return {**updates, self.shown["restored"]: parts.note(told) + parts.error(missing)}
+        said = parts.note(told) + parts.error(missing)
+        return {**updates, self.shown["drop"]: None, self.shown["restored"]: said}
 
     def preset(self, goal: str, text: str) -> Updates:
         """A goal that was chosen, put into the knobs."""
@@ -192,8 +211,7 @@ class Page:
 
     def emptied(self, model: str) -> Updates:
         """What another model has no use for is emptied when a person chooses that model."""
-        info = next((one for one in self.service.models() if one.name == model), None)
-        takes = () if info is None else info.inputs
+        takes = next(one for one in self.service.models() if one.name == model).inputs
         empty = {"negative_empty": False, "fps": str(Request().fps)}
         return {
             self.fields[name]: empty.get(name, None if name in forms.FILES else "")
@@ -364,13 +382,13 @@ Parts = dict[str, "Component"]
 def _settings(service: Service, redraw: Component) -> tuple[Parts, Parts]:
     """The left side: settings, and the buttons among them."""
     fields, shown = _asked(service)
+    fields["knobs"] = _kept(Plan.preset("balanced"), "knobs-text")
     with gr.Accordion(t("generate_inputs"), open=False, elem_id="inputs"):
         fields |= _pictures(controlnets(service))
     with gr.Accordion(t("generate_more"), open=False, elem_id="more"):
         fields |= _more()
     with gr.Accordion(t("generate_knobs"), open=False, elem_id="knobs") as folded:
         gr.Markdown(t("generate_knobs_intro"))
-        fields["knobs"] = _kept(Plan.preset("balanced"), "knobs-text")
         _draw_knobs(service, fields, redraw, folded)
     shown["drop"] = gr.File(
         file_types=[".png", ".mp4", ".json"],
@@ -537,18 +555,19 @@ def _shown() -> Parts:
 
 
 def _wire(page: Page) -> None:
-    shown, fields, outputs = page.shown, page.fields, page.outputs
-    model, goal = fields["model"], fields["goal"]
-    ran = shown["run"].click(page.run, page.inputs, outputs, **LIVE)
-    ran.then(page.measure_first, model, outputs, **LIVE)
-    shown["stop"].click(page.stop, page.watching, outputs, **LIVE)
-    shown["measure"].click(page.measure, model, outputs, **LIVE)
-    shown["drop"].upload(page.restore, shown["drop"], outputs, **QUIET)
-    goal.input(page.preset, [goal, fields["knobs"]], outputs, **QUIET)
-    model.change(page.adapt, model, outputs, **QUIET)
-    model.change(page.captions, model, outputs, **QUIET)
-    model.input(page.emptied, model, outputs, **QUIET)
-    copies = {"copy_cli": page.cli, "copy_python": page.python}
-    for name, copy in copies.items():
-        done = shown[name].click(copy, [page.watching, *page.inputs], outputs, **QUIET)
+    shown, fields = page.shown, page.fields
+    model, goal, text = fields["model"], fields["goal"], fields["knobs"]
+    ran = shown["run"].click(page.run, page.inputs, page.results, **LIVE)
+    measured = [goal, shown["measure"], shown["measuring"]]
+    ran.then(page.measure_first, model, measured, **LIVE)
+    shown["stop"].click(page.stop, page.watching, page.results, **LIVE)
+    shown["measure"].click(page.measure, model, measured, **LIVE)
+    shown["drop"].upload(page.restore, shown["drop"], page.settings, **QUIET)
+    goal.input(page.preset, [goal, text], [text, page.redraw], **QUIET)
+    model.change(page.adapt, model, page.adapted, **QUIET)
+    model.change(page.captions, model, measured, **QUIET)
+    model.input(page.emptied, model, page.adapted, **QUIET)
+    for name, copy in {"copy_cli": page.cli, "copy_python": page.python}.items():
+        given = [page.watching, *page.inputs]
+        done = shown[name].click(copy, given, page.results, **QUIET)
         done.then(fn=None, inputs=shown["copied"], js=CLIPBOARD, api_visibility="private")

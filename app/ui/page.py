@@ -74,7 +74,7 @@ def _load_settings(making: generate.Page, settings: gr.State, tabs: gr.Tabs) -> 
             updates = {shown: parts.error(str(error))}
         return {**updates, settings: None, tabs: gr.Tabs(selected="generate")}
 
-    settings.change(load, settings, [*making.outputs, settings, tabs], **QUIET)
+    settings.change(load, settings, [*making.settings, settings, tabs], **QUIET)
 
 
 def _compare_shown(making: generate.Page, measuring: compare.Page, tabs: gr.Tabs) -> None:
@@ -97,9 +97,11 @@ def _compare_shown(making: generate.Page, measuring: compare.Page, tabs: gr.Tabs
 def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page) -> None:
     """After a (re)load: what the model takes, what was measured, and what is still running."""
     model = making.fields["model"]
-    demo.load(making.adapt, model, making.outputs, **QUIET)
-    demo.load(making.captions, model, making.outputs, **QUIET)
-    demo.load(making.reattach, making.watching, making.outputs, **LIVE)
+    goal = [making.fields["goal"], making.shown["measure"]]
+    demo.load(making.adapt, model, making.adapted, **QUIET)
+    demo.load(making.captions, model, goal, **QUIET)
+    demo.load(making.resume, making.watching, making.settings, **QUIET)
+    demo.load(making.reattach, making.watching, making.results, **LIVE)
     demo.load(measuring.reattach, measuring.watching, measuring.outputs, **LIVE)
     demo.load(fn=None, js=compare.TOGETHER, api_visibility="private")
     demo.load(fn=None, js=look.KEYS, api_visibility="private")
