@@ -186,8 +186,10 @@ def test_a_mark_takes_the_measured_speed_and_says_where_it_is_from_one_run_alone
         ended("c", "three", quality={"ssim": "the sizes differ"}),
         ended("d", "four", partial=True),
         job("e", "queued"),
+        ended("f", "six", quality={"ssim": 0.9}, speedup=speedup(2.5, 2.5, 2.5)),
     ]
-    stock, one, two, three, four, five = sweep.marks(jobs)
+    stock, one, two, three, four, five, six = sweep.marks(jobs)
+    assert (six.ratio, six.measured) == (2.5, False)
     assert (stock.title, stock.ratio, stock.ssim) == ("", 1.0, 1.0)
     assert (one.ratio, one.measured) == (3.0, False)
     assert (two.ratio, two.measured, two.psnr) == (2.5, True, float("inf"))
@@ -326,7 +328,7 @@ def test_a_sweep_is_shown_as_it_comes(monkeypatch):
     assert views[-1][1] == ids and not views[-1][5]["interactive"]
     assert Reader(views[-1][2]).values("data-index") == ["0", "1", "2"]
     captions = [caption for _, caption in views[-1][0]["value"]]
-    assert captions == ["0: stock", f"1: {THRESHOLD} = 0.1", f"2: {THRESHOLD} = 0.2"]
+    assert captions == ["0: stock", "1: threshold = 0.1", "2: threshold = 0.2"]
 
 
 @pytest.mark.parametrize("ids", [None, [], ["gone"]])

@@ -47,7 +47,7 @@ def test_the_reader_sees_markup_that_was_not_escaped():
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(
     ("low", "high", "kind"),
-    [(1.2, 2.0, "faster"), (0.5, 0.9, "slower"), (0.9, 1.1, "even"), (1.0, 1.0, "even")],
+    [(1.2, 2.0, "faster"), (0.5, 0.9, "slower"), (0.9, 1.1, "even"), (2.0, 2.0, "once")],
 )
 def test_a_badge_says_faster_or_slower_only_beyond_the_spread(low, high, kind, language):
     middle = (low + high) / 2

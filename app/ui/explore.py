@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 NONE = ""
 FIRST = "cache.EasyCache.threshold"
 """The knob that the page begins with: of a method that fits every model."""
+KNOB = re.compile(r"\b\w+\.\w+\.(?=\w+ = )")
+"""What is left out of a title in little space: the method of a field."""
 PAUSE = 0.5
 """Seconds between two looks at the jobs of a sweep."""
 
@@ -133,9 +136,10 @@ def view(service: Service, jobs: Sequence[Job], language: Language) -> View:
 
 
 def titled(jobs: Sequence[Job], id: str, language: Language) -> str:
-    """What is said under a picture: its number in the plot, and what it was set to."""
+    """What is said under a picture: its number in the plot, and what it was set to, in short."""
     index = next(index for index, job in enumerate(jobs) if job.id == id)
-    return f"{index}: {jobs[index].spec.title or say('explore_stock', language)}"
+    title = jobs[index].spec.title or say("explore_stock", language)
+    return f"{index}: {KNOB.sub('', title)}"
 
 
 def wrong(jobs: Sequence[Job]) -> Markup:
@@ -274,7 +278,14 @@ def tab(service: Service, generate: Generate, settings: Any) -> None:
     gr.Markdown(t("explore_plot_help"))
     plot = gr.HTML(elem_id="explore-plot", js_on_load=scatter.PICK)
     gr.Markdown(t("explore_grid_help"))
-    grid = gr.Gallery(label=t("explore_grid"), elem_id="explore-grid", columns=4, preview=False)
+    grid = gr.Gallery(
+        label=t("explore_grid"),
+        elem_id="explore-grid",
+        columns=4,
+        height="max-content",
+        allow_preview=False,
+        buttons=[],
+    )
     table = gr.HTML(elem_id="explore-table")
     ids = gr.BrowserState([], storage_key="accel-explore", secret="accel")
     shown = gr.State([])

@@ -144,7 +144,13 @@ def tab(service: Service, settings: Any) -> None:
     filters = _filters(service)
     ids, chosen, count = gr.State([]), gr.State(""), gr.State(PAGE)
     gr.Markdown(t("gallery_grid_help"))
-    grid = gr.Gallery(label=t("gallery_grid"), elem_id="gallery-grid", columns=4, preview=False)
+    grid = gr.Gallery(
+        label=t("gallery_grid"),
+        elem_id="gallery-grid",
+        columns=4,
+        height="max-content",
+        buttons=["download", "fullscreen"],
+    )
     more = gr.Button(t("gallery_more"), visible=False, elem_id="gallery-more")
     with gr.Row():
         restore = gr.Button(t("gallery_restore"), variant="primary", elem_id="gallery-restore")

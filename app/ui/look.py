@@ -75,6 +75,8 @@ def theme() -> gr.themes.Base:
         input_placeholder_color_dark=dark["quiet"],
         button_primary_background_fill=light["accent"],
         button_primary_background_fill_dark=dark["accent"],
+        button_primary_background_fill_hover=light["accent"],
+        button_primary_background_fill_hover_dark=dark["accent"],
         button_primary_text_color=light["on-accent"],
         button_primary_text_color_dark=dark["on-accent"],
         link_text_color=light["accent"],
@@ -90,6 +92,7 @@ CSS = (
     f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n"
     + """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
+.gradio-container .html-container.html-container { padding: 0; }
 .gradio-container :focus-visible { outline: 3px solid var(--accel-accent); outline-offset: 2px; }
 
 .accel-badge, .accel-banner {
@@ -116,6 +119,7 @@ CSS = (
   padding: 0.25rem 0.6rem; text-align: left; border: 1px solid var(--accel-line);
   vertical-align: top; overflow-wrap: anywhere;
 }
+.accel-table th[scope="row"] { overflow-wrap: normal; }
 .accel-table thead th { background: var(--background-fill-secondary); }
 .accel-timeline th, .accel-timeline td { padding: 0.1rem; min-width: 1.35rem; text-align: center; }
 .accel-timeline th[scope="row"] {
@@ -126,9 +130,10 @@ CSS = (
 .accel-reused { color: var(--accel-on-reused); background: var(--accel-reused); }
 .accel-predicted { color: var(--accel-on-predicted); background: var(--accel-predicted); }
 .accel-mixed { color: var(--accel-on-mixed); background: var(--accel-mixed); }
+.accel-timeline td span, .accel-legend li [class] { color: inherit; }
 .accel-legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; padding: 0.4rem 0; margin: 0; }
 .accel-legend li { list-style: none; margin: 0; color: var(--accel-ink); }
-.accel-legend li span { display: inline-block; width: 1.35rem; text-align: center; }
+.accel-legend li [class] { display: inline-block; width: 1.35rem; text-align: center; }
 .accel-said {
   position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap;

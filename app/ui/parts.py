@@ -68,13 +68,16 @@ def badge(result: Result | None, language: Language = "en") -> Markup:
 
 
 def speedup(found: Speedup, language: Language = "en") -> str:
-    """The ratio with its spread: ``2.47× (2.21–2.80)``."""
+    """The ratio with its spread, where there is one: ``2.47× (2.21–2.80)``."""
     ratio, low, high = (number(n, 2, language) for n in (found.ratio, found.low, found.high))
-    return say("part_ratio", language, ratio=ratio, low=low, high=high)
+    name = "part_ratio_once" if found.low == found.high else "part_ratio"
+    return say(name, language, ratio=ratio, low=low, high=high)
 
 
 def _kind(found: Speedup) -> str:
-    """Whether it is faster or slower beyond its spread."""
+    """Whether it is faster or slower beyond its spread; ``once`` where there is none."""
+    if found.low == found.high:
+        return "once"
     if found.low > 1:
         return "faster"
     return "slower" if found.high < 1 else "even"

@@ -107,7 +107,7 @@ def _axes(across: Scale, up: Scale, language: Language) -> Markup:
     for tick in across.ticks:
         parts.append(_line("accel-grid", (across(tick), TOP), (across(tick), bottom)))
         parts.append(_text((across(tick), bottom + 20), "middle", _tick(tick, across, language)))
-    for tick in up.ticks:
+    for tick in (tick for tick in up.ticks if tick <= 1 + 1e-9):
         parts.append(_line("accel-grid", (LEFT, up(tick)), (right, up(tick))))
         parts.append(_text((LEFT - 8, up(tick) + 4), "end", _tick(tick, up, language)))
     parts.append(_line("accel-axis", (LEFT, bottom), (right, bottom)))

@@ -225,7 +225,7 @@ def _mark(job: Job, stock: float | None, *, first: bool) -> Mark:
         job.state,
         result.seconds,
         ratio,
-        speedup is not None,
+        speedup is not None and speedup.low < speedup.high,
         _number(result.quality.get("ssim")),
         _number(result.quality.get("psnr")),
     )
