@@ -5,6 +5,7 @@ from threading import Event
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -91,7 +92,7 @@ def follow(session, plan=STOCK, watched=True, **more):
 
 def colours(picture):
     small = picture.convert("RGB").resize((16, 16), Image.Resampling.BOX)
-    return torch.tensor(list(small.getdata()), dtype=torch.float32).flatten()
+    return torch.from_numpy(np.asarray(small, dtype=np.float32).flatten())
 
 
 @pytest.mark.parametrize("model", ["scenes-unet", "scenes-flux", "scenes-wan"])

@@ -132,6 +132,16 @@ def test_a_job_for_a_device_waits_for_it(store):
     assert store.claim("cuda:1").id == first
 
 
+def test_a_job_waits_for_the_one_that_it_is_measured_against(store):
+    [stock] = admit(store)
+    [fast] = admit(store, against=stock)
+    [other] = admit(store, "bob")
+    assert [store.claim(None).id for _ in range(2)] == [stock, other]
+    assert store.claim(None) is None
+    store.finish(stock, "failed", error="It failed.")
+    assert store.claim(None).id == fast
+
+
 class Lives(RuleBasedStateMachine):
     """Whatever happens to a job: it is somewhere, starts at most twice, and ends once."""
 

@@ -235,7 +235,9 @@ class Store:
             return None
         with self._transaction() as db:
             rows = db.execute(QUEUE).fetchall()
-            row = next((row for row in rows if row["device"] in (None, device)), None)
+            row = next(
+                (row for row in rows if row["device"] in (None, device) and self._ready(row)), None
+            )
             if row is None:
                 return None
             db.execute(
@@ -248,6 +250,12 @@ class Store:
                 (row["owner"],),
             )
         return self.job(row["owner"], row["id"])
+
+    def _ready(self, row: sqlite3.Row) -> bool:
+        """Whether the job that it is measured against has ended, if there is one."""
+        against = Spec.model_validate_json(row["spec"]).against
+        waiting = "SELECT 1 FROM jobs WHERE id = ? AND state IN ('queued', 'running')"
+        return against is None or not self._rows(waiting, against)
 
     def waits(self) -> bool:
         """Whether a job waits that is no measurement."""

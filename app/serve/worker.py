@@ -22,6 +22,7 @@ from typing import Any
 
 from accel.errors import AccelError, BadInput, NotWritten
 from app import files, models
+from app.exits import say
 from app.request import Source
 from app.serve.following import Control, Follower
 from app.serve.jobs import Entry, Result, State
@@ -117,7 +118,7 @@ class Worker:
         try:
             self._open(source)
         except AccelError as error:
-            print(f"{source.model} was not loaded ahead: {error}", file=sys.stderr)  # noqa: T201
+            say(f"{source.model} was not loaded ahead: {error}")
 
     def _made(self, task: Task, control: Control) -> Product:
         """What a job makes; out of memory, it is made again in ways that take less, then refused.
