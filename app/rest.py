@@ -78,7 +78,7 @@ def _field(annotation: Any, default: Any) -> tuple[Any, Any]:
     return Annotated[kind, *bounds, Field(description=option.help)], default
 
 
-Picture = create_model(  # type: ignore[call-overload]
+Picture = create_model(
     "Picture",
     __config__=ConfigDict(extra="forbid"),
     __doc__="What to draw. What is left out is left to the model's own call arguments.",
@@ -104,7 +104,7 @@ class Order(BaseModel):
     )
 
     kind: Literal["generate", "compare"] = "generate"
-    request: Picture  # type: ignore[valid-type]
+    request: Picture
     preset: Preset | None = Field(None, description="a plan by name; or give `plan`")
     plan: dict[str, JsonValue] | None = Field(
         None, description="as `accel methods --toml`, in JSON; neither: the stock pipeline"
@@ -138,7 +138,7 @@ class Order(BaseModel):
         """
         if self.plan is not None and self.preset is not None:
             raise BadInput("plan and preset are both given: choose one.")
-        asked = self.request.model_dump(exclude_unset=True, exclude_none=True)  # type: ignore[attr-defined]
+        asked = self.request.model_dump(exclude_unset=True, exclude_none=True)
         files = {name: str(folder / asked[name]) for name in UPLOADED if name in asked}
         plan = Plan.preset(self.preset).to_dict() if self.preset else self.plan or {"plan": 1}
         return Spec(

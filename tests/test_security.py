@@ -40,8 +40,9 @@ COST = accounts._COST
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _standing() -> Iterator[None]:
-    """In an empty folder, as the server does."""
+def _standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In an empty folder, as the server does; pytest's own folder stays where it is."""
+    tmp_path_factory.getbasetemp()
     with launch._empty_folder():
         yield
 
@@ -701,3 +702,23 @@ def spec() -> Any:
     from app.serve.jobs import Spec
 
     return Spec(request={"prompt": "a boat"})
+
+
+def test_pages_behind_a_proxy_know_their_address_and_are_as_closed(served: Memory) -> None:
+    address = "https://pictures.example/accel"
+    pages_of = in_loop(lambda: pages(served))
+    with client(served, door(), blocks=pages_of, root_path=address) as test:
+        assert test.get("/accel/", headers=PAGE).headers["location"] == "/accel/login"
+        form = {"username": "ada", "password": PASSWORD}
+        entered = test.post("/accel/login", data=form, headers=PAGE)
+        assert entered.headers["location"] == "/accel/"
+        assert "Path=/accel/" in entered.headers["set-cookie"]
+        session = {"cookie": entered.headers["set-cookie"].partition(";")[0]}
+        test.cookies.clear()
+        for path in ("/accel/", "/accel", "/"):
+            assert f'"root":"{address}"' in test.get(path, headers=PAGE | session).text
+        for prefix in ("/accel", ""):
+            stolen = f"{prefix}/gradio_api/file=/etc/passwd"
+            assert test.get(stolen, headers=session).status_code == 403
+            assert test.get(f"{prefix}/gradio_api/info").status_code == 401
+            assert test.get(f"{prefix}/gradio_api/info", headers=session).status_code == 200
