@@ -1,6 +1,7 @@
 """The page Generate and the endpoints: what a click does, what is shown, what a client gets."""
 
 import asyncio
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import gradio as gr
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from saved import Folders, picture
+from saved import Folders, done, picture
 from ui_service import Fake, browser, informed
 from ui_service import drawn as draw
 
@@ -20,6 +21,8 @@ from accel.errors import BadInput
 from app import metadata
 from app.request import Request, make
 from app.serve.jobs import Job, Progress, Result, Spec
+from app.serve.limits import Limits
+from app.serve.service import Service
 from app.session import Session
 from app.ui import events, forms, generate, knobs, look, page, roundtrip, words
 
@@ -408,6 +411,48 @@ def test_what_is_copied_is_the_job_that_is_shown_or_else_the_settings(
     clicked(drawn, prompt="a fox")
     (job,) = service.jobs.values()
     assert text(job.id, prompt="an owl") == write(job.spec).rstrip()
+
+
+# the real service
+
+
+@pytest.mark.parametrize("plan", [Plan(), EASY], ids=["stock", "cache"])
+def test_a_picture_of_the_real_service_is_the_bits_of_the_copied_command_and_restores_its_job(
+    page_once: generate.Page,
+    models: Folders,
+    real: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plan: Plan,
+) -> None:
+    drawn, model = replace(page_once, service=real), models("flux_cfg")
+    asked = {"model": model, "prompt": "it's a fox", "steps": "6", "seed": "8", "seed_lock": True}
+    steps = clicked(drawn, **asked, goal="custom", knobs=knobs.shown(plan))
+    job = real.job("local", steps[0]["watching"])
+    assert job.state == "done", job.error
+    file = real.file("local", job.id, "picture")
+    made, pictures = metadata.read(file)
+    assert made.plan == plan.to_dict() and made.pixels == metadata.pixels(pictures)
+    monkeypatch.chdir(tmp_path)
+    command = shlex.split(roundtrip.as_cli(job.spec))
+    assert done(*command[1:], "--out", "copied.png").exit_code == 0
+    copied, _ = metadata.read(tmp_path / "copied.png")
+    assert copied.pixels == made.pixels
+    found = named(drawn, drawn.restore(str(file), browser()))
+    again = drawn.spec("local", tuple(found[name] for name in generate.WIDGETS))
+    assert again == job.spec.model_copy(update={"title": again.title})
+
+
+@pytest.fixture(scope="module")
+def real(models: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service with its own worker process, which computes on one thread as we do."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        folder = tmp_path_factory.mktemp("real")
+        service = Service(folder, limits=Limits(models=(models("flux_cfg"),)))
+        service.start()
+        yield service
+        service.close()
 
 
 # the whole page, over HTTP

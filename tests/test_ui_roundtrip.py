@@ -380,7 +380,13 @@ def read(path: Path) -> tuple[str, Spec]:
 
 def test_what_was_copied_runs_in_processes_of_its_own(models: Folders, tmp_path: Path) -> None:
     plan = Plan(cache.EasyCache(threshold=1e6))
-    asked = {"model": models("flux_cfg"), "device": "cpu", "prompt": "a fox's den", "seed": 5, "steps": 6}
+    asked = {
+        "model": models("flux_cfg"),
+        "device": "cpu",
+        "prompt": "a fox's den",
+        "seed": 5,
+        "steps": 6,
+    }
     job = Spec(request=make(Request, asked).to_dict(), plan=plan.to_dict(), title="custom plan")
     request = make(Request, job.request)
     wanted = metadata.pixels(Session.open(request.source).run(request, plan).pictures)

@@ -142,6 +142,7 @@ class Page:
         shown = self.shown
         return {
             shown["slider"]: gr.ImageSlider(value=pair, visible=not film),
+            shown["drag"]: gr.Markdown(visible=not film),
             shown["clips"]: gr.Row(visible=film),
             shown["play"]: gr.Button(visible=film),
             **{
@@ -224,7 +225,7 @@ def _shown() -> dict[str, Component]:
     shown["slider"] = gr.ImageSlider(
         type="filepath", interactive=False, elem_id="compare-slider", label=t("compare_slider")
     )
-    gr.Markdown(t("compare_slider_help"))
+    shown["drag"] = gr.Markdown(t("compare_slider_help"))
     with gr.Row(visible=False, elem_id="compare-clips") as shown["clips"]:
         for side in SIDES:
             shown[side] = gr.Video(

@@ -58,8 +58,8 @@ class Endpoints:
             control: For the ControlNet.
             lora: Safetensors.
         """
-        spec = (settings, plan, {})
-        yield from self._run(request, *spec, (image, mask, control, lora))
+        files = (image, mask, control, lora)
+        yield from self._run(request, settings, plan, {}, files)
 
     def compare(
         self,
@@ -84,8 +84,9 @@ class Endpoints:
             control: For the ControlNet.
             lora: Safetensors.
         """
-        spec = (settings, plan, {"kind": "compare", "repeats": int(repeats)})
-        yield from self._run(request, *spec, (image, mask, control, lora))
+        files = (image, mask, control, lora)
+        more = {"kind": "compare", "repeats": repeats}
+        yield from self._run(request, settings, plan, more, files)
 
     def status(self, request: gr.Request, job: str) -> Answer:
         """A job as it is now, by its id, and the files that it left."""

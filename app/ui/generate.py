@@ -326,7 +326,8 @@ def cached(component: Component, path: str) -> str:
     """A copy of an upload where Gradio may show it from."""
     from gradio.processing_utils import save_file_to_cache
 
-    return save_file_to_cache(path, cache_dir=component.GRADIO_CACHE)
+    copy: str = save_file_to_cache(path, cache_dir=component.GRADIO_CACHE)
+    return copy
 
 
 def captions(service: Service, model: str, language: Language) -> list[tuple[str, str]]:
@@ -509,17 +510,19 @@ def _more() -> Parts:
 def _draw_knobs(service: Service, fields: Parts, redraw: Component, folded: gr.Accordion) -> None:
     model, text, goal = fields["model"], fields["knobs"], fields["goal"]
 
-    @gr.render(
-        inputs=[model, text],
-        triggers=[folded.expand, redraw.change, model.change],
-        show_progress="hidden",
-        concurrency_limit=None,
-    )
     def draw(model_name: str, now: str) -> None:
         try:
             knobs.draw(now, service.fits(model_name), (text, redraw, goal))
         except AccelError as error:
             gr.HTML(parts.error(str(error)))
+
+    drawn = gr.render(
+        inputs=[model, text],
+        triggers=[folded.expand, redraw.change, model.change],
+        show_progress="hidden",
+        concurrency_limit=None,
+    )
+    drawn(draw)
 
 
 def _shown() -> Parts:

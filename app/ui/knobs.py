@@ -270,7 +270,7 @@ def _draw_knob(knob: Knob, value: str, text: Component, goal: Component) -> None
         "field": json.dumps(knob.field),
         "value": form,
     }
-    changed: Any = widget.input  # type: ignore[attr-defined]
+    changed: Any = widget.input
     _in_browser(changed, script, [text, widget], [text, goal])
 
 

@@ -211,9 +211,10 @@ def _in_mp4(path: Path) -> str | None:
         ) from error
     try:
         with av.open(str(path)) as file:
-            return file.metadata.get("comment")
+            text: str | None = file.metadata.get("comment")
     except (OSError, ValueError) as error:
         raise BadInput(f"{path.name} cannot be read as an MP4 clip: give it anew.") from error
+    return text
 
 
 def _in_json(path: Path) -> str:
@@ -244,7 +245,8 @@ def _is_at_hand(made: Record, option: str, folder: Path) -> bool:
     path = Path(str(made.request.get(option)))
     if not path.resolve().is_relative_to(folder.resolve()):
         return False
+    given: dict[str, Any] = {option: path}
     try:
-        return metadata.digests(Request(**{option: path}))[option] == made.inputs[option]
+        return metadata.digests(Request(**given))[option] == made.inputs[option]
     except BadInput:
         return False
