@@ -308,12 +308,14 @@ def _knobs(events: Events) -> list[Any]:
                 value=first,
                 allow_custom_value=False,
                 **labelled(f"explore_{name}"),
+                min_width=240,
                 elem_id=f"explore-{name}",
             )
             values = "values" if first else "second_values"
             box = gr.Textbox(
                 value=events.suggest(first),
                 **labelled(f"explore_{values}"),
+                min_width=240,
                 elem_id=f"explore-{values.replace('_', '-')}",
             )
         knob.input(events.suggest, knob, box, **LIVE)

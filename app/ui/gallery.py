@@ -185,18 +185,20 @@ def tab(service: Service, settings: Any) -> None:
 def _filters(service: Service) -> list[Any]:
     names = [info.name for info in service.models()]
     with gr.Row():
-        search = gr.Textbox(**labelled("gallery_search"), elem_id="gallery-search")
+        search = gr.Textbox(**labelled("gallery_search"), min_width=240, elem_id="gallery-search")
         kind = gr.Dropdown(
             choices=[(t(f"gallery_kind_{kind or 'all'}"), kind) for kind in KINDS],
             value=ANY,
             **labelled("gallery_kind"),
+            min_width=240,
             elem_id="gallery-kind",
         )
         model = gr.Dropdown(
             choices=[(t("gallery_kind_all"), ANY), *((name, name) for name in names)],
             value=ANY,
             **labelled("gallery_model"),
+            min_width=240,
             elem_id="gallery-model",
         )
-        trash = gr.Checkbox(**labelled("gallery_trash"), elem_id="gallery-trash")
+        trash = gr.Checkbox(**labelled("gallery_trash"), min_width=240, elem_id="gallery-trash")
     return [search, kind, model, trash]

@@ -61,6 +61,8 @@ def theme() -> gr.themes.Base:
         font_mono=MONO,
         radius_size=gr.themes.sizes.radius_md,
     ).set(
+        body_background_fill=light["paper"],
+        body_background_fill_dark=dark["paper"],
         body_text_color=light["ink"],
         body_text_color_dark=dark["ink"],
         body_text_color_subdued=light["quiet"],
@@ -92,6 +94,7 @@ CSS = (
     f":root {{ {_variables(0)} }}\n.dark {{ {_variables(1)} }}\n"
     + """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto; }
+.gradio-container [role="tab"][aria-selected="true"] { color: var(--accel-accent); }
 .gradio-container .html-container.html-container { padding: 0; }
 .gradio-container :focus-visible { outline: 3px solid var(--accel-accent); outline-offset: 2px; }
 
@@ -117,20 +120,26 @@ CSS = (
 .accel-table caption { text-align: left; font-weight: 600; padding: 0.3rem 0; }
 .accel-table th, .accel-table td {
   padding: 0.25rem 0.6rem; text-align: left; border: 1px solid var(--accel-line);
-  vertical-align: top; overflow-wrap: anywhere;
+  vertical-align: top;
 }
-.accel-table th[scope="row"] { overflow-wrap: normal; }
+.accel-table td { min-width: 4.5rem; overflow-wrap: anywhere; }
 .accel-table thead th { background: var(--background-fill-secondary); }
 .accel-timeline th, .accel-timeline td { padding: 0.1rem; min-width: 1.35rem; text-align: center; }
 .accel-timeline th[scope="row"] {
   position: sticky; left: 0; padding: 0.1rem 0.5rem; text-align: left; white-space: nowrap;
   background: var(--accel-paper);
 }
-.accel-computed { color: var(--accel-on-computed); background: var(--accel-computed); }
-.accel-reused { color: var(--accel-on-reused); background: var(--accel-reused); }
-.accel-predicted { color: var(--accel-on-predicted); background: var(--accel-predicted); }
-.accel-mixed { color: var(--accel-on-mixed); background: var(--accel-mixed); }
-.accel-timeline td span, .accel-legend li [class] { color: inherit; }
+.gradio-container .accel-timeline td span { color: inherit; }
+.gradio-container .accel-computed {
+  color: var(--accel-on-computed); background: var(--accel-computed);
+}
+.gradio-container .accel-reused {
+  color: var(--accel-on-reused); background: var(--accel-reused);
+}
+.gradio-container .accel-predicted {
+  color: var(--accel-on-predicted); background: var(--accel-predicted);
+}
+.gradio-container .accel-mixed { color: var(--accel-on-mixed); background: var(--accel-mixed); }
 .accel-legend { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; padding: 0.4rem 0; margin: 0; }
 .accel-legend li { list-style: none; margin: 0; color: var(--accel-ink); }
 .accel-legend li [class] { display: inline-block; width: 1.35rem; text-align: center; }
@@ -151,6 +160,8 @@ CSS = (
 .accel-plot .accel-front { fill: none; stroke: var(--accel-accent); stroke-dasharray: 2 4; }
 .accel-plot .accel-point:focus-visible { outline: none; stroke: var(--accel-ink); stroke-width: 3; }
 
+.gradio-container .caption-label { white-space: normal; overflow-wrap: anywhere; }
+
 .accel-method { padding: 0.8rem 0; border-top: 1px solid var(--accel-line); }
 .accel-method h3 { margin: 0; font-size: 1.05rem; color: var(--accel-ink); }
 .accel-method p { margin: 0.25rem 0; color: var(--accel-ink); overflow-wrap: anywhere; }
@@ -165,7 +176,9 @@ CSS = (
 @media (max-width: 640px) {
   .gradio-container { padding: 0.5rem !important; }
   .gradio-container button { min-height: 44px; }
-  .accel-timeline th[scope="row"] { white-space: normal; max-width: 8rem; }
+  .gradio-container .grid-container { grid-template-columns: repeat(2, 1fr); }
+  .accel-plot text { font-size: 20px; }
+  .accel-timeline th[scope="row"] { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 }
 @media (prefers-reduced-motion: reduce) {
   * { animation-duration: 0.01ms !important; transition-duration: 0.01ms !important; }

@@ -132,12 +132,13 @@ def tab(service: Service) -> None:
     """The page; it is drawn inside of the present block."""
     gr.Markdown(t("methods_intro"))
     with gr.Row():
-        search = gr.Textbox(**labelled("methods_search"), elem_id="methods-search")
+        search = gr.Textbox(**labelled("methods_search"), min_width=240, elem_id="methods-search")
         names = [info.name for info in service.models()]
         model = gr.Dropdown(
             choices=[(t("methods_any"), ANY), *((name, name) for name in names)],
             value=ANY,
             **labelled("methods_model"),
+            min_width=240,
             elem_id="methods-model",
         )
     table = gr.HTML(listed(""), elem_id="methods-table")
