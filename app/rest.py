@@ -317,6 +317,9 @@ def file(id: Id, role: Role, service: Served, owner: Owner) -> Response:
 @router.post("/uploads", status_code=201, responses=_problems(422, 507))
 def upload(file: UploadFile, service: Served, owner: Owner) -> UploadView:
     """Bring a picture (PNG, JPEG, WebP) or a LoRA (safetensors) for later requests."""
+    limit = service.limits.upload_bytes
+    if (file.size or 0) > limit:
+        raise HTTPException(413, f"The file is too large: at most {limit} bytes are taken here.")
     path = service.upload(owner, file.filename or "", file.file.read())
     return UploadView(upload=path.relative_to(service.folder).as_posix())
 

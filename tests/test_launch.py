@@ -18,7 +18,7 @@ from saved import done, run
 from typer.testing import CliRunner
 from web import BASE, PASSWORD, client, in_loop, pages, service
 
-from accel.errors import BadInput
+from accel.errors import AccelError, BadInput
 from app import launch
 from app.accounts import Accounts
 from app.cli import app
@@ -238,3 +238,22 @@ def test_a_stranger_names_get_no_answer(tmp_path: Path) -> None:
     assert test.get("/api/v1/health").status_code == 200
     evil: dict[str, Any] = {"host": BASE.replace("127.0.0.1", "evil.example")[7:]}
     assert test.get("/api/v1/health", headers=evil).status_code == 421
+
+
+def test_a_tunnel_leads_to_the_port_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio import networking
+
+    asked: list[Any] = []
+
+    def tunnel(host: str, port: int, token: str, address: None, certificate: None) -> str:
+        asked.append((host, port))
+        if len(asked) > 1:
+            raise RuntimeError("Could not get share link")
+        return "https://abc.gradio.live"
+
+    monkeypatch.setattr(networking, "setup_tunnel", tunnel)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert launch._tunnel(listener) == "https://abc.gradio.live"
+        assert asked == [listener.getsockname()]
+        with pytest.raises(AccelError, match=r"--share.*network"):
+            launch._tunnel(listener)

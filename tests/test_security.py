@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -695,6 +695,41 @@ def test_an_uploaded_file_is_read_by_the_event_it_was_uploaded_for(
     given = {"path": path, "meta": {"_type": "gradio.FileData"}}
     event, [said] = call(locked, "take", [given], users["bob"])
     assert event == "complete" and said
+
+
+@pytest.mark.parametrize("route", ["/gradio_api/upload", "/api/v1/uploads"])
+@pytest.mark.parametrize("size", [1001, 40_000, 70_000, 3_000_000])
+def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(
+    tmp_path: Path, route: str, size: int
+) -> None:
+    small = service(tmp_path, upload_bytes=1000)
+    field = "files" if "gradio" in route else "file"
+    with client(small, blocks=in_loop(lambda: pages(small))) as test:
+        before = everything(Path.cwd(), tmp_path)
+        answer = test.post(route, files={field: ("a.png", b"x" * size)})
+        assert answer.status_code == 413
+        assert everything(Path.cwd(), tmp_path) == before
+
+
+@given(name=st.text(min_size=1, max_size=40) | st.sampled_from(["../../x.png", "/etc/x", "a\\b", "x" * 999]))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+def test_no_name_brings_a_file_elsewhere(locked: TestClient, users: Any, name: str) -> None:
+    copies = Path.cwd() / "gradio"
+    before = everything(Path.cwd())
+    plain = name.encode("utf-8", "replace").decode()
+    answer = locked.post(
+        "/gradio_api/upload",
+        files={"files": (plain, name.encode("utf-8", "replace"))},
+        headers=users["ada"],
+    )
+    assert answer.status_code in (200, 400, 413), answer.text
+    new = everything(Path.cwd()) - before
+    assert all(path.parent.parent == copies for path in new)
+
+
+def everything(*folders: Path) -> set[Path]:
+    """All files below some folders."""
+    return {path for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def spec() -> Any:
