@@ -711,7 +711,10 @@ def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(
         assert everything(Path.cwd(), tmp_path) == before
 
 
-@given(name=st.text(min_size=1, max_size=40) | st.sampled_from(["../../x.png", "/etc/x", "a\\b", "x" * 999]))
+@given(
+    name=st.text(min_size=1, max_size=40)
+    | st.sampled_from(["../../x.png", "/etc/x", "a\\b", "x" * 999])
+)
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_no_name_brings_a_file_elsewhere(locked: TestClient, users: Any, name: str) -> None:
     copies = Path.cwd() / "gradio"
