@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from accel.errors import BadOutput
+from accel.errors import BadModel, BadOutput
 from accel.report import Report
 from app import metadata
 from app.models import Model
@@ -91,6 +91,16 @@ def runs(folder: Path) -> list[int]:
 def spec(seed=1, prompt="a red fox", **more) -> Spec:
     """A job for the toy."""
     return Spec(request={"prompt": prompt, "seed": seed}, **more)
+
+
+def dies(source):
+    """A model whose loading kills the process."""
+    os._exit(9)
+
+
+def damaged(source):
+    """A model that cannot be loaded."""
+    raise BadModel("It is truncated: restore the file.")
 
 
 def fork() -> multiprocessing.context.BaseContext:

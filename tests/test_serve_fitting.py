@@ -1,6 +1,7 @@
 """One matrix says what fits: it is what attaching says, and what is submitted is held to it."""
 
 import pytest
+import serve_toy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saved import Folders
@@ -9,13 +10,14 @@ from tiny import PIPELINES
 from accel import Plan
 from accel.errors import AccelError, BadModel, Conflict, UnsupportedModel
 from accel.plan import methods
-from app.request import Source
 from app.serve import catalogue, fitting
 from app.serve.fitting import Answer, Examiner, examine
 from app.serve.jobs import Spec
 from app.serve.limits import BUNDLED, Limits
 from app.serve.service import Service
 from app.serve.store import Store
+
+NAMES = sorted(methods())
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +36,10 @@ def test_the_matrix_is_what_attaching_says(matrix):
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, data):
+@given(pair=st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True))
+def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, pair):
     pipe, fits = matrix
-    one, other = data.draw(
-        st.lists(st.sampled_from(sorted(methods())), min_size=2, max_size=2, unique=True)
-    )
+    one, other = pair
     if fits.methods[one] is not None:
         assert fits.reason([], one) == fits.methods[one]
         return
@@ -66,35 +66,42 @@ def service(tmp_path_factory):
     made.close()
 
 
-def test_what_does_not_fit_is_refused_before_it_is_queued(service):
+def refused_pair(fits):
+    """A plan of two methods that each fit, and not together."""
+    document = {"plan": 1}
+    for name in min(fits.pairs).split():
+        family, kind = name.split(".")
+        document.setdefault(family, {})[kind] = {}
+    return document
+
+
+def test_what_does_not_fit_is_refused_before_it_is_queued(service, matrix):
     served, model = service
     request = {"model": model, "prompt": "fox"}
 
     def submit(**families):
-        return served.submit("ada", [Spec(request=request, plan={"plan": 1, **families})])
+        return served.submit("ada", [Spec(request=request, plan={"plan": 1} | families)])
 
     with pytest.raises(UnsupportedModel):
         submit(cache={"TeaCache": {}})
     with pytest.raises(Conflict):
-        submit(cache={"EasyCache": {}, "DeepCache": {}})
+        submit(**refused_pair(matrix[1]))
     [job] = submit(cache={"EasyCache": {}})
     assert job.state == "queued"
     [off] = submit(cache={"EasyCache": {"threshold": 0.0}})  # does nothing, so it is not asked
     assert off.state == "queued"
 
 
-def test_what_was_found_out_is_kept(service, monkeypatch):
+def test_what_was_found_out_is_kept(service, matrix, monkeypatch):
     served, model = service
-    fits = served.fits(model)
+    spec = Spec(request={"model": model, "prompt": "fox"}, plan=refused_pair(matrix[1]))
+    with pytest.raises(Conflict) as first:
+        served.submit("ada", [spec])
     served._examiner.close()
     monkeypatch.setattr(Examiner, "_ask", lambda *_: pytest.fail("asked again"))
-    assert served.fits(model) == fits
-    request = {"model": model, "prompt": "fox"}
-    with pytest.raises(Conflict):
-        served.submit(
-            "ada",
-            [Spec(request=request, plan={"plan": 1, "cache": {"EasyCache": {}, "DeepCache": {}}})],
-        )
+    with pytest.raises(Conflict) as second:
+        served.submit("ada", [spec])
+    assert str(second.value) == str(first.value)
 
 
 def test_another_version_of_a_model_is_examined_anew(tmp_path):
@@ -122,24 +129,14 @@ def test_a_model_that_cannot_be_loaded_is_left_to_its_job(tmp_path, monkeypatch)
 
 def test_a_process_that_dies_is_said_and_started_again(tmp_path):
     store = Store(tmp_path / "jobs.sqlite3")
-    examiner = Examiner(store, dies)
+    examiner = Examiner(store, serve_toy.dies)
     with pytest.raises(BadModel, match="died"):
         examiner.fits("scenes-unet")
-    examiner._opener = cannot
+    examiner._opener = serve_toy.damaged
     with pytest.raises(BadModel, match="restore the file"):
         examiner.fits("scenes-unet")
     examiner.close()
     store.close()
-
-
-def dies(source: Source):
-    import os
-
-    os._exit(9)
-
-
-def cannot(source: Source):
-    raise BadModel("It is truncated: restore the file.")
 
 
 def test_models_are_described_by_their_folders(service):

@@ -102,7 +102,7 @@ def test_the_last_preview_looks_like_the_result(sessions, model):
         assert max(preview.size) == SIDE
         final = outcome.pictures[len(outcome.pictures) // 2]
         both = torch.stack([colours(preview), colours(final)])
-    assert float(torch.corrcoef(both)[0, 1]) > 0.8
+    assert float(torch.corrcoef(both)[0, 1]) > (0.6 if outcome.clip else 0.8)  # frames are blended
 
 
 @pytest.mark.parametrize("model", ["scenes-unet", "scenes-flux"])
