@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect
 
 SHOTS = Path(__file__).parent / "shots"
-PATIENCE = 60_000
+PATIENCE = 40_000
 """Milliseconds that a run may take on a busy machine."""
 TABS = ("generate", "compare", "explore", "gallery", "methods")
 PROMPT = "a red house left of two pine trees"
@@ -21,7 +21,8 @@ WATCH = """() => {
     const size = picture ? [picture.naturalWidth, picture.naturalHeight] : null;
     window.seen.push({ text, size });
   };
-  new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
+  const options = { childList: true, characterData: true, attributes: true, subtree: true };
+  new MutationObserver(look).observe(document.body, options);
 }"""
 """Keeps what progress and preview show, at each change of the page."""
 BEGINS = """(id) => {
@@ -82,8 +83,10 @@ class Visitor:
         assert not self.wrong, self.wrong
 
     def open(self) -> None:
-        """Load the page, and wait until it can be used."""
-        self.page.goto(self.address)
+        """Load the page (anew), and wait until it can be used."""
+        heard = len(self.wrong)
+        self.page.goto(self.address, wait_until="commit")
+        del self.wrong[heard:]  # of the page that was left: its connections end
         expect(self.at("generate")).to_be_enabled(timeout=PATIENCE)
         expect(self.into("steps")).to_have_attribute("placeholder", re.compile("."))
 
