@@ -29,7 +29,7 @@ CLASSES = {
 EVERY = [knob for name in all_methods() for knob in knobs.of_method(name)]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(plan=plans())
 def test_what_the_knobs_show_of_a_plan_is_the_plan(plan: Plan) -> None:
     assert knobs.read(knobs.shown(plan)) == plan

@@ -89,7 +89,7 @@ def specs(draw: Any) -> Spec:
 # the widgets
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(spec=specs())
 def test_what_the_widgets_show_of_a_job_makes_the_same_job(spec: Spec) -> None:
     shown = json.loads(json.dumps(values_of(spec)))
@@ -145,7 +145,7 @@ def typed(line: str) -> None:
     assert result.exit_code == 0, f"{line}\n{result.output}"
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(spec=specs())
 def test_a_copied_command_asks_for_the_same(spec: Spec, given_options: dict[str, Any]) -> None:
     given_options.clear()
@@ -175,7 +175,7 @@ def test_a_comparison_is_copied_as_one(goal: str, given_options: dict[str, Any])
 # the Python, read back by Python itself
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(spec=specs())
 def test_copied_python_asks_for_the_same(spec: Spec) -> None:
     text = as_python(spec)
@@ -255,7 +255,7 @@ def test_files_that_were_not_made_here_are_refused_in_one_sentence(here: Path) -
         assert path.name in str(caught.value)
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_record_is_refused_and_never_anything_worse(here: Path, data: Any) -> None:
     document = json.loads(record(Spec(request={"prompt": "fox"})).model_dump_json())

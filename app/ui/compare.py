@@ -228,9 +228,14 @@ def _shown() -> dict[str, Component]:
     shown["drag"] = gr.Markdown(t("compare_slider_help"))
     with gr.Row(visible=False, elem_id="compare-clips") as shown["clips"]:
         for side in SIDES:
-            shown[side] = gr.Video(
-                interactive=False, loop=True, elem_id=f"compare-{side}", label=t(f"compare_{side}")
-            )
+            with gr.Column():
+                shown[side] = gr.Video(
+                    interactive=False,
+                    loop=True,
+                    elem_id=f"compare-{side}",
+                    label=t(f"compare_{side}"),
+                )
+                gr.Markdown(t(f"compare_{side}_help"))
     shown["play"] = gr.Button(t("compare_play"), visible=False, elem_id="compare-play")
     shown["play"].click(fn=None, js=PLAY, api_visibility="private")
     shown["table"] = gr.HTML(elem_id="compare-table")
@@ -245,4 +250,5 @@ def _shown() -> dict[str, Component]:
     shown["files"] = gr.File(
         file_count="multiple", interactive=False, elem_id="compare-files", label=t("compare_files")
     )
+    gr.Markdown(t("compare_files_help"))
     return shown

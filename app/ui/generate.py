@@ -275,7 +275,10 @@ class Page:
             text = write(spec)
         except AccelError as error:
             return self._updates(refused(error), owner)
-        return {self.shown["copied"]: gr.Code(value=text, language=language, visible=True)}
+        return {
+            self.shown["copied"]: gr.Code(value=text, language=language, visible=True),
+            self.shown["copied_help"]: gr.Markdown(visible=True),
+        }
 
     def comparison(self, watching: str | None, request: gr.Request) -> Spec:
         """The comparison of the job that is shown with the stock pipeline.
@@ -303,7 +306,9 @@ class Page:
         whole = job.result is not None
         return {
             self.shown["picture"]: gr.Image(value=None if film else path, visible=not film),
+            self.shown["picture_help"]: gr.Markdown(visible=not film),
             self.shown["film"]: gr.Video(value=path if film else None, visible=film),
+            self.shown["film_help"]: gr.Markdown(visible=film),
             self.fields["seed"]: str(job.spec.request["seed"]),
             **{self.shown[name]: gr.Button(interactive=whole) for name in BUTTONS},
         }
@@ -542,7 +547,8 @@ def _shown() -> Parts:
         shown["film"] = gr.Video(
             interactive=False, visible=False, loop=True, label=t("generate_clip")
         )
-        gr.Markdown(t("generate_result_help"))
+        shown["picture_help"] = gr.Markdown(t("generate_result_help"))
+        shown["film_help"] = gr.Markdown(t("generate_clip_help"), visible=False)
     shown["badge"] = gr.HTML(elem_id="badge")
     shown["banner"] = gr.HTML(elem_id="banner")
     with gr.Row():
@@ -553,6 +559,7 @@ def _shown() -> Parts:
     shown["copied"] = gr.Code(
         visible=False, interactive=False, elem_id="copied", label=t("generate_copied")
     )
+    shown["copied_help"] = gr.Markdown(t("generate_copied_help"), visible=False)
     shown["timeline"] = gr.HTML(elem_id="timeline")
     return shown
 
