@@ -20,14 +20,21 @@ from app.serve.store import Store
 NAMES = sorted(methods())
 
 
+class Examined:
+    """A pipeline and its matrix."""
+
+    def __init__(self):
+        self.pipe = PIPELINES["sd15"].build()
+        self.fits = examine(self.pipe)
+
+
 @pytest.fixture(scope="module")
 def matrix():
-    pipe = PIPELINES["sd15"].build()
-    return pipe, examine(pipe)
+    return Examined()
 
 
 def test_the_matrix_is_what_attaching_says(matrix):
-    _, fits = matrix
+    fits = matrix.fits
     assert set(fits.methods) == set(methods())
     fitting = [name for name, reason in fits.methods.items() if reason is None]
     assert fitting and len(fitting) < len(fits.methods) and fits.pairs
@@ -38,7 +45,7 @@ def test_the_matrix_is_what_attaching_says(matrix):
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pair=st.lists(st.sampled_from(NAMES), min_size=2, max_size=2, unique=True))
 def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, pair):
-    pipe, fits = matrix
+    pipe, fits = matrix.pipe, matrix.fits
     one, other = pair
     if fits.methods[one] is not None:
         assert fits.reason([], one) == fits.methods[one]
@@ -53,7 +60,7 @@ def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, pair):
 
 
 def test_what_is_not_installed_does_not_fit(matrix):
-    assert "no method that is installed" in matrix[1].reason([], "cache.Nonsense")
+    assert "no method that is installed" in matrix.fits.reason([], "cache.Nonsense")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,7 @@ def test_what_does_not_fit_is_refused_before_it_is_queued(service, matrix):
     with pytest.raises(UnsupportedModel):
         submit(cache={"TeaCache": {}})
     with pytest.raises(Conflict):
-        submit(**refused_pair(matrix[1]))
+        submit(**refused_pair(matrix.fits))
     [job] = submit(cache={"EasyCache": {}})
     assert job.state == "queued"
     [off] = submit(cache={"EasyCache": {"threshold": 0.0}})  # does nothing, so it is not asked
@@ -94,7 +101,7 @@ def test_what_does_not_fit_is_refused_before_it_is_queued(service, matrix):
 
 def test_what_was_found_out_is_kept(service, matrix, monkeypatch):
     served, model = service
-    spec = Spec(request={"model": model, "prompt": "fox"}, plan=refused_pair(matrix[1]))
+    spec = Spec(request={"model": model, "prompt": "fox"}, plan=refused_pair(matrix.fits))
     with pytest.raises(Conflict) as first:
         served.submit("ada", [spec])
     served._examiner.close()
