@@ -312,7 +312,8 @@ def test_a_sweep_is_shown_as_it_comes(monkeypatch):
     service = Memory()
     ids = started(service)
     watching = page(service).watch(ids, request())
-    grid, shown, plot, _, status, stop = next(watching)
+    results, grid, shown, plot, _, status, stop = next(watching)
+    assert results["visible"] and not grid["visible"]
     assert grid["value"] == [] and shown == [] and plot == "" and stop["interactive"]
     assert "0 of 3" in status
     pauses = iter(
@@ -324,10 +325,10 @@ def test_a_sweep_is_shown_as_it_comes(monkeypatch):
     )
     monkeypatch.setattr(explore.time, "sleep", lambda _: next(pauses)())
     views = [view for view in watching if view is not explore.UNCHANGED]
-    assert [len(view[1]) for view in views] == [1, 2, 3], "pictures as they come, in order"
-    assert views[-1][1] == ids and not views[-1][5]["interactive"]
-    assert Reader(views[-1][2]).values("data-index") == ["0", "1", "2"]
-    captions = [caption for _, caption in views[-1][0]["value"]]
+    assert [len(view[2]) for view in views] == [1, 2, 3], "pictures as they come, in order"
+    assert views[-1][2] == ids and not views[-1][6]["interactive"]
+    assert Reader(views[-1][3]).values("data-index") == ["0", "1", "2"]
+    captions = [caption for _, caption in views[-1][1]["value"]]
     assert captions == ["0: stock", "1: threshold = 0.1", "2: threshold = 0.2"]
 
 

@@ -1,7 +1,7 @@
 """The page of methods: everything that is known of each, found by any of its words."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import HOSTILE, Memory, Reader, drawn, request, same_shape
 
@@ -36,6 +36,7 @@ def test_more_words_find_less_and_all_of_them_occur(typed):
         assert all(word in str(described(installed()[method["name"]])).lower() for word in typed)
 
 
+@settings(max_examples=30)
 @given(st.text())
 def test_any_search_gives_a_page(typed):
     shown = Reader(methods.listed(typed))
@@ -52,6 +53,7 @@ def test_a_method_says_what_it_is(name):
         assert field in text and values["range"] in text and values["description"] in text
 
 
+@settings(max_examples=12)
 @given(st.sets(st.sampled_from(NAMES)))
 def test_what_does_not_fit_says_why(unfit):
     fits = {name: f"because of {name}" if name in unfit else None for name in NAMES}
@@ -68,6 +70,7 @@ def test_without_a_model_nothing_is_said_of_fitting():
     assert "accel-fits" not in html and "accel-unfit" not in html
 
 
+@settings(max_examples=50)
 @given(st.text(min_size=1) | st.just(HOSTILE))
 def test_neither_reason_nor_model_becomes_markup(text):
     def shown(text):

@@ -57,7 +57,7 @@ class View:
 
 
 NOTHING = View([], [], Markup(), Markup(), Markup(), False)
-UNCHANGED = tuple(gr.skip() for _ in range(6))
+UNCHANGED = tuple(gr.skip() for _ in range(7))
 
 
 def axes(
@@ -251,7 +251,8 @@ class Events:
 def _updates(found: View) -> tuple[Any, ...]:
     """A view on the components of the page."""
     return (
-        gr.update(value=found.cards, selected_index=None),
+        gr.update(visible=bool(found.table)),
+        gr.update(value=found.cards, selected_index=None, visible=bool(found.cards)),
         found.ids,
         found.plot,
         found.table,
@@ -275,21 +276,23 @@ def tab(service: Service, generate: Generate, settings: Any) -> None:
         run = gr.Button(t("explore_run"), variant="primary", elem_id="explore-run")
         stop = gr.Button(t("explore_stop"), interactive=False, elem_id="explore-stop")
     status = gr.HTML(elem_id="explore-status")
-    gr.Markdown(t("explore_plot_help"))
-    plot = gr.HTML(elem_id="explore-plot", js_on_load=scatter.PICK)
-    gr.Markdown(t("explore_grid_help"))
-    grid = gr.Gallery(
-        label=t("explore_grid"),
-        elem_id="explore-grid",
-        columns=4,
-        height="max-content",
-        allow_preview=False,
-        buttons=[],
-    )
-    table = gr.HTML(elem_id="explore-table")
+    with gr.Column(visible=False) as results:
+        gr.Markdown(t("explore_plot_help"))
+        plot = gr.HTML(elem_id="explore-plot", js_on_load=scatter.PICK)
+        gr.Markdown(t("explore_grid_help"))
+        grid = gr.Gallery(
+            label=t("explore_grid"),
+            elem_id="explore-grid",
+            columns=4,
+            height="max-content",
+            allow_preview=False,
+            buttons=[],
+            visible=False,
+        )
+        table = gr.HTML(elem_id="explore-table")
     ids = gr.BrowserState([], storage_key="accel-explore", secret="accel")
     shown = gr.State([])
-    outputs = [grid, shown, plot, table, status, stop]
+    outputs = [results, grid, shown, plot, table, status, stop]
     watching = gr.on(None, events.watch, ids, outputs, trigger_mode="multiple", **LIVE)
     run.click(events.start, [*knobs, *generate.inputs], ids, cancels=[watching], **LIVE)
     stop.click(events.stop, ids, None, **LIVE)

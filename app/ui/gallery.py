@@ -76,7 +76,7 @@ class Events:
         with refusals():
             found = view(self.service, owner_of(request), wanted, count, language_for(request))
         return (
-            gr.update(value=found.cards, selected_index=None),
+            gr.update(value=found.cards, selected_index=None, visible=bool(found.cards)),
             found.ids,
             "",
             found.rest,
@@ -150,6 +150,7 @@ def tab(service: Service, settings: Any) -> None:
         columns=4,
         height="max-content",
         buttons=["download", "fullscreen"],
+        visible=False,
     )
     more = gr.Button(t("gallery_more"), visible=False, elem_id="gallery-more")
     with gr.Row():
@@ -200,5 +201,5 @@ def _filters(service: Service) -> list[Any]:
             min_width=240,
             elem_id="gallery-model",
         )
-        trash = gr.Checkbox(**labelled("gallery_trash"), min_width=240, elem_id="gallery-trash")
+    trash = gr.Checkbox(**labelled("gallery_trash"), elem_id="gallery-trash")
     return [search, kind, model, trash]

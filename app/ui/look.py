@@ -163,7 +163,7 @@ CSS = (
 .gradio-container .caption-label { white-space: normal; overflow-wrap: anywhere; }
 
 .accel-method { padding: 0.8rem 0; border-top: 1px solid var(--accel-line); }
-.accel-method h3 { margin: 0; font-size: 1.05rem; color: var(--accel-ink); }
+.accel-method h2 { margin: 0; font-size: 1.05rem; color: var(--accel-ink); }
 .accel-method p { margin: 0.25rem 0; color: var(--accel-ink); overflow-wrap: anywhere; }
 .accel-method .accel-quiet { color: var(--accel-quiet); }
 .accel-tag {

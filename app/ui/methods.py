@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 ANY = ""
 
 _METHOD = Markup(
-    '<section class="accel-method"><h3>{name} <span class="accel-tag">{layer}</span> {fit}</h3>'
+    '<section class="accel-method"><h2>{name} <span class="accel-tag">{layer}</span> {fit}</h2>'
     '<p>{summary}</p>{reason}<p class="accel-quiet">{supports}</p>'
     '<p class="accel-quiet">{source}</p>{fields}</section>'
 )
@@ -33,10 +34,11 @@ _FIELDS = Markup("<details><summary>{name}</summary>{table}</details>")
 _COUNT = Markup('<p role="status">{text}</p>')
 
 
-def all_methods() -> list[dict[str, Any]]:
+@cache
+def all_methods() -> tuple[dict[str, Any], ...]:
     """Every installed method as plain data, outermost layer first."""
     ordered = sorted(methods().values(), key=lambda kind: (LAYERS.index(kind.layer), kind.name))
-    return [described(kind) for kind in ordered]
+    return tuple(described(kind) for kind in ordered)
 
 
 def found(search: str, known: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
