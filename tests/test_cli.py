@@ -20,7 +20,7 @@ from accel import methods as all_methods
 from accel.plan import PRESETS
 from app import clips, metadata, request
 
-COMMANDS = ("generate", "compare", "calibrate", "methods", "explain", "env")
+COMMANDS = ("generate", "compare", "ui", "calibrate", "methods", "explain", "env")
 
 
 @pytest.fixture(scope="session")

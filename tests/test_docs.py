@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,30 @@ def run(command, folder):
     return done
 
 
+def serve(command, folder):
+    """Start it on a free port, ask whether it is well, and end it."""
+    words = [*shlex.split(command), "--port", "0"]
+    server = subprocess.Popen(
+        [Path(sys.executable).parent / words[0], *words[1:]],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with server, urllib.request.urlopen(_address(server) + "/api/v1/health", timeout=60) as answer:
+        assert answer.status == 200
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=60) == 0
+
+
+def _address(server):
+    """What the server says where it is; the rest of what it writes is an error."""
+    lines = iter(server.stderr.readline, "")
+    told = next((line for line in lines if line.startswith("http")), None)
+    assert told, f"accel ui ended with {server.wait()}"
+    return told.split()[0]
+
+
 def test_generated_pages_are_current():
     done = subprocess.run(
         [sys.executable, "tools/write_docs.py", "--check"],
@@ -68,7 +94,7 @@ def test_readme_commands_run_in_order(tmp_path):
         if command.startswith("make "):
             assert command in ("make demo", "make test")
             continue
-        run(command, tmp_path)
+        serve(command, tmp_path) if command.startswith("accel ui") else run(command, tmp_path)
     for name in ("boat.png", "again.png", "compare/sheet.png", "compare/report.json"):
         assert (tmp_path / name).stat().st_size > 0
 
