@@ -415,6 +415,7 @@ def sweep(visitor: Visitor) -> None:
     visitor.turn_to("explore")
     visitor.into("explore-values").fill("0.05, 0.5")
     visitor.choose("explore-second", "cache.EasyCache.warmup")
+    expect(visitor.into("explore-second-values")).not_to_have_value("")
     visitor.into("explore-second-values").fill("1, 2")
     visitor.at("explore-run").click()
     expect(visitor.at("explore-status")).to_contain_text("5 of 5")

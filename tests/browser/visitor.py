@@ -109,8 +109,10 @@ class Visitor:
             self.into(name.replace("_", "-")).fill(value)
 
     def choose(self, id: str, option: str) -> None:
-        """Choose of a list."""
+        """Choose of a list, which is narrowed by typing."""
         self.into(id).click()
+        self.into(id).select_text()
+        self.into(id).press_sequentially(option)
         self.page.get_by_role("option", name=option, exact=False).first.click()
 
     def goal(self, name: str) -> None:
