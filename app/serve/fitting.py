@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,15 @@ class Fits(Entry):
     """The matrix of one model.
 
     Attributes:
-        methods: Why a method does not fit, by name; ``None``: it fits.
+        methods: Why a method does not fit by itself, by name; ``None``: it fits.
         pairs: Why two methods do not go together, by both names in order, joined by a space.
+        helped: Pairs, in the same form, in which one fits only because the other is there: a
+            schedule of noise levels beside a sampler that takes one.
     """
 
     methods: dict[str, str | None] = Field(default_factory=dict)
     pairs: dict[str, str] = Field(default_factory=dict)
+    helped: frozenset[str] = frozenset()
 
     def reason(self, chosen: Iterable[str], candidate: str) -> str | None:
         """Why a method cannot be added to those that are chosen; ``None``: it can.
@@ -64,10 +67,10 @@ class Fits(Entry):
             candidate: Name of a method.
         """
         alone = self.methods.get(candidate, f"{candidate} is no method that is installed.")
-        if alone is not None:
+        pairs = {" ".join(sorted((name, candidate))) for name in chosen if name != candidate}
+        if alone is not None and not pairs & self.helped:
             return alone
-        pairs = (" ".join(sorted((name, candidate))) for name in chosen if name != candidate)
-        return next((self.pairs[pair] for pair in pairs if pair in self.pairs), None)
+        return next((self.pairs[pair] for pair in sorted(pairs) if pair in self.pairs), None)
 
 
 class Answer(Entry):
@@ -233,7 +236,10 @@ def _answered(pipe: Any, plan: dict[str, Any] | None) -> Answer:
 
 
 def examine(pipe: Any) -> Fits:
-    """The matrix of a pipeline: every method alone, then every two that fit, put on and off."""
+    """The matrix of a pipeline: methods alone, then every two that fit, put on and off.
+
+    What does not fit alone is tried beside what gives the pipeline another scheduler.
+    """
     kinds = {name: kind() for name, kind in methods().items()}
     alone = {name: _refusal(pipe, method) for name, method in kinds.items()}
     fitting = sorted(name for name, reason in alone.items() if reason is None)
@@ -241,9 +247,14 @@ def examine(pipe: Any) -> Fits:
         f"{one} {other}": _refusal(pipe, kinds[one], kinds[other])
         for one, other in combinations(fitting, 2)
     }
-    return Fits(
-        methods=alone, pairs={pair: reason for pair, reason in pairs.items() if reason is not None}
-    )
+    swaps = [name for name in fitting if kinds[name].seam == "scheduler"]
+    helped = {
+        " ".join(sorted((one, other)))
+        for one, other in product(swaps, alone)
+        if alone[other] is not None and _refusal(pipe, kinds[one], kinds[other]) is None
+    }
+    refused = {pair: reason for pair, reason in pairs.items() if reason is not None}
+    return Fits(methods=alone, pairs=refused, helped=frozenset(helped))
 
 
 def _refusal(pipe: Any, *chosen: Accelerator) -> str | None:

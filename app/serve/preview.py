@@ -92,9 +92,9 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
     import torch
 
     given = _in_units_of(vae, latents)
-    if any(isinstance(part, torch.nn.Conv3d) for part in vae.modules()):
+    counted = "num_frames" in inspect.signature(vae.decode).parameters  # frames are rows
+    if not counted and any(isinstance(part, torch.nn.Conv3d) for part in vae.modules()):
         given = given.unsqueeze(2)
-    counted = "num_frames" in inspect.signature(vae.decode).parameters
     value = vae.decode(given, **({"num_frames": 1} if counted else {})).sample
     picture = value[:, :, 0] if value.ndim == 5 else value
     small = torch.nn.functional.adaptive_avg_pool2d(
