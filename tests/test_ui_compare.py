@@ -34,7 +34,8 @@ def service(models: Folders, tmp_path: Path) -> Fake:
 def both(service: Fake) -> tuple[generate.Page, compare.Page]:
     def both() -> tuple[generate.Page, compare.Page]:
         making = generate.tab(service)  # type: ignore[arg-type]
-        return making, compare.tab(service, making.inputs, page._asked(making))  # type: ignore[arg-type]
+        kept = compare.kept()
+        return making, compare.tab(service, making.inputs, page._asked(making), kept)  # type: ignore[arg-type]
 
     return draw(both)[0]
 

@@ -29,6 +29,7 @@ SIDES = ("baseline", "accelerated")
 DOWNLOADS = ("sheet", "film", *SIDES, "difference", "timeline", "report")
 """Roles of files, in the order in which they are offered."""
 CLEARED: View = {
+    "whole": gr.update(visible=False),
     "slider": None,
     "difference": None,
     "files": None,
@@ -141,6 +142,7 @@ class Page:
         pair = None if film or None in sides else tuple(map(str, sides))
         shown = self.shown
         return {
+            shown["whole"]: gr.Column(visible=bool(files)),
             shown["slider"]: gr.ImageSlider(value=pair, visible=not film),
             shown["drag"]: gr.Markdown(visible=not film),
             shown["clips"]: gr.Row(visible=film),
@@ -176,7 +178,17 @@ def measured(result: Result | None, language: Language) -> str:
     return times + parts.quality_table(result, language)
 
 
-def tab(service: Service, settings: Sequence[Component], asked: Asked) -> Page:
+def kept() -> gr.BrowserState:
+    """The id of the comparison that is shown, which a browser keeps.
+
+    To be made outside of the tabs: what is in a tab that was not opened is not read after a reload.
+    """
+    return gr.BrowserState(None, storage_key="accel-comparing", secret="accel")
+
+
+def tab(
+    service: Service, settings: Sequence[Component], asked: Asked, watching: gr.BrowserState
+) -> Page:
     """The page; it is drawn inside of the present block.
 
     Args:
@@ -184,8 +196,8 @@ def tab(service: Service, settings: Sequence[Component], asked: Asked) -> Page:
         settings: The components of *Generate* that hold its settings.
         asked: From an event's request, the number of repeats and the values of these: what is to
             be compared; raises what ``Page.refused`` shows.
+        watching: What ``kept`` made.
     """
-    watching = gr.BrowserState(None, storage_key="accel-comparing", secret="accel")
     gr.Markdown(t("compare_intro"))
     repeats, shown = _controls()
     shown |= _shown()
@@ -222,33 +234,37 @@ def _shown() -> dict[str, Component]:
         "badge": gr.HTML(elem_id="compare-badge"),
         "banner": gr.HTML(elem_id="compare-banner"),
     }
-    shown["slider"] = gr.ImageSlider(
-        type="filepath", interactive=False, elem_id="compare-slider", label=t("compare_slider")
-    )
-    shown["drag"] = gr.Markdown(t("compare_slider_help"))
-    with gr.Row(visible=False, elem_id="compare-clips") as shown["clips"]:
-        for side in SIDES:
-            with gr.Column():
-                shown[side] = gr.Video(
-                    interactive=False,
-                    loop=True,
-                    elem_id=f"compare-{side}",
-                    label=t(f"compare_{side}"),
-                )
-                gr.Markdown(t(f"compare_{side}_help"))
-    shown["play"] = gr.Button(t("compare_play"), visible=False, elem_id="compare-play")
-    shown["play"].click(fn=None, js=PLAY, api_visibility="private")
-    shown["table"] = gr.HTML(elem_id="compare-table")
-    shown["difference"] = gr.Image(
-        type="filepath",
-        interactive=False,
-        elem_id="compare-difference",
-        label=t("compare_difference"),
-    )
-    gr.Markdown(t("compare_difference_help"))
-    shown["timeline"] = gr.HTML(elem_id="compare-timeline")
-    shown["files"] = gr.File(
-        file_count="multiple", interactive=False, elem_id="compare-files", label=t("compare_files")
-    )
-    gr.Markdown(t("compare_files_help"))
+    with gr.Column(visible=False) as shown["whole"]:
+        shown["slider"] = gr.ImageSlider(
+            type="filepath", interactive=False, elem_id="compare-slider", label=t("compare_slider")
+        )
+        shown["drag"] = gr.Markdown(t("compare_slider_help"))
+        with gr.Row(visible=False, elem_id="compare-clips") as shown["clips"]:
+            for side in SIDES:
+                with gr.Column():
+                    shown[side] = gr.Video(
+                        interactive=False,
+                        loop=True,
+                        elem_id=f"compare-{side}",
+                        label=t(f"compare_{side}"),
+                    )
+                    gr.Markdown(t(f"compare_{side}_help"))
+        shown["play"] = gr.Button(t("compare_play"), visible=False, elem_id="compare-play")
+        shown["play"].click(fn=None, js=PLAY, api_visibility="private")
+        shown["table"] = gr.HTML(elem_id="compare-table")
+        shown["difference"] = gr.Image(
+            type="filepath",
+            interactive=False,
+            elem_id="compare-difference",
+            label=t("compare_difference"),
+        )
+        gr.Markdown(t("compare_difference_help"))
+        shown["timeline"] = gr.HTML(elem_id="compare-timeline")
+        shown["files"] = gr.File(
+            file_count="multiple",
+            interactive=False,
+            elem_id="compare-files",
+            label=t("compare_files"),
+        )
+        gr.Markdown(t("compare_files_help"))
     return shown

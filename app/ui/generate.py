@@ -55,7 +55,11 @@ NEEDS = {
     "lora": "lora",
 }
 """What a model must take for a widget to be of use."""
-CLEARED: View = {"picture": None, "film": None, "badge": "", "banner": "", "timeline": ""}
+CLEARED: View = {
+    **dict.fromkeys(("picture", "film"), gr.update(value=None, visible=False)),
+    **dict.fromkeys(("picture_help", "film_help"), gr.update(visible=False)),
+    **dict.fromkeys(("badge", "banner", "timeline"), ""),
+}
 BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "copy-python"}
 """What may be done with a result, with the id of its button."""
 CLIPBOARD = "(text) => navigator.clipboard?.writeText(text)"
@@ -303,10 +307,10 @@ class Page:
     def _result(self, job: Job, owner: str) -> Updates:
         path = picture_of(self.service, job, owner)
         film = path is not None and path.suffix == clips.CLIP
-        whole = job.result is not None
+        still, whole = path is not None and not film, job.result is not None
         return {
-            self.shown["picture"]: gr.Image(value=None if film else path, visible=not film),
-            self.shown["picture_help"]: gr.Markdown(visible=not film),
+            self.shown["picture"]: gr.Image(value=path if still else None, visible=still),
+            self.shown["picture_help"]: gr.Markdown(visible=still),
             self.shown["film"]: gr.Video(value=path if film else None, visible=film),
             self.shown["film_help"]: gr.Markdown(visible=film),
             self.fields["seed"]: str(job.spec.request["seed"]),
@@ -540,6 +544,7 @@ def _shown() -> Parts:
         shown["picture"] = gr.Image(
             type="filepath",
             interactive=False,
+            visible=False,
             format="png",
             buttons=["download", "fullscreen"],
             label=t("generate_result"),
@@ -547,7 +552,7 @@ def _shown() -> Parts:
         shown["film"] = gr.Video(
             interactive=False, visible=False, loop=True, label=t("generate_clip")
         )
-        shown["picture_help"] = gr.Markdown(t("generate_result_help"))
+        shown["picture_help"] = gr.Markdown(t("generate_result_help"), visible=False)
         shown["film_help"] = gr.Markdown(t("generate_clip_help"), visible=False)
     shown["badge"] = gr.HTML(elem_id="badge")
     shown["banner"] = gr.HTML(elem_id="banner")

@@ -81,6 +81,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark=dark["accent"],
         button_primary_text_color=light["on-accent"],
         button_primary_text_color_dark=dark["on-accent"],
+        checkbox_border_color=light["quiet"],
+        checkbox_border_color_dark=dark["quiet"],
         link_text_color=light["accent"],
         link_text_color_dark=dark["accent"],
     )
@@ -202,3 +204,15 @@ KEYS = """() => document.addEventListener("keydown", (event) => {
 
 As an event of the page, because the content security policy refuses scripts in its head.
 """
+
+NAMES = """() => {
+  const name = () => {
+    for (const button of document.querySelectorAll(".image-container button:not([aria-label])")) {
+      const label = button.closest(".block")?.querySelector("[data-testid=block-label]");
+      if (label) button.setAttribute("aria-label", label.textContent.trim());
+    }
+  };
+  new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+  name();
+}"""
+"""Gradio puts a picture into a button without a name: it gets that of its block."""

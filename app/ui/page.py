@@ -29,12 +29,12 @@ def build(service: Service) -> gr.Blocks:
     with gr.Blocks(title=say("page_title"), analytics_enabled=False) as demo:
         gr.Markdown(f"# {say('page_title')}")
         gr.Markdown(t("page_intro"))
-        settings = gr.State(None)
+        settings, comparing = gr.State(None), compare.kept()
         with gr.Tabs(selected="generate", elem_id="tabs") as tabs:
             with _tab("generate"):
                 making = generate.tab(service)
             with _tab("compare"):
-                measuring = compare.tab(service, making.inputs, _asked(making))
+                measuring = compare.tab(service, making.inputs, _asked(making), comparing)
             with _tab("explore"):
                 explore.tab(service, making, settings)
             with _tab("gallery"):
@@ -105,3 +105,4 @@ def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page
     demo.load(measuring.reattach, measuring.watching, measuring.outputs, **LIVE)
     demo.load(fn=None, js=compare.TOGETHER, api_visibility="private")
     demo.load(fn=None, js=look.KEYS, api_visibility="private")
+    demo.load(fn=None, js=look.NAMES, api_visibility="private")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.visitor import Visitor
 from playwright.sync_api import Browser, sync_playwright
 
 from app.serve.service import Service
+from browser.visitor import Visitor
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("scenes-flux", "scenes-unet", "scenes-wan")
@@ -38,7 +38,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=60)
-        print(log.read_text(), file=sys.stderr)
+        sys.stderr.write(log.read_text())
 
 
 def _ask_for_figures(folder: Path) -> None:

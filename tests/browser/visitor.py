@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Request, Route, expect
 
 SHOTS = Path(__file__).parent / "shots"
-PATIENCE = 40_000
+PATIENCE = 60_000
 """Milliseconds that a run may take on a busy machine."""
 TABS = ("generate", "compare", "explore", "gallery", "methods")
 PROMPT = "a red house left of two pine trees"
@@ -99,8 +99,12 @@ class Visitor:
         return self.page.locator(f"#{id} :is(input, textarea)").first
 
     def turn_to(self, tab: str) -> None:
-        """Choose a tab."""
-        self.page.get_by_role("tab", name=tab.capitalize(), exact=True).first.click()
+        """Choose a tab; on a narrow screen some are in a menu."""
+        wanted = self.page.get_by_role("tab", name=tab.capitalize(), exact=True).first
+        if not wanted.is_visible():
+            self.page.get_by_role("button", name="More tabs").click()
+            wanted = self.page.locator(".overflow-menu button", has_text=tab.capitalize())
+        wanted.click()
         expect(self.at(f"tab-{tab}")).to_be_visible()
 
     def ask(self, **settings: str) -> None:
