@@ -255,6 +255,7 @@ def _shown() -> dict[str, Component]:
         shown["difference"] = gr.Image(
             type="filepath",
             interactive=False,
+            buttons=["download", "fullscreen"],
             elem_id="compare-difference",
             label=t("compare_difference"),
         )

@@ -124,7 +124,7 @@ CSS = (
   padding: 0.25rem 0.6rem; text-align: left; border: 1px solid var(--accel-line);
   vertical-align: top;
 }
-.accel-table td { min-width: 4.5rem; overflow-wrap: anywhere; }
+.accel-table td { min-width: 4.5rem; overflow-wrap: break-word; }
 .accel-table thead th { background: var(--background-fill-secondary); }
 .accel-timeline th, .accel-timeline td { padding: 0.1rem; min-width: 1.35rem; text-align: center; }
 .accel-timeline th[scope="row"] {
@@ -211,8 +211,12 @@ NAMES = """() => {
       const label = button.closest(".block")?.querySelector("[data-testid=block-label]");
       if (label) button.setAttribute("aria-label", label.textContent.trim());
     }
+    for (const empty of document.querySelectorAll(".empty[aria-label]:not([role])")) {
+      empty.setAttribute("role", "img");
+    }
   };
   new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
   name();
 }"""
-"""Gradio puts a picture into a button without a name: it gets that of its block."""
+"""Gradio puts a picture into a button without a name: it gets that of its block. A place without a
+picture has a name and no role: it gets one."""
