@@ -111,9 +111,9 @@ def test_a_run_is_found_again_after_a_reload(visit: Visit) -> None:
     expect(visitor.into("prompt")).to_have_value("a boat on the sea")
     expect(visitor.into("seed")).to_have_value("11")
     expect(visitor.at("progress")).to_have_text(re.compile(r"step \d"))
-    expect(visitor.at("stop")).to_be_enabled()
+    expect(visitor.at("generate")).to_be_disabled()
     visitor.at("stop").click()
-    visitor.ended()
+    expect(visitor.at("generate")).to_be_enabled()
     assert record(visitor.picture()).request["seed"] == 11
     visitor.open()
     assert record(visitor.picture()).request["seed"] == 11
@@ -313,7 +313,7 @@ def test_everything_can_be_done_with_keys(visit: Visit) -> None:
     visitor.ended()
     assert visitor.jobs()[0]["state"] == "stopped"
     visitor.page.get_by_role("tab", name="Generate").first.focus()
-    visitor.page.keyboard.press("ArrowRight")
+    visitor.page.keyboard.press("Tab")
     visitor.page.keyboard.press("Enter")
     expect(visitor.at("compare-run")).to_be_visible()
 
