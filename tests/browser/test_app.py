@@ -367,7 +367,9 @@ def opened(visitor: Visitor, tab: str) -> None:
             if fold.get_attribute("aria-expanded") != "true":
                 fold.click()
         expect(page.locator("#knobs [id^=method-]").first).to_be_attached()
-        expect(page.locator("#result img").first).to_be_visible()
+        picture = page.locator("#result img").first
+        picture.evaluate("(one) => one.scrollIntoView()")  # it is loaded when it can be seen
+        expect(picture).to_be_visible()
     elif tab == "compare":
         expect(page.locator("#compare-slider img").first).to_be_visible()
     elif tab == "explore":

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Request, Route, expect
 
 SHOTS = Path(__file__).parent / "shots"
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds that a run may take on a busy machine."""
 TABS = ("generate", "compare", "explore", "gallery", "methods")
 PROMPT = "a red house left of two pine trees"
