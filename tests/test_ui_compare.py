@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from saved import Folders
 from ui_service import Fake, browser, informed
@@ -100,6 +101,7 @@ def test_a_new_comparison_begins_with_an_empty_page(
 ) -> None:
     steps, _ = compared(both[1], asked(models("flux_cfg")))
     shown = {name: steps[0][name] for name in compare.CLEARED}
+    assert shown.pop("whole") == gr.update(visible=False)
     assert not any(shown.values())
 
 

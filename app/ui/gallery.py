@@ -148,8 +148,9 @@ def tab(service: Service, settings: Any) -> None:
         label=t("gallery_grid"),
         elem_id="gallery-grid",
         columns=4,
-        height="max-content",
-        buttons=["download", "fullscreen"],
+        height=600,
+        allow_preview=False,
+        buttons=[],
         visible=False,
     )
     more = gr.Button(t("gallery_more"), visible=False, elem_id="gallery-more")
