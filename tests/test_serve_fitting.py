@@ -1,5 +1,8 @@
 """One matrix says what fits: it is what attaching says, and what is submitted is held to it."""
 
+from functools import partial
+from threading import Event, Thread
+
 import pytest
 import serve_toy
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +14,7 @@ from accel import Plan
 from accel.errors import AccelError, BadModel, Conflict, UnsupportedModel
 from accel.plan import methods
 from app.serve import catalogue, fitting
-from app.serve.fitting import Answer, Examiner, examine
+from app.serve.fitting import MANY, Answer, Examiner, examine, refusals
 from app.serve.jobs import Spec
 from app.serve.limits import BUNDLED, Limits
 from app.serve.service import Service
@@ -25,7 +28,7 @@ class Examined:
 
     def __init__(self):
         self.pipe = PIPELINES["sd15"].build()
-        self.fits = examine(self.pipe)
+        self.fits = examine(partial(refusals, self.pipe))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,35 @@ def test_a_candidate_is_refused_exactly_if_attaching_it_is(matrix, pair):
         assert fits.reason([one], other) == (fits.methods[other] or str(error))
     else:
         assert fits.reason([one], other) is None
+
+
+def test_a_plan_is_checked_between_two_parts_of_a_matrix(tmp_path, monkeypatch):
+    """The check comes while the first part is being asked: it has its turn before the last."""
+    store = Store(tmp_path / "jobs.sqlite3")
+    examiner = Examiner(store, fitting.main)
+    asked, begun, waiting = [], Event(), Event()
+
+    def ask(_self, _model, plan, groups=()):
+        asked.append(plan)
+        if len(asked) == 1:
+            begun.set()
+            waiting.wait(60)
+        assert len(groups) <= MANY
+        return Answer(refusals=(None,) * len(groups))
+
+    monkeypatch.setattr(Examiner, "_ask", ask)
+    whole = Thread(target=examiner.fits, args=("scenes-unet",))
+    check = Thread(target=examiner.check, args=("scenes-unet", Plan.preset("balanced")))
+    whole.start()
+    begun.wait(60)
+    check.start()
+    check.join(0.2)  # it stands at the lock by then
+    waiting.set()
+    for thread in (check, whole):
+        thread.join(60)
+    [place] = [at for at, plan in enumerate(asked) if plan is not None]
+    assert 0 < place < len(asked) - 1
+    store.close()
 
 
 def test_what_is_not_installed_does_not_fit(matrix):

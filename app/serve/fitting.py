@@ -11,9 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -23,7 +25,7 @@ from pydantic import Field
 
 from accel import errors
 from accel.errors import AccelError, BadModel
-from accel.plan import Plan, methods
+from accel.plan import Plan, method_class, methods
 from app.request import Source
 from app.serve import catalogue
 from app.serve.jobs import Entry
@@ -43,6 +45,19 @@ IDLE = 120.0
 """Seconds without a question after which the process ends, and its memory is free again."""
 
 NICE = 10
+
+
+MANY = 24
+"""Groups in one question of a matrix: a plan that is to be checked waits for no more."""
+
+TURN = 0.02
+"""Seconds between two such questions, in which another one gets its turn."""
+
+Group = tuple[str, ...]
+"""Names of methods that go into one plan."""
+
+Refusals = Callable[[Sequence[Group]], Sequence[str | None]]
+"""For each group why it cannot be put on a model; ``None``: it can."""
 
 
 class Fits(Entry):
@@ -79,12 +94,12 @@ class Answer(Entry):
     Attributes:
         error: Class name of an error of ours, or ``None``.
         message: What it says.
-        fits: The matrix, if that was asked for.
+        refusals: For each group that was asked about, why it cannot be put on; ``None``: it can.
     """
 
     error: str | None = None
     message: str = ""
-    fits: Fits | None = None
+    refusals: tuple[str | None, ...] = ()
 
     def check(self) -> None:
         """Raise the error that was found, if one was."""
@@ -94,10 +109,11 @@ class Answer(Entry):
 
 @dataclass(frozen=True)
 class Question:
-    """Of a model: whether a plan fits it, or, without a plan, the whole matrix."""
+    """Whether a plan fits a model, and which groups of methods with their default fields do."""
 
     source: Source
     plan: dict[str, Any] | None = None
+    groups: tuple[Group, ...] = ()
 
 
 class Examiner:
@@ -114,6 +130,7 @@ class Examiner:
         self._opener = opener
         self._device = device
         self._lock = Lock()
+        self._whole = Lock()
         self._process: BaseProcess | None = None
         self._link: Connection | None = None
 
@@ -123,10 +140,24 @@ class Examiner:
         Raises:
             BadModel: If it is not here, or cannot be loaded.
         """
-        answer = self._answer(model, None)
-        answer.check()
-        assert answer.fits is not None
-        return answer.fits
+        name = f"matrix {catalogue.signature(model)}"
+        with self._whole:
+            known = self._store.fact(name)
+            if known is None:
+                known = examine(partial(self._refusals, model)).model_dump_json()
+                self._store.keep(name, known)
+        return Fits.model_validate_json(known)
+
+    def _refusals(self, model: str, groups: Sequence[Group]) -> list[str | None]:
+        """Asked in parts, between which plans can be checked."""
+        found: list[str | None] = []
+        for start in range(0, len(groups), MANY):
+            with self._lock:
+                answer = self._ask(model, None, tuple(groups[start : start + MANY]))
+            answer.check()
+            found += answer.refusals
+            time.sleep(TURN)
+        return found
 
     def check(self, model: str, plan: Plan) -> None:
         """Refuse a plan that cannot be put on a model.
@@ -150,7 +181,7 @@ class Examiner:
         with self._lock:
             self._end()
 
-    def _answer(self, model: str, plan: dict[str, Any] | None) -> Answer:
+    def _answer(self, model: str, plan: dict[str, Any]) -> Answer:
         name = f"fits {catalogue.signature(model)} {json.dumps(plan, sort_keys=True)}"
         with self._lock:
             known = self._store.fact(name)
@@ -161,13 +192,15 @@ class Examiner:
                 self._store.keep(name, answer.model_dump_json())
             return answer
 
-    def _ask(self, model: str, plan: dict[str, Any] | None) -> Answer:
+    def _ask(
+        self, model: str, plan: dict[str, Any] | None, groups: tuple[Group, ...] = ()
+    ) -> Answer:
         if catalogue.folder(model) is None:
             told = f"{model} is not here yet: make a picture with it, which downloads it."
             return Answer(error=BadModel.__name__, message=told)
         link = self._running()
         try:
-            link.send(Question(self._source(model), plan))
+            link.send(Question(self._source(model), plan, groups))
             answer: Answer = link.recv()
         except (EOFError, OSError):
             self._end()
@@ -221,45 +254,58 @@ def main(link: Connection, opener: Opener) -> None:
         except AccelError as error:
             answer = Answer(error=BadModel.__name__, message=str(error))
         else:
-            answer = _answered(session.model.pipe, question.plan)
+            answer = _answered(session.model.pipe, question)
         link.send(answer)
 
 
-def _answered(pipe: Any, plan: dict[str, Any] | None) -> Answer:
-    if plan is None:
-        return Answer(fits=examine(pipe))
+def _answered(pipe: Any, question: Question) -> Answer:
     try:
-        Plan.from_dict(plan).attach(pipe).detach()
+        if question.plan is not None:
+            Plan.from_dict(question.plan).attach(pipe).detach()
     except AccelError as error:
         return Answer(error=type(error).__name__, message=str(error))
-    return Answer()
+    return Answer(refusals=tuple(refusals(pipe, question.groups)))
 
 
-def examine(pipe: Any) -> Fits:
-    """The matrix of a pipeline: methods alone, then every two that fit, put on and off.
-
-    What does not fit alone is tried beside what gives the pipeline another scheduler.
-    """
-    kinds = {name: kind() for name, kind in methods().items()}
-    alone = {name: _refusal(pipe, method) for name, method in kinds.items()}
-    fitting = sorted(name for name, reason in alone.items() if reason is None)
-    pairs = {
-        f"{one} {other}": _refusal(pipe, kinds[one], kinds[other])
-        for one, other in combinations(fitting, 2)
-    }
-    swaps = [name for name in fitting if kinds[name].seam == "scheduler"]
-    helped = {
-        " ".join(sorted((one, other)))
-        for one, other in product(swaps, alone)
-        if alone[other] is not None and _refusal(pipe, kinds[one], kinds[other]) is None
-    }
-    refused = {pair: reason for pair, reason in pairs.items() if reason is not None}
-    return Fits(methods=alone, pairs=refused, helped=frozenset(helped))
+def refusals(pipe: Any, groups: Sequence[Group]) -> list[str | None]:
+    """Why groups of methods cannot be put on a pipeline, each with its default fields."""
+    return [_refusal(pipe, [method_class(name)() for name in group]) for group in groups]
 
 
-def _refusal(pipe: Any, *chosen: Accelerator) -> str | None:
+def _refusal(pipe: Any, chosen: Iterable[Accelerator]) -> str | None:
     try:
         Plan(*chosen).attach(pipe).detach()
     except AccelError as error:
         return str(error)
     return None
+
+
+def examine(refusals: Refusals) -> Fits:
+    """The matrix of a model: methods alone, then every two that fit.
+
+    What does not fit alone is tried beside what gives the pipeline another scheduler.
+
+    Args:
+        refusals: Tries groups of methods on the model.
+    """
+    names = sorted(methods())
+    alone = dict(zip(names, refusals([(name,) for name in names]), strict=True))
+    fitting = [name for name in names if alone[name] is None]
+    pairs = list(combinations(fitting, 2))
+    swaps = [name for name in fitting if method_class(name).seam == "scheduler"]
+    beside = [
+        (min(pair), max(pair)) for pair in product(swaps, names) if alone[pair[1]] is not None
+    ]
+    return Fits(
+        methods=alone,
+        pairs={
+            " ".join(pair): reason
+            for pair, reason in zip(pairs, refusals(pairs), strict=True)
+            if reason is not None
+        },
+        helped=frozenset(
+            " ".join(pair)
+            for pair, reason in zip(beside, refusals(beside), strict=True)
+            if reason is None
+        ),
+    )
