@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -64,10 +63,14 @@ def serve(command, folder):
         stderr=subprocess.PIPE,
         text=True,
     )
-    with server, urllib.request.urlopen(_address(server) + "/api/v1/health", timeout=60) as answer:
-        assert answer.status == 200
-        server.send_signal(signal.SIGINT)
+    try:
+        with urllib.request.urlopen(_address(server) + "/api/v1/health", timeout=60) as answer:
+            assert answer.status == 200
+        server.terminate()
         assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def _address(server):
@@ -94,9 +97,17 @@ def test_readme_commands_run_in_order(tmp_path):
         if command.startswith("make "):
             assert command in ("make demo", "make test")
             continue
-        serve(command, tmp_path) if command.startswith("accel ui") else run(command, tmp_path)
+        if not command.startswith("accel ui"):
+            run(command, tmp_path)
     for name in ("boat.png", "again.png", "compare/sheet.png", "compare/report.json"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+def test_readme_server_starts_answers_and_ends(tmp_path):
+    served = [command for command in commands() if command.startswith("accel ui")]
+    assert served
+    for command in served:
+        serve(command, tmp_path)
 
 
 def test_make_demo_writes_the_comparison(tmp_path):

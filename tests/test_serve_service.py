@@ -294,8 +294,8 @@ def check_life(service, ids, log):
     counts = runs(log)
     for job in found.values():
         ran = counts.count(job.spec.request["seed"])
-        assert job.state in ("done", "quarantined") and ran <= 2
-        assert job.state == "done" or ran == job.attempts == 2
+        assert job.state == "done" or (job.state == "quarantined" and job.attempts == 2)
+        assert ran <= job.attempts  # a worker may be killed before the model is asked
     assert sum(job.state == "done" for job in found.values()) > len(ids) // 2
     check_whole(service)
     assert not list(service.outputs.rglob("*.part"))
