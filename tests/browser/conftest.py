@@ -23,7 +23,7 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 """Server and command line share the machine with other tests, and give the same bits."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `accel ui` answers, with a folder of results of its own."""
     folder = tmp_path_factory.mktemp("app")
@@ -59,9 +59,9 @@ def _answering(server: subprocess.Popen[bytes], log: Path) -> str:
     raise AssertionError(f"accel ui did not start:\n{log.read_text()}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
+    """One Chromium for all tests of a file: while it is driven, its worker runs an event loop."""
     path = runpy.run_path(str(ROOT / "tools" / "install_browser.py"))["found"]()
     assert path is not None, "No Chromium here: run `make browser`."
     with sync_playwright() as playwright:
