@@ -328,7 +328,7 @@ def tabbed(visitor: Visitor, count: int) -> list[str]:
     return reached
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def used(browser: Any, address: str) -> Iterator[Any]:
     """What a browser keeps of a visitor who has a picture, a comparison and a sweep to show."""
     visitor = Visitor(browser, address)
