@@ -25,7 +25,7 @@ from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import Plan, Preset, methods
 from app import request as vocabulary
 from app.listing import described
-from app.serve.jobs import ENDED, Busy, Job, ModelInfo, NoSuchJob, Result, Spec, State
+from app.serve.jobs import ENDED, STOCK, Busy, Job, ModelInfo, NoSuchJob, Result, Spec, State
 from app.serve.service import Service
 
 COOKIE = "accel_session"
@@ -140,7 +140,7 @@ class Order(BaseModel):
             raise BadInput("plan and preset are both given: choose one.")
         asked = self.request.model_dump(exclude_unset=True, exclude_none=True)
         files = {name: str(folder / asked[name]) for name in UPLOADED if name in asked}
-        plan = Plan.preset(self.preset).to_dict() if self.preset else self.plan or {"plan": 1}
+        plan = Plan.preset(self.preset).to_dict() if self.preset else self.plan or STOCK
         return Spec(
             kind=self.kind,
             request={**asked, **files},
@@ -268,19 +268,19 @@ def job(id: Id, service: Served, owner: Owner, request: Request) -> JobView:
     return _view(service.job(owner, id), service, request)
 
 
-@router.post("/jobs/{id}/cancel", responses=_problems(404, 422))
+@router.post("/jobs/{id}/cancel", responses=_problems(404, 422, 507))
 def cancel(id: Id, service: Served, owner: Owner, request: Request) -> JobView:
     """Stop a job: a queued one at once, a running one within a step; an ended one stays."""
     return _view(service.cancel(owner, id), service, request)
 
 
-@router.delete("/jobs/{id}", status_code=204, responses=_problems(404, 422))
+@router.delete("/jobs/{id}", status_code=204, responses=_problems(404, 422, 507))
 def delete(id: Id, service: Served, owner: Owner) -> None:
     """Put a job into the trash."""
     service.delete(owner, id)
 
 
-@router.post("/jobs/{id}/restore", responses=_problems(404, 422))
+@router.post("/jobs/{id}/restore", responses=_problems(404, 422, 507))
 def restore(id: Id, service: Served, owner: Owner, request: Request) -> JobView:
     """Take a job out of the trash."""
     service.restore(owner, id)

@@ -10,7 +10,7 @@ from pages import HOSTILE, Memory, Reader, drawn, job, request, result, same_sha
 
 from accel.errors import BadInput, PlanError
 from accel.plan import Plan, build, methods
-from app.serve.jobs import ENDED, Busy, Spec
+from app.serve.jobs import ENDED, STOCK, Busy, Spec
 from app.ui import explore, scatter, sweep
 from app.ui.sweep import Axis, Mark
 
@@ -100,7 +100,7 @@ def test_a_grid_has_every_combination_once_and_every_plan_is_valid(thresholds, w
 
 @given(THRESHOLDS)
 def test_a_method_that_is_not_in_the_plan_is_added(thresholds):
-    found = sweep.points(sweep.STOCK, [Axis(THRESHOLD, tuple(thresholds))])
+    found = sweep.points(STOCK, [Axis(THRESHOLD, tuple(thresholds))])
     for point, threshold in zip(found, thresholds, strict=True):
         assert point.plan == Plan(build("cache.EasyCache", {"threshold": threshold})).to_dict()
 
@@ -147,7 +147,7 @@ def test_a_sweep_is_one_group_stock_first_and_of_one_seed(thresholds, warmups):
     jobs = explore.submitted(service, "local", spec, axes, "stock")
     assert [id for _, ids in service.groups for id in ids] == [one.id for one in jobs]
     assert len(jobs) == 1 + len(thresholds) * len(warmups)
-    assert jobs[0].spec.plan == sweep.STOCK and jobs[0].spec.against is None
+    assert jobs[0].spec.plan == STOCK and jobs[0].spec.against is None
     assert all(one.spec.against == jobs[0].id for one in jobs[1:])
     assert len({one.spec.request["seed"] for one in jobs}) == 1
     assert len({one.group for one in jobs}) == 1 and jobs[0].group

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accel.bundled import call_of, folder_of
-from accel.errors import BadInput
 from app import env, hub, models
 from app.call import GUIDANCE, NAMES
 from app.modes import VIDEO
@@ -66,19 +65,6 @@ def offered(limits: Limits) -> list[str]:
     return [
         name for name in limits.models if (here := folder(name)) is None or (here / INDEX).is_file()
     ]
-
-
-def check_offered(name: str, limits: Limits) -> None:
-    """Refuse a model that is not on the list.
-
-    Raises:
-        BadInput: If it is not.
-    """
-    if name not in limits.models:
-        raise BadInput(
-            f"model {name!r} is not offered here: choose one of {', '.join(limits.models)}, or let "
-            "the server be started with --model."
-        )
 
 
 def info(name: str, limits: Limits) -> ModelInfo:

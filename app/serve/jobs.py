@@ -17,6 +17,10 @@ ENDED: tuple[State, ...] = ("done", "stopped", "failed", "quarantined")
 """States that a job does not leave."""
 
 
+STOCK: dict[str, Any] = {"plan": 1}
+"""The plan of the stock pipeline."""
+
+
 class Busy(AccelError):
     """The queue is full.
 
@@ -56,7 +60,7 @@ class Spec(Entry):
 
     kind: Kind = "generate"
     request: dict[str, Any]
-    plan: dict[str, Any] = Field(default_factory=lambda: {"plan": 1})
+    plan: dict[str, Any] = Field(default_factory=STOCK.copy)
     title: str = Field("", max_length=200)
     repeats: int = Field(3, ge=1, le=20)
     against: str | None = None

@@ -99,13 +99,28 @@ def check_path(name: str, path: Path, roots: Iterable[Path]) -> None:
         raise BadInput(f"{name}: {path.name} is none of your uploads: upload the file first.")
 
 
+def check_offered(name: str, limits: Limits, what: str = "model") -> None:
+    """Refuse a model that is not on the list.
+
+    Args:
+        name: Of the model.
+        limits: What is admitted.
+        what: The field that names it.
+
+    Raises:
+        BadInput: If it is not.
+    """
+    if name not in limits.models:
+        raise BadInput(
+            f"{what} {name!r} is not offered here: choose one of {', '.join(limits.models)}, or "
+            "let the server be started with --model."
+        )
+
+
 def _check_model(request: Request, limits: Limits) -> None:
-    for name, value in (("model", request.model), ("controlnet", request.controlnet)):
-        if value is not None and value not in limits.models:
-            raise BadInput(
-                f"{name} {value!r} is not offered here: choose one of {', '.join(limits.models)}, "
-                "or let the server be started with --model."
-            )
+    check_offered(request.model, limits)
+    if request.controlnet is not None:
+        check_offered(request.controlnet, limits, "controlnet")
     if request.revision is not None or request.variant is not None:
         raise BadInput("revision and variant are for the command line: leave them out.")
 

@@ -370,7 +370,7 @@ class Service:
             BadInput: If the model is not offered.
             BadModel: If it is not here, or cannot be loaded.
         """
-        catalogue.check_offered(model, self.limits)
+        limits.check_offered(model, self.limits)
         return self._examiner.fits(model)
 
     def figures(self, model: str) -> dict[str, Figure]:
@@ -379,7 +379,7 @@ class Service:
         Raises:
             BadInput: If the model is not offered.
         """
-        catalogue.check_offered(model, self.limits)
+        limits.check_offered(model, self.limits)
         known = self._store.fact(catalogue.figures_of(model))
         return {} if known is None else TypeAdapter(dict[str, Figure]).validate_json(known)
 
@@ -393,7 +393,7 @@ class Service:
             Busy: If the queue is full.
             NotWritten: If the disk is full.
         """
-        catalogue.check_offered(model, self.limits)
+        limits.check_offered(model, self.limits)
         present = self._store.measuring(owner, model)
         if present is not None:
             return present

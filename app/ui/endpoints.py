@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from accel.errors import BadInput
 from accel.plan import methods
 from app.listing import described
-from app.serve.jobs import Job, Progress, Spec
+from app.serve.jobs import STOCK, Job, Progress, Spec
 from app.ui.browser import refusals
 from app.ui.events import owner_of, stored
 from app.ui.forms import FILES, title_of
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 Answer = tuple[dict[str, Any], list[str]]
 """A job as JSON, while it runs with its ``progress``, and the files that it left."""
 
-STOCK = {"plan": 1}
-"""The plan of the stock pipeline."""
 _JOB = TypeAdapter(Job)
 
 

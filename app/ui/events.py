@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from accel.errors import AccelError
+from app.accounts import ANYBODY
 from app.serve.jobs import ENDED, Job, Progress, Spec
 from app.ui import forms, parts
 from app.ui.words import Language
@@ -16,8 +17,6 @@ from app.ui.words import Language
 if TYPE_CHECKING:
     from app.serve.service import Service
 
-LOCAL = "local"
-"""The owner where there is no login."""
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of an event that shows its own progress, and is no endpoint."""
 LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
@@ -29,7 +28,7 @@ View = dict[str, Any]
 
 def owner_of(request: gr.Request | None) -> str:
     """The login name of who sent a request."""
-    return (request.username if request else None) or LOCAL
+    return (request.username if request else None) or ANYBODY
 
 
 def stored(service: Service, owner: str, values: Mapping[str, Any]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from accel.errors import AccelError
 from accel.plan import methods
 from app.request import Request, make
-from app.serve.jobs import ENDED, Job, NoSuchJob, Spec
+from app.serve.jobs import ENDED, STOCK, Job, NoSuchJob, Spec
 from app.ui import parts, records, scatter, sweep
 from app.ui.browser import refusals
 from app.ui.events import LIVE, owner_of
@@ -89,7 +89,7 @@ def submitted(
     points = sweep.points(base.plan, chosen)
     request = make(Request, base.request, where="").seeded().to_dict()
     group = uuid4().hex
-    plain = Spec(request=request, plan=sweep.STOCK, title=stock)
+    plain = Spec(request=request, plan=STOCK, title=stock)
     (first,) = service.submit(owner, [plain], group=group)
     try:
         others = service.submit(owner, sweep.runs(request, points, first.id), group=group)

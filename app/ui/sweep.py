@@ -19,7 +19,6 @@ from app.serve.jobs import Spec
 if TYPE_CHECKING:
     from app.serve.jobs import Job
 
-STOCK: dict[str, Any] = {"plan": 1}
 MOST = 48
 """Points of a sweep: what fits into a page, and into a coffee break."""
 TITLE = 200
