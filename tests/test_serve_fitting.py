@@ -172,7 +172,8 @@ def test_a_process_that_dies_is_said_and_started_again(tmp_path):
     examiner = Examiner(store, serve_toy.dies)
     with pytest.raises(BadModel, match="died"):
         examiner.fits("scenes-unet")
-    examiner._opener = serve_toy.damaged
+    examiner.close()
+    examiner = Examiner(store, serve_toy.damaged)
     with pytest.raises(BadModel, match="restore the file"):
         examiner.fits("scenes-unet")
     examiner.close()

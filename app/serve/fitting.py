@@ -7,7 +7,6 @@ in the way. What it finds out is kept for as long as model and versions stay the
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -28,11 +27,10 @@ from accel.errors import AccelError, BadModel
 from accel.plan import Plan, method_class, methods
 from app.request import Source
 from app.serve import catalogue
+from app.serve.child import Child
 from app.serve.jobs import Entry
 
 if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
-
     from accel.attach import Accelerator
     from app.serve.store import Store
     from app.serve.worker import Opener
@@ -127,12 +125,10 @@ class Examiner:
 
     def __init__(self, store: Store, opener: Opener, device: str | None = None) -> None:
         self._store = store
-        self._opener = opener
         self._device = device
         self._lock = Lock()
         self._whole = Lock()
-        self._process: BaseProcess | None = None
-        self._link: Connection | None = None
+        self._child = Child(main, opener)
 
     def fits(self, model: str) -> Fits:
         """The matrix of a model, with the methods' default fields.
@@ -175,11 +171,9 @@ class Examiner:
 
     def close(self) -> None:
         """End the process, whatever it is at."""
-        process = self._process
-        if process is not None:
-            process.kill()
+        self._child.kill()
         with self._lock:
-            self._end()
+            self._child.end()
 
     def _answer(self, model: str, plan: dict[str, Any]) -> Answer:
         name = f"fits {catalogue.signature(model)} {json.dumps(plan, sort_keys=True)}"
@@ -198,12 +192,12 @@ class Examiner:
         if catalogue.folder(model) is None:
             told = f"{model} is not here yet: make a picture with it, which downloads it."
             return Answer(error=BadModel.__name__, message=told)
-        link = self._running()
+        link = self._child.link()
         try:
             link.send(Question(self._source(model), plan, groups))
             answer: Answer = link.recv()
         except (EOFError, OSError):
-            self._end()
+            self._child.end()
             told = f"{model} could not be examined: the process that loads it for that died."
             return Answer(error=BadModel.__name__, message=told)
         return answer
@@ -213,26 +207,6 @@ class Examiner:
         if size > LARGE:
             return Source(model, device="cpu", dtype="bfloat16")
         return Source(model, device=self._device)
-
-    def _running(self) -> Connection:
-        if self._link is not None and self._process is not None and self._process.is_alive():
-            return self._link
-        self._end()
-        context = multiprocessing.get_context("spawn")
-        self._link, theirs = context.Pipe()
-        self._process = context.Process(target=main, args=(theirs, self._opener), daemon=True)
-        self._process.start()
-        theirs.close()
-        return self._link
-
-    def _end(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-        self._link = self._process = None
 
 
 def main(link: Connection, opener: Opener) -> None:

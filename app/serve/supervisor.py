@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -17,6 +13,7 @@ from accel.errors import NotWritten
 from app.request import Source
 from app.serve import catalogue, worker
 from app.serve.board import Board
+from app.serve.child import Child
 from app.serve.folders import Folders, sweep
 from app.serve.jobs import Job, NoSuchJob, Progress
 from app.serve.performing import Against, Task
@@ -28,9 +25,6 @@ T = TypeVar("T")
 LISTEN, IDLE, AGAIN = 0.05, 0.5, 1.0
 """Seconds: between two looks at what is wanted of a running job; at an empty queue; at a full
 disk."""
-
-GRACE = 5.0
-"""Seconds that a process is given to end."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +76,12 @@ class Supervisor:
         self._store = store
         self._board = board
         self._folders = folders
-        self._opener = opener
         self._device = device
         self._ahead = ahead
         self._room = room
         self._name = device or "default device"
         self._closing = Event()
-        self._process: BaseProcess | None = None
-        self._link: Connection | None = None
+        self._child = Child(worker.main, opener, os.getpid())
         self._thread = Thread(target=self._run, name=f"supervisor of {self._name}", daemon=True)
 
     def start(self) -> None:
@@ -106,13 +98,12 @@ class Supervisor:
     @property
     def process(self) -> int | None:
         """The worker's process id, while there is one."""
-        process = self._process
-        return process.pid if process is not None and process.is_alive() else None
+        return self._child.alive
 
     def _run(self) -> None:
         try:
             if self._ahead is not None:
-                self._worker().send(Preload(self._ahead))
+                self._child.link().send(Preload(self._ahead))
             while not self._closing.is_set():
                 job = self._persist(lambda: self._store.claim(self._device))
                 if job is None:
@@ -124,7 +115,7 @@ class Supervisor:
             self._board.pause(self._name, f"Its supervisor failed ({error!r}): restart the server.")
             raise
         finally:
-            self._end_worker()
+            self._child.end()
 
     def _perform(self, job: Job) -> None:
         """Have a job made, however that ends."""
@@ -185,7 +176,7 @@ class Supervisor:
         Raises:
             OSError: If the worker died (EOFError as well).
         """
-        link = self._worker()
+        link = self._child.link()
         link.send(task)
         asked = Asked(stop=False, watched=False)
         while not self._closing.is_set():
@@ -201,7 +192,7 @@ class Supervisor:
             if wanted != asked:
                 asked = wanted
                 link.send(asked)
-        self._end_worker()
+        self._child.end()
         return None
 
     def _gives_way(self, job: Job) -> bool:
@@ -215,21 +206,13 @@ class Supervisor:
             self._board.post(message)
 
     def _crashed(self, job: Job) -> None:
-        reason = f"The worker died while it ran this job ({self._death()})"
-        self._end_worker()
+        reason = f"The worker died while it ran this job ({self._child.death()})"
+        self._child.end()
         if self._board.stopping(job.id):
             told = f"{reason}, after it was asked to stop."
             self._persist(lambda: self._store.finish(job.id, "stopped", error=told))
         else:
             self._persist(lambda: settle(self._store, self._folders, job, reason))
-
-    def _death(self) -> str:
-        assert self._process is not None
-        self._process.join(GRACE)
-        code = self._process.exitcode
-        if code is None:
-            return "its pipe broke"
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def _persist(self, change: Callable[[], T]) -> T | None:
         """Change the store; waits while the disk is full."""
@@ -240,29 +223,6 @@ class Supervisor:
                 self._board.pause(self._name, f"{error} The queue goes on by itself.")
             if self._closing.wait(AGAIN):
                 return None
-
-    def _worker(self) -> Connection:
-        """The pipe to a worker that is alive. Called from the thread that outlives it."""
-        if self._link is not None and self._process is not None and self._process.is_alive():
-            return self._link
-        self._end_worker()
-        context = multiprocessing.get_context("spawn")
-        self._link, theirs = context.Pipe()
-        self._process = context.Process(
-            target=worker.main, args=(theirs, self._opener, os.getpid()), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        return self._link
-
-    def _end_worker(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
-        self._link = self._process = None
 
 
 def finish(store: Store, job: Job, ended: Ended) -> None:
