@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from accel.errors import BadInput
 from accel.plan import Plan
 from app import env
-from app.request import Request, Source, make
+from app.request import FILES, Request, Source, make
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -154,11 +154,8 @@ def digests(request: Request) -> dict[str, str]:
     Raises:
         BadInput: If one cannot be read.
     """
-    files = dict(request.pictures)
-    if request.lora is not None:
-        files["lora"] = request.lora
     found = {}
-    for option, path in files.items():
+    for option, path in request.files.items():
         try:
             with path.open("rb") as file:
                 found[option] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -274,7 +271,7 @@ def parse(text: str, where: str) -> Record:
 
 def _words(request: dict[str, Any]) -> dict[str, Any]:
     """A request without places: fingerprint and digests stand for model, device and files."""
-    places = {one.name for one in fields(Source)} | {"image", "mask", "control", "lora"}
+    places = {one.name for one in fields(Source)} | set(FILES)
     return {name: value for name, value in request.items() if name not in places}
 
 

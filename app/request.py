@@ -22,6 +22,9 @@ Format = Literal["text", "json"]
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 T = TypeVar("T")
 
+PICTURES = ("image", "mask", "control")
+FILES = (*PICTURES, "lora")
+"""Fields of a request that hold a file."""
 PICTURE, MODEL, PLAN, OUTPUT, SERVER = "Picture", "Model", "Plan", "Output", "Server"
 
 
@@ -133,7 +136,12 @@ class Request(Source):
     @property
     def pictures(self) -> dict[str, Path]:
         """The pictures that go in, by option."""
-        named = {"image": self.image, "mask": self.mask, "control": self.control}
+        return {option: path for option, path in self.files.items() if option in PICTURES}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All files that go in, by option."""
+        named = {option: getattr(self, option) for option in FILES}
         return {option: path for option, path in named.items() if path is not None}
 
     def seeded(self) -> Request:

@@ -25,6 +25,7 @@ from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import Plan, Preset, methods
 from app import request as vocabulary
 from app.listing import described
+from app.request import FILES
 from app.serve.jobs import ENDED, STOCK, Busy, Job, ModelInfo, NoSuchJob, Result, Spec, State
 from app.serve.service import Service
 
@@ -34,7 +35,6 @@ OWNER = "accel.owner"
 
 PLACE, VERSION = "/api/v1", "1.0.0"
 NOT_OFFERED = {"device", "variant", "revision"}
-UPLOADED = ("image", "mask", "control", "lora")
 UPLOAD = r"^[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,4}$"
 SHOWN = ("id", "state", "group", "created", "started", "ended", "deleted", "position", "eta")
 TYPES = {".png": "image/png", ".mp4": "video/mp4", ".json": "application/json"}
@@ -139,7 +139,7 @@ class Order(BaseModel):
         if self.plan is not None and self.preset is not None:
             raise BadInput("plan and preset are both given: choose one.")
         asked = self.request.model_dump(exclude_unset=True, exclude_none=True)
-        files = {name: str(folder / asked[name]) for name in UPLOADED if name in asked}
+        files = {name: str(folder / asked[name]) for name in FILES if name in asked}
         plan = Plan.preset(self.preset).to_dict() if self.preset else self.plan or STOCK
         return Spec(
             kind=self.kind,
@@ -412,7 +412,7 @@ def _view(job: Job, service: Service, request: Request) -> JobView:
 def _relative(asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A request with its uploads named as ``POST /uploads`` did."""
     return {
-        name: _relative_path(Path(value), folder) if name in UPLOADED else value
+        name: _relative_path(Path(value), folder) if name in FILES else value
         for name, value in asked.items()
     }
 

@@ -21,7 +21,7 @@ from web import USERS, Memory, client, door, logged_in, png, service
 
 from accel import errors, methods
 from app import launch, request, rest
-from app.request import Serving
+from app.request import FILES, Serving
 from app.serve.jobs import Busy, NoSuchJob
 from app.serve.limits import Limits
 from app.serve.service import Service
@@ -123,7 +123,7 @@ def test_an_order_has_the_vocabulary_of_the_command_line() -> None:
     assert set(taken) == known - rest.NOT_OFFERED
     assert all(field["description"] for field in taken.values())
     paths = {name for name, field in taken.items() if rest.UPLOAD in json.dumps(field)}
-    assert paths == set(rest.UPLOADED)
+    assert paths == set(FILES)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_no_upload_breaks_it_or_lands_elsewhere(
         assert str(real.folder) not in answer.text
 
 
-@pytest.mark.parametrize("role", rest.UPLOADED)
+@pytest.mark.parametrize("role", FILES)
 def test_an_upload_serves_its_owner_alone(real: Service, role: str) -> None:
     test = client(real, door())  # type: ignore[arg-type]
     mine, other = (logged_in(test, name) for name in USERS)

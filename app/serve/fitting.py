@@ -25,10 +25,10 @@ from pydantic import Field
 from accel import errors
 from accel.errors import AccelError, BadModel
 from accel.plan import Plan, method_class, methods
+from app.metadata import Entry
 from app.request import Source
 from app.serve import catalogue
 from app.serve.child import Child
-from app.serve.jobs import Entry
 
 if TYPE_CHECKING:
     from accel.attach import Accelerator

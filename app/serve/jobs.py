@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from accel.errors import AccelError
+from app.metadata import Entry
 
 State = Literal["queued", "running", "done", "stopped", "failed", "quarantined"]
 Kind = Literal["generate", "compare", "measure"]
@@ -35,12 +36,6 @@ class Busy(AccelError):
 
 class NoSuchJob(AccelError):
     """There is no job of that id, or it is another owner's: the two are not told apart."""
-
-
-class Entry(BaseModel):
-    """Frozen, and without fields that are not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Spec(Entry):
@@ -112,11 +107,11 @@ class Result(Entry):
     seconds: float
     steps: int
     nfe: float
-    verdicts: dict[str, dict[str, str]] = {}
-    events: dict[str, list[list[Any]]] = {}
+    verdicts: dict[str, dict[str, str]] = Field(default_factory=dict)
+    events: dict[str, list[list[Any]]] = Field(default_factory=dict)
     speedup: Speedup | None = None
-    quality: dict[str, float | str] = {}
-    notes: list[str] = []
+    quality: dict[str, float | str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -212,4 +207,4 @@ class Figure(Entry):
 
     speedup: Speedup
     seconds: float
-    quality: dict[str, float | str] = {}
+    quality: dict[str, float | str] = Field(default_factory=dict)

@@ -67,8 +67,7 @@ def check(request: Request, limits: Limits, call: Mapping[str, Any], folder: Pat
     _check_size(request, limits, call)
     for name in ("prompt", "negative"):
         _at_most(f"{name} characters", len(getattr(request, name) or ""), limits.prompt)
-    files = {**request.pictures, **({"lora": request.lora} if request.lora else {})}
-    for name, path in files.items():
+    for name, path in request.files.items():
         check_path(name, path, (folder, *limits.roots))
 
 

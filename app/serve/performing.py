@@ -18,10 +18,11 @@ from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import PRESETS, Plan
 from app import clips, compare, metadata, nearness
 from app.files import slug
+from app.metadata import Entry
 from app.request import Repeats, Request, make
 from app.serve.baselines import Baselines
 from app.serve.following import Follower
-from app.serve.jobs import Entry, Figure, Kind, Result, Spec, Speedup
+from app.serve.jobs import Figure, Kind, Result, Spec, Speedup
 from app.serve.stopping import Stopped
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def configuration(session: Session, request: Request, outcome: Outcome) -> str:
         "call": {
             name: True if isinstance(value, str) else value for name, value in outcome.call.items()
         },
-        "inputs": sorted(request.pictures) + ["lora"] * (request.lora is not None),
+        "inputs": sorted(request.files),
         "compile": bool(request.compile),
         "fingerprint": metadata.fingerprint(session.model).model_dump(),
     }

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from accel.bundled import asset
 from accel.errors import BadInput
 from accel.plan import Plan
-from app.request import Request, Source, make
+from app.request import FILES, Request, Source, make
 from app.serve import catalogue, limits, uploads
 from app.serve.board import Board
 from app.serve.fitting import Examiner, Fits
@@ -42,9 +42,6 @@ KNOWN = frozenset(field.name for field in fields(Request))
 
 UNTIMED = ("prompt", "negative", "seed", "fps")
 """What of a request its time does not depend on."""
-
-FILES = ("image", "mask", "control", "lora")
-"""Of these, only whether they are there."""
 
 ID = re.compile("[0-9a-f]{32}")
 
@@ -414,6 +411,6 @@ def _is_text(value: object) -> bool:
 def _workload(spec: Spec) -> str:
     """A hash that is equal for jobs which take equally long."""
     request = {name: value for name, value in spec.request.items() if name not in UNTIMED}
-    request |= {name: True for name in FILES if name in request}
+    request |= {name: True for name in FILES if name in request}  # only whether they are there
     told = [spec.kind, request, spec.plan, spec.repeats if spec.kind != "generate" else 1]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -23,9 +23,10 @@ from typing import Any
 from accel.errors import AccelError, BadInput, NotWritten
 from app import files, models
 from app.exits import say
+from app.metadata import Entry
 from app.request import Source
 from app.serve.following import Control, Follower
-from app.serve.jobs import Entry, Result, State
+from app.serve.jobs import Result, State
 from app.serve.performing import KINDS, Measured, Product, Task
 from app.serve.preview import Painter
 from app.serve.stopping import Stopped

@@ -11,10 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from accel.errors import BadInput
 from accel.plan import methods
 from app.listing import described
+from app.request import FILES
 from app.serve.jobs import STOCK, Job, Progress, Spec
 from app.ui.browser import refusals
 from app.ui.events import owner_of, stored
-from app.ui.forms import FILES, title_of
+from app.ui.forms import title_of
 
 if TYPE_CHECKING:
     from app.serve.service import Service

@@ -10,8 +10,9 @@ import gradio as gr
 
 from accel.errors import AccelError
 from app.accounts import ANYBODY
+from app.request import FILES
 from app.serve.jobs import ENDED, Job, Progress, Spec
-from app.ui import forms, parts
+from app.ui import parts
 from app.ui.words import Language
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def stored(service: Service, owner: str, values: Mapping[str, Any]) -> dict[str,
         BadInput: If one is too large, or of a kind that is not taken.
         NotWritten: If the disk is full.
     """
-    given = {name: Path(values[name]) for name in forms.FILES if values.get(name)}
+    given = {name: Path(values[name]) for name in FILES if values.get(name)}
     return {name: service.upload(owner, path.name, path) for name, path in given.items()}
 
 

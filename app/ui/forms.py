@@ -25,8 +25,6 @@ DTYPES = (DEFAULT, *get_args(Dtype))
 SWITCH: dict[str, bool | None] = {DEFAULT: None, "yes": True, "no": False}
 NUMBERS = ("steps", "guidance", "width", "height", "frames", "fps", "strength")
 """Fields of a request that are typed as text: a number box of Gradio cannot be empty."""
-FILES = ("image", "mask", "control", "lora")
-"""Fields of a request that hold a file."""
 
 BESIDE = ("negative_empty", "seed_lock", "goal", "knobs")
 """Widgets that are no field of a request."""

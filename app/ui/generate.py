@@ -12,7 +12,7 @@ import gradio as gr
 from accel.errors import AccelError, BadInput
 from accel.plan import PRESETS, Plan
 from app import clips
-from app.request import Request
+from app.request import FILES, Request
 from app.serve.folders import Folders
 from app.serve.jobs import Job, Kind, ModelInfo, Spec
 from app.ui import forms, knobs, parts, roundtrip
@@ -167,7 +167,7 @@ class Page:
                 f"It was made by {values['model']}, which is not offered here: let the server be "
                 f"started with --model {values['model']}."
             )
-        for name in forms.FILES:
+        for name in FILES:
             if values[name] is not None and Path(values[name]).is_file():
                 values[name] = cached(self.fields[name], values[name])
         return {
@@ -218,7 +218,7 @@ class Page:
         takes = next(one for one in self.service.models() if one.name == model).inputs
         empty = {"negative_empty": False, "fps": str(Request().fps)}
         return {
-            self.fields[name]: empty.get(name, None if name in forms.FILES else "")
+            self.fields[name]: empty.get(name, None if name in FILES else "")
             for name, wanted in NEEDS.items()
             if wanted not in takes
         }

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -17,6 +16,7 @@ from app.ui.words import Language, say
 
 if TYPE_CHECKING:
     from app.serve.jobs import Job
+    from app.serve.service import Service
 
 SHOWN = ("picture", "film", "sheet", "accelerated", "baseline")
 """Roles of files that stand for a job, the first that it has."""
@@ -28,24 +28,6 @@ ANY = ""
 """The value of a filter that lets everything through."""
 CAPTION = 90
 """Characters of a prompt under a picture."""
-
-
-class Jobs(Protocol):
-    """Of the service, what the gallery reads."""
-
-    def history(
-        self,
-        owner: str,
-        *,
-        search: str = "",
-        deleted: bool = False,
-        limit: int = 60,
-        before: float | None = None,
-    ) -> list[Job]:
-        """Jobs of an owner, the newest first."""
-
-    def file(self, owner: str, id: str, role: str) -> Path:
-        """A file of a result."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +56,12 @@ class Filter:
         )
 
 
-def page(service: Jobs, owner: str, wanted: Filter, count: int = PAGE) -> list[Job]:
+def page(service: Service, owner: str, wanted: Filter, count: int = PAGE) -> list[Job]:
     """The newest jobs that a filter takes, at most ``count``."""
     return list(islice(_all(service, owner, wanted), count))
 
 
-def _all(service: Jobs, owner: str, wanted: Filter) -> Iterator[Job]:
+def _all(service: Service, owner: str, wanted: Filter) -> Iterator[Job]:
     """All jobs that a filter takes. Jobs of a group were created at the same moment."""
     before, seen = None, set[str]()
     while True:
@@ -100,7 +82,7 @@ def role(job: Job) -> str | None:
     return next((name for name in SHOWN if name in files), None)
 
 
-def card(service: Jobs, job: Job, language: Language) -> tuple[str, str] | None:
+def card(service: Service, job: Job, language: Language) -> tuple[str, str] | None:
     """The file of a job and what is said under it; ``None`` where it left no picture."""
     shown = role(job)
     if shown is None:

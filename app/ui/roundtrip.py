@@ -18,9 +18,9 @@ from accel.plan import Plan
 from app import clips, metadata
 from app.files import slug
 from app.metadata import Record
-from app.request import Request, make
+from app.request import FILES, Request, make
 from app.serve.jobs import Spec
-from app.ui.forms import CUSTOM, FILES, goal_of, title_of
+from app.ui.forms import CUSTOM, goal_of, title_of
 
 DEFAULTS = Request()
 ALWAYS = ("model", "seed")
