@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,23 @@ def read(path: Path) -> tuple[Record, list[Image.Image]]:
     return metadata.read(path)
 
 
+def record_of(path: Path) -> Record:
+    """The record of a file that we wrote, or that lies beside an MP4; no pixel is decoded.
+
+    Raises:
+        BadInput: If it carries no record that can be read.
+    """
+    match path.suffix.lower():
+        case ".png":
+            return metadata.record_of(path)
+        case ".mp4":
+            with _opened(path) as file:
+                return _in_mp4(file, path)
+        case ".json":
+            return _in_json(path)
+    raise BadInput(f"{path} is no PNG, MP4 or JSON: give a file that was written here.")
+
+
 def _is_film(path: Path) -> bool:
     return path.suffix.lower() == CLIP
 
@@ -129,13 +147,32 @@ def film(pictures: Sequence[Image.Image], fps: int, made: Record | None = None) 
 
 
 def _read_mp4(path: Path) -> tuple[Record, list[Image.Image]]:
+    with _opened(path) as file:
+        return _in_mp4(file, path), [frame.to_image() for frame in file.decode(video=0)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     av = _av()
     try:
         with av.open(str(path)) as file:
-            text = file.metadata.get("comment")
-            frames = [frame.to_image() for frame in file.decode(video=0)]
+            yield file
+    except BadInput:
+        raise
     except (OSError, ValueError, IndexError) as error:
         raise BadInput(f"{path} cannot be read as an MP4 clip: {error}.") from error
+
+
+def _in_mp4(file: Any, path: Path) -> Record:
+    text = file.metadata.get("comment")
     if text is None:
         raise BadInput(f"{path} carries no record of diffusers-accel.")
-    return metadata.parse(text, str(path)), frames
+    return metadata.parse(text, str(path))
+
+
+def _in_json(path: Path) -> Record:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read as JSON: {error}.") from error
+    return metadata.parse(text, str(path))

@@ -12,6 +12,13 @@ from secrets import token_hex
 
 from accel.errors import BadInput, NotWritten
 
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
+
+
+def without_folders(text: str) -> str:
+    """A text with the names of files in the place of their absolute paths."""
+    return _FOLDERS.sub("", text)
+
 
 def slug(prompt: str, length: int = 48) -> str:
     """A prompt as part of a file name: ASCII letters, digits and hyphens, cut at a word."""

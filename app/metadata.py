@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -210,31 +211,56 @@ def png(pictures: Sequence[Image.Image], made: Record, fps: int) -> bytes:
     return buffer.getvalue()
 
 
+def record_of(path: Path) -> Record:
+    """The record of a PNG that we wrote; no pixel is decoded.
+
+    Raises:
+        BadInput: If it is no PNG, or carries no record that can be read.
+    """
+    with opened(path) as picture:
+        return _record(picture, path)
+
+
 def read(path: Path) -> tuple[Record, list[Image.Image]]:
     """The record and the pictures of a PNG that we wrote.
 
     Raises:
         BadInput: If it is no PNG, or carries no record that can be read.
     """
-    from PIL import Image, ImageSequence
+    from PIL import ImageSequence
+
+    with opened(path) as picture:
+        made = _record(picture, path)
+        frames = [
+            (frame.copy(), float(frame.info.get("duration", 0)))
+            for frame in ImageSequence.Iterator(picture)
+        ]
+    return made, _repeated(frames, made.asked.fps)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A PNG; what cannot be read of it inside is bad input too."""
+    from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as picture:
-            text = picture.info.get(KEY)
-            frames = [
-                (frame.copy(), float(frame.info.get("duration", 0)))
-                for frame in ImageSequence.Iterator(picture)
-            ]
+            yield picture
+    except BadInput:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(f"{path} cannot be read as a PNG picture: {reason}.") from error
+
+
+def _record(picture: Image.Image, path: Path) -> Record:
+    text = picture.info.get(KEY)
     if not isinstance(text, str):
         raise BadInput(
             f"{path} carries no record of diffusers-accel: it was made, or saved again, by another "
             "program. Give a file as `accel generate` wrote it."
         )
-    made = parse(text, str(path))
-    return made, _repeated(frames, made.asked.fps)
+    return parse(text, str(path))
 
 
 def _repeated(frames: list[tuple[Image.Image, float]], fps: int) -> list[Image.Image]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model, mode
 from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import Plan, Preset, methods
 from app import request as vocabulary
+from app.files import without_folders
 from app.listing import described
 from app.request import FILES
 from app.serve.jobs import ENDED, STOCK, Busy, Job, ModelInfo, NoSuchJob, Result, Spec, State
@@ -45,8 +45,6 @@ STATUS: tuple[tuple[type[AccelError], int], ...] = (
     (AccelError, 422),
 )
 """The status of an error: that of the first class that it is of."""
-
-_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+(?=[^\s/])")
 
 
 class Problem(BaseModel):
@@ -374,11 +372,6 @@ def problem(code: int, detail: str, headers: Mapping[str, str] | None = None) ->
     """An error as every route gives it: without the folders of this machine."""
     plain = without_folders(detail).encode("utf-8", "replace").decode()
     return JSONResponse({"detail": plain}, code, headers)
-
-
-def without_folders(text: str) -> str:
-    """A text with the names of files in the place of their absolute paths."""
-    return _FOLDERS.sub("", text)
 
 
 def _on_error(_request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from web import USERS, Memory, client, door, logged_in, png, service
 
 from accel import errors, methods
 from app import launch, request, rest
+from app.files import without_folders
 from app.request import FILES, Serving
 from app.serve.jobs import Busy, NoSuchJob
 from app.serve.limits import Limits
@@ -229,7 +230,7 @@ def test_any_other_error_says_nothing_about_the_inside(
     ],
 )
 def test_texts_keep_names_and_lose_folders(text: str, plain: str) -> None:
-    assert rest.without_folders(text) == plain
+    assert without_folders(text) == plain
 
 
 @pytest.mark.parametrize(

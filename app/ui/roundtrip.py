@@ -16,7 +16,7 @@ from typing import Any
 from accel.errors import BadInput
 from accel.plan import Plan
 from app import clips, metadata
-from app.files import slug
+from app.files import slug, without_folders
 from app.metadata import Record
 from app.request import FILES, Request, make
 from app.serve.jobs import Spec
@@ -175,56 +175,12 @@ def from_file(path: Path) -> tuple[Spec, Record]:
         BadInput: If it carries no record that can be read.
         PlanError: If its plan is none that is known here.
     """
-    text = _READERS.get(path.suffix.lower(), _no_reader)(path)
-    if text is None:
-        raise BadInput(
-            f"{path.name} carries no record of diffusers-accel: it was made, or saved again, by "
-            "another program. Give a PNG or MP4 as this app or `accel generate` wrote it."
-        )
-    made = metadata.parse(text, path.name)
+    try:
+        made = clips.record_of(path)
+    except BadInput as error:
+        raise BadInput(without_folders(str(error))) from error
     plan = Plan.from_dict(made.plan).to_dict()
     return Spec(request=made.asked.to_dict(), plan=plan, title=title_of(plan)), made
-
-
-def _no_reader(path: Path) -> None:
-    raise BadInput(f"{path.name} is no PNG, MP4 or JSON: give a file that this app wrote.")
-
-
-def _in_png(path: Path) -> str | None:
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            text = picture.info.get(metadata.KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path.name} cannot be read as a PNG picture: give it anew.") from error
-    return text if isinstance(text, str) else None
-
-
-def _in_mp4(path: Path) -> str | None:
-    try:
-        import av
-    except ImportError as error:
-        raise BadInput(
-            "MP4 needs the extra 'video': pip install 'diffusers-accel[video]', or give the .json "
-            "that lies beside the clip."
-        ) from error
-    try:
-        with av.open(str(path)) as file:
-            text: str | None = file.metadata.get("comment")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path.name} cannot be read as an MP4 clip: give it anew.") from error
-    return text
-
-
-def _in_json(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path.name} cannot be read as JSON: give it anew.") from error
-
-
-_READERS = {clips.PICTURE: _in_png, clips.CLIP: _in_mp4, ".json": _in_json}
 
 
 def lost(made: Record, folder: Path) -> list[str]:
