@@ -396,7 +396,7 @@ def _view(job: Job, service: Service, request: Request) -> JobView:
         title=spec.title,
         request=_relative(spec.request, service.folder),
         plan=spec.plan,
-        result=None if result is None else _plain(result),
+        result=None if result is None else _said(result),
         error=None if job.error is None else without_folders(job.error),
         files={role: f"{base}/{role}" for role in (result.files if result else {})},
     )
@@ -414,11 +414,6 @@ def _relative_path(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
-def _plain(result: Result) -> Result:
-    """A result in numbers that JSON has, and without folders."""
-    figures = {
-        name: value if isinstance(value, str) or math.isfinite(value) else str(value)
-        for name, value in result.quality.items()
-    }
-    notes = [without_folders(note) for note in result.notes]
-    return result.model_copy(update={"quality": figures, "notes": notes})
+def _said(result: Result) -> Result:
+    """A result whose notes name no folders."""
+    return result.model_copy(update={"notes": [without_folders(note) for note in result.notes]})

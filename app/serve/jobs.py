@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from accel.errors import AccelError
 from app.metadata import Entry
@@ -110,7 +110,7 @@ class Result(Entry):
     verdicts: dict[str, dict[str, str]] = Field(default_factory=dict)
     events: dict[str, list[list[Any]]] = Field(default_factory=dict)
     speedup: Speedup | None = None
-    quality: dict[str, float | str] = Field(default_factory=dict)
+    quality: dict[str, FiniteFloat | str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
 
 
@@ -207,4 +207,4 @@ class Figure(Entry):
 
     speedup: Speedup
     seconds: float
-    quality: dict[str, float | str] = Field(default_factory=dict)
+    quality: dict[str, FiniteFloat | str] = Field(default_factory=dict)
