@@ -54,7 +54,7 @@ def named(drawn: compare.Page, updates: dict[Any, Any]) -> dict[str, Any]:
 
 def compared(drawn: compare.Page, spec: Spec) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every update of a comparison, and what stands in the page at the end."""
-    steps = [named(drawn, updates) for updates in drawn.run(spec, browser())]
+    steps = [named(drawn, updates) for updates in drawn.submitted(spec, browser())]
     return steps, {name: value for step in steps for name, value in step.items()}
 
 
@@ -158,7 +158,7 @@ def test_a_comparison_can_be_stopped(
     both: tuple[generate.Page, compare.Page], service: Fake, models: Folders
 ) -> None:
     _, drawn = both
-    steps = drawn.run(asked(models("flux_cfg")), browser())
+    steps = drawn.submitted(asked(models("flux_cfg")), browser())
     watching = named(drawn, next(steps))["watching"]
     drawn.stop(watching, browser())
     list(steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gradio as gr
 
@@ -13,7 +13,7 @@ from accel.errors import AccelError
 from app import clips
 from app.serve.jobs import Job, Result, Spec
 from app.ui import parts
-from app.ui.events import LIVE, View, follow, owner_of, refused
+from app.ui.events import LIVE, Updates, View, Watched
 from app.ui.words import Language, labelled, language_for, number, say, t
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from app.serve.service import Service
 
-Updates = dict[Any, Any]
 Asked = Callable[..., Spec]
 """From an event's request, repeats and other inputs: what is to be compared."""
 
@@ -68,74 +67,23 @@ PLAY = """() => {
 }"""
 
 
-@dataclass(frozen=True)
-class Page:
-    """The page's components, and what its events do.
+@dataclass(frozen=True, kw_only=True)
+class Page(Watched):
+    """The page's components, and what its events do."""
 
-    Attributes:
-        service: What runs the jobs.
-        shown: What is shown of a comparison, by the names of a ``View``, and the buttons.
-        watching: Id of the comparison that is shown, kept in the browser.
-    """
-
-    service: Service
-    shown: dict[str, Component]
-    watching: gr.BrowserState
+    cleared: ClassVar[View] = CLEARED
 
     @property
     def outputs(self) -> list[Component]:
         """All that an event of this page may change."""
         return [*self.shown.values(), self.watching]
 
-    def run(self, spec: Spec, request: gr.Request) -> Iterator[Updates]:
-        """Submit a comparison, and show it until it has ended."""
-        owner = owner_of(request)
-        try:
-            job = self.service.submit(owner, [spec])[0]
-        except AccelError as error:
-            yield self.refused(error)
-            return
-        yield {self.watching: job.id, **self._updates({**CLEARED, "runs": True}, request)}
-        yield from self._followed(job.id, request)
-
     def refused(self, error: Exception) -> Updates:
-        """Show an error."""
-        return self._updates({**CLEARED, **refused(error)}, None)
+        """Show an error, and nothing of an earlier comparison."""
+        return {**self.updates(CLEARED, None), **super().refused(error)}
 
-    def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
-        """After a reload: show the latest comparison again, and go on watching it."""
-        try:
-            job = self.service.job(owner_of(request), watching or "")
-        except AccelError:
-            yield {self.watching: None}
-            return
-        yield from self._followed(job.id, request)
-
-    def _followed(self, id: str, request: gr.Request) -> Iterator[Updates]:
-        for view in follow(self.service, owner_of(request), id, language_for(request)):
-            yield self._updates(view, request)
-
-    def stop(self, watching: str | None, request: gr.Request) -> Updates:
-        """Stop the comparison that is watched."""
-        try:
-            self.service.cancel(owner_of(request), watching or "")
-        except AccelError as error:
-            return self.refused(error)
-        return {self.shown["stop"]: gr.Button(interactive=False)}
-
-    def _updates(self, view: View, request: gr.Request | None) -> Updates:
-        """A view on the components of this page."""
-        updates: Updates = {
-            self.shown[name]: value for name, value in view.items() if name in self.shown
-        }
-        if "runs" in view:
-            updates[self.shown["run"]] = gr.Button(interactive=not view["runs"])
-            updates[self.shown["stop"]] = gr.Button(interactive=view["runs"])
-        if view.get("job") is not None:
-            updates |= self._result(view["job"], language_for(request))
-        return updates
-
-    def _result(self, job: Job, language: Language) -> Updates:
+    def result(self, job: Job, request: gr.Request | None) -> Updates:
+        """The files of a comparison, and what was measured."""
         files = files_of(self.service, job)
         sides = [files.get(side) for side in SIDES]
         film = all(path is not None and path.suffix == clips.CLIP for path in sides)
@@ -153,7 +101,7 @@ class Page:
             },
             shown["difference"]: str(files["difference"]) if "difference" in files else None,
             shown["files"]: [str(files[role]) for role in DOWNLOADS if role in files] or None,
-            shown["table"]: measured(job.result, language),
+            shown["table"]: measured(job.result, language_for(request)),
         }
 
 
@@ -201,7 +149,7 @@ def tab(
     gr.Markdown(t("compare_intro"))
     repeats, shown = _controls()
     shown |= _shown()
-    page = Page(service, shown, watching)
+    page = Page(service=service, shown=shown, watching=watching)
 
     def run(request: gr.Request, count: float, *values: Any) -> Iterator[Updates]:
         try:
@@ -209,7 +157,7 @@ def tab(
         except AccelError as error:
             yield page.refused(error)
             return
-        yield from page.run(spec, request)
+        yield from page.submitted(spec, request)
 
     shown["run"].click(run, [repeats, *settings], page.outputs, **LIVE)
     shown["stop"].click(page.stop, watching, page.outputs, **LIVE)

@@ -1,10 +1,12 @@
-"""What the events of all pages share: whose they are, and how a job is followed."""
+"""What the events of all pages share: whose they are, and how a job is followed and shown."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gradio as gr
 
@@ -13,9 +15,11 @@ from app.accounts import ANYBODY
 from app.request import FILES
 from app.serve.jobs import ENDED, Job, Progress, Spec
 from app.ui import parts
-from app.ui.words import Language
+from app.ui.words import Language, language_for
 
 if TYPE_CHECKING:
+    from gradio.components import Component
+
     from app.serve.service import Service
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -25,6 +29,9 @@ LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 View = dict[str, Any]
 """What a page shows, by the name of its component; what is not in it stays as it is."""
+
+Updates = dict[Any, Any]
+"""New values and properties, by component."""
 
 
 def owner_of(request: gr.Request | None) -> str:
@@ -93,3 +100,71 @@ def of_job(job: Job, language: Language, paused: str | None = None) -> View:
         "timeline": parts.timeline(result, language),
         "job": job,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(ABC):
+    """A page that shows one job, from when it is submitted to its end.
+
+    Attributes:
+        service: What runs the jobs.
+        shown: What is shown of a job, by the names of a ``View``, and the buttons of the page.
+        watching: Id of the job that is shown, kept in the browser.
+        cleared: The page before there is anything to show of a new job.
+    """
+
+    service: Service
+    shown: dict[str, Component]
+    watching: gr.BrowserState
+    cleared: ClassVar[View]
+
+    @abstractmethod
+    def result(self, job: Job, request: gr.Request | None) -> Updates:
+        """What a job left, on the components of this page."""
+
+    def submitted(self, spec: Spec, request: gr.Request) -> Iterator[Updates]:
+        """Submit a job, and show it until it has ended."""
+        try:
+            job = self.service.submit(owner_of(request), [spec])[0]
+        except AccelError as error:
+            yield self.refused(error)
+            return
+        yield {self.watching: job.id, **self.updates({**self.cleared, "runs": True}, request)}
+        yield from self._followed(job.id, request)
+
+    def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
+        """After a reload: show the latest job again, and go on watching it."""
+        try:
+            job = self.service.job(owner_of(request), watching or "")
+        except AccelError:
+            yield {self.watching: None}
+            return
+        yield from self._followed(job.id, request)
+
+    def _followed(self, id: str, request: gr.Request) -> Iterator[Updates]:
+        for view in follow(self.service, owner_of(request), id, language_for(request)):
+            yield self.updates(view, request)
+
+    def stop(self, watching: str | None, request: gr.Request) -> Updates:
+        """Stop the job that is watched."""
+        try:
+            self.service.cancel(owner_of(request), watching or "")
+        except AccelError as error:
+            return self.refused(error)
+        return {self.shown["stop"]: gr.Button(interactive=False)}
+
+    def refused(self, error: Exception) -> Updates:
+        """Show an error."""
+        return self.updates(refused(error), None)
+
+    def updates(self, view: View, request: gr.Request | None) -> Updates:
+        """A view on the components of this page."""
+        found: Updates = {
+            self.shown[name]: value for name, value in view.items() if name in self.shown
+        }
+        if "runs" in view:
+            found[self.shown["run"]] = gr.Button(interactive=not view["runs"])
+            found[self.shown["stop"]] = gr.Button(interactive=view["runs"])
+        if "job" in view:
+            found |= self.result(view["job"], request)
+        return found

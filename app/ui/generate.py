@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gradio as gr
 
@@ -16,7 +16,17 @@ from app.request import FILES, Request
 from app.serve.folders import Folders
 from app.serve.jobs import Job, Kind, ModelInfo, Spec
 from app.ui import forms, knobs, parts, roundtrip
-from app.ui.events import LIVE, QUIET, View, compared, follow, owner_of, refused, stored
+from app.ui.events import (
+    LIVE,
+    QUIET,
+    Updates,
+    View,
+    Watched,
+    compared,
+    follow,
+    owner_of,
+    stored,
+)
 from app.ui.words import Language, labelled, language_for, number, say, t
 
 if TYPE_CHECKING:
@@ -24,8 +34,6 @@ if TYPE_CHECKING:
 
     from app.serve.service import Service
 
-Updates = dict[Any, Any]
-"""New values and properties, by component."""
 
 NOTHING: Updates = gr.skip()
 """Changes nothing. An event of Gradio that gives nothing at all empties its outputs."""
@@ -65,23 +73,18 @@ BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "c
 CLIPBOARD = "(text) => navigator.clipboard?.writeText(text)"
 
 
-@dataclass(frozen=True)
-class Page:
+@dataclass(frozen=True, kw_only=True)
+class Page(Watched):
     """The page's components, and what its events do.
 
     Attributes:
-        service: What runs the jobs.
         fields: The settings, by the names in ``WIDGETS`` and in that order.
-        shown: What is shown of a run, by the names of a ``View``, and the buttons below it.
         redraw: Holds the knobs as they were when a method was last added or taken away.
-        watching: Id of the job that is shown, kept in the browser.
     """
 
-    service: Service
     fields: dict[str, Component]
-    shown: dict[str, Component]
     redraw: Component
-    watching: gr.BrowserState
+    cleared: ClassVar[View] = CLEARED
 
     @property
     def inputs(self) -> list[Component]:
@@ -116,14 +119,12 @@ class Page:
 
     def run(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Submit what the settings say, and show it until it has ended."""
-        owner = owner_of(request)
         try:
-            job = self.service.submit(owner, [self.spec(owner, values)])[0]
+            spec = self.spec(owner_of(request), values)
         except AccelError as error:
-            yield self._updates(refused(error), owner)
+            yield self.refused(error)
             return
-        yield {self.watching: job.id, **self._updates({**CLEARED, "runs": True}, owner)}
-        yield from self._followed(owner, job.id, language_for(request))
+        yield from self.submitted(spec, request)
 
     def resume(self, watching: str | None, request: gr.Request) -> Updates:
         """After a reload: the settings of the latest job again."""
@@ -131,28 +132,6 @@ class Page:
             return self.loaded(self.service.job(owner_of(request), watching or "").spec)
         except AccelError:
             return {self.shown["restored"]: ""}
-
-    def reattach(self, watching: str | None, request: gr.Request) -> Iterator[Updates]:
-        """After a reload: show the latest job again, and go on watching it."""
-        owner = owner_of(request)
-        try:
-            job = self.service.job(owner, watching or "")
-        except AccelError:
-            yield {self.watching: None}
-            return
-        yield from self._followed(owner, job.id, language_for(request))
-
-    def _followed(self, owner: str, id: str, language: Language) -> Iterator[Updates]:
-        for view in follow(self.service, owner, id, language):
-            yield self._updates(view, owner)
-
-    def stop(self, watching: str | None, request: gr.Request) -> Updates:
-        """Stop the job that is watched."""
-        try:
-            self.service.cancel(owner_of(request), watching or "")
-        except AccelError as error:
-            return self._updates(refused(error), owner_of(request))
-        return {self.shown["stop"]: gr.Button(interactive=False)}
 
     def loaded(self, spec: Spec) -> Updates:
         """The settings of a job, put into the widgets; its files are shown from copies.
@@ -260,25 +239,26 @@ class Page:
 
     def cli(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
         """The job that is shown, or else the settings, as a command."""
-        return self._copied(roundtrip.as_cli, "shell", watching, owner_of(request), values)
+        return self._copied(roundtrip.as_cli, "shell", watching, request, values)
 
     def python(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
         """The job that is shown, or else the settings, as Python."""
-        return self._copied(roundtrip.as_python, "python", watching, owner_of(request), values)
+        return self._copied(roundtrip.as_python, "python", watching, request, values)
 
     def _copied(
         self,
         write: Callable[[Spec], str],
         language: Literal["shell", "python"],
         watching: str | None,
-        owner: str,
+        request: gr.Request,
         values: tuple[Any, ...],
     ) -> Updates:
+        owner = owner_of(request)
         try:
             spec = self.service.job(owner, watching).spec if watching else self.spec(owner, values)
             text = write(spec)
         except AccelError as error:
-            return self._updates(refused(error), owner)
+            return self.refused(error)
         return {
             self.shown["copied"]: gr.Code(value=text, language=language, visible=True),
             self.shown["copied_help"]: gr.Markdown(visible=True),
@@ -292,20 +272,9 @@ class Page:
         """
         return compared(self.service.job(owner_of(request), watching or "").spec)
 
-    def _updates(self, view: View, owner: str) -> Updates:
-        """A view on the components of this page."""
-        updates: Updates = {
-            self.shown[name]: value for name, value in view.items() if name in self.shown
-        }
-        if "runs" in view:
-            updates[self.shown["run"]] = gr.Button(interactive=not view["runs"])
-            updates[self.shown["stop"]] = gr.Button(interactive=view["runs"])
-        if "job" in view:
-            updates |= self._result(view["job"], owner)
-        return updates
-
-    def _result(self, job: Job, owner: str) -> Updates:
-        path = picture_of(self.service, job, owner)
+    def result(self, job: Job, request: gr.Request | None) -> Updates:  # noqa: ARG002
+        """The picture or clip of a job, and what can be done with it."""
+        path = picture_of(self.service, job)
         film = path is not None and path.suffix == clips.CLIP
         still, whole = path is not None and not film, job.result is not None
         return {
@@ -324,11 +293,11 @@ def controlnets(service: Service) -> list[str]:
     return [name for name in service.limits.models if name not in drawing]
 
 
-def picture_of(service: Service, job: Job, owner: str) -> Path | None:
+def picture_of(service: Service, job: Job) -> Path | None:
     """The picture or clip of a job, if it left one."""
     if job.result is None or "picture" not in job.result.files:
         return None
-    return service.file(owner, job.id, "picture")
+    return service.file(job.owner, job.id, "picture")
 
 
 def cached(component: Component, path: str) -> str:
@@ -374,7 +343,13 @@ def tab(service: Service) -> Page:
             fields, shown = _settings(service, redraw)
         with gr.Column(scale=6, min_width=320):
             shown |= _shown()
-    page = Page(service, {name: fields[name] for name in WIDGETS}, shown, redraw, watching)
+    page = Page(
+        service=service,
+        shown=shown,
+        watching=watching,
+        fields={name: fields[name] for name in WIDGETS},
+        redraw=redraw,
+    )
     _wire(page)
     return page
 

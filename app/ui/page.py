@@ -11,13 +11,11 @@ from accel.errors import AccelError
 from app.serve.jobs import Spec
 from app.ui import compare, endpoints, explore, gallery, generate, look, methods, parts
 from app.ui.compare import Asked
-from app.ui.events import LIVE, QUIET, compared, owner_of
+from app.ui.events import LIVE, QUIET, Updates, compared, owner_of
 from app.ui.words import say, t
 
 if TYPE_CHECKING:
     from app.serve.service import Service
-
-Updates = dict[Any, Any]
 
 
 def build(service: Service) -> gr.Blocks:
@@ -87,7 +85,7 @@ def _compare_shown(making: generate.Page, measuring: compare.Page, tabs: gr.Tabs
         except AccelError as error:
             yield {**turned, **measuring.refused(error)}
             return
-        for updates in measuring.run(spec, request):
+        for updates in measuring.submitted(spec, request):
             yield {**turned, **updates}
             turned = {}
 
