@@ -167,7 +167,9 @@ def test_a_prompt_is_text_and_nothing_else(visit: Visit) -> None:
     visitor.generate()
     visitor.turn_to("gallery")
     visitor.at("gallery-refresh").click()
-    visitor.page.locator("#gallery-grid button img").first.click()
+    newest = visitor.page.locator("#gallery-grid button").filter(has=visitor.page.locator("img"))
+    expect(newest.first).to_contain_text("<b>bold</b>")  # what was there before is gone
+    newest.first.click()
     expect(visitor.at("gallery-details")).to_contain_text("<b>bold</b>")
     assert visitor.page.title() != "taken"
 
