@@ -428,6 +428,18 @@ def test_in_a_lesson_clips_drift_as_told(monkeypatch):
             assert torch.equal(found[:, frame], found[:, frame - 1].roll(shift, -1))
 
 
+def test_in_a_lesson_clips_tilt_by_what_stands_and_not_by_what_moves(monkeypatch):
+    import torch
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from train_scenes import _drifting, _lesson, _tilted
+
+    clips = torch.randn(1, 4, 5, 6, 8)
+    told = ["a house on the left, clouds drifting slowly to the right"]
+    tilted = _lesson(clips, told) - _drifting(clips, told)
+    assert torch.allclose(tilted, _tilted(torch.zeros_like(clips), ["a house on the left"]))
+
+
 @pytest.fixture
 def train(monkeypatch):
     """The trainer's command line: `train(family, run, "stage", …)`."""

@@ -481,7 +481,12 @@ def _sheet(at: Setting, pipe: Any, path: Path, form: Form) -> None:
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-SIDES = re.compile(r"\b(left|right)\b")
+WAYS = re.compile(r"(?<=to the )(left|right)\b")
+"""Where a clip's mover goes."""
+
+SIDES = re.compile(r"(?<!to the )\b(left|right)\b")
+"""Where things stand."""
+
 OTHER = {"left": "right", "right": "left"}
 
 
@@ -526,9 +531,9 @@ def _drifting(latents: Tensor, captions: list[str]) -> Tensor:
 
 
 def _lesson(latents: Tensor, captions: list[str]) -> Tensor:
-    """What is learnt from in a lesson: tilted pictures and first frames, drifting clips."""
+    """What is learnt from in a lesson: pictures and clips tilt, and clips drift below the tilt."""
     clips = latents.ndim == 5 and latents.shape[2] > 1
-    return (_drifting if clips else _tilted)(latents, captions)
+    return _tilted(_drifting(latents, captions) if clips else latents, captions)
 
 
 @dataclass(slots=True)
@@ -652,20 +657,21 @@ def words(
 ) -> None:
     """Say by how much the loss grows where "left" and "right" are swapped in the captions.
 
-    Nothing means that the words are not learnt, however good the pictures are. For clips, by what
-    moves: there the words tell the direction.
+    Nothing means that the words are not learnt, however good the pictures are. Once for the sides
+    where things stand; for clips, also by what moves, for the words that tell its direction.
     """
     at: Setting = context.obj
     training, tell = Training.start(at), clip_scene if at.family.clips else scene
     _restore(at.family, training.pipe, training.average.weights)
     known, form = [tell(seed) for seed in HELD_OUT[:count]], at.family.forms[-1]
-    groups: dict[str, list[Scene]] = {}
-    for one in known:
-        groups.setdefault(one.motion.mover if at.family.clips else "pictures", []).append(one)
+    groups = {"sides": [one for one in known if SIDES.search(one.caption)]}
+    for one in known if at.family.clips else []:
+        groups.setdefault(one.motion.mover, []).append(one)
     for name, scenes in groups.items():
         truth = _pixels(np.stack([_render(s.seed, form) for s in scenes])).to(at.device)
         captions = [s.caption for s in scenes]
-        swapped = [SIDES.sub(lambda found: OTHER[found[0]], caption) for caption in captions]
+        asked = SIDES if name == "sides" else WAYS
+        swapped = [asked.sub(lambda found: OTHER[found[0]], caption) for caption in captions]
         with torch.no_grad():
             latents = training.pipe.vae.encode(truth).latent_dist.mode()
             losses = []
