@@ -12,7 +12,7 @@ import gradio as gr
 from accel.errors import BadInput
 from accel.plan import methods
 from app.serve.fitting import Fits
-from app.serve.jobs import ENDED, Job, ModelInfo, NoSuchJob, Result, Spec, Speedup
+from app.serve.jobs import ENDED, FIRST, Job, ModelInfo, NoSuchJob, Result, Spec, Speedup
 
 VOID = {"img", "meta", "br", "input"}
 HOSTILE = "<script>alert(1)</script> & \"double\" 'single' {value} ${7*7} {{7*7}} </td>"
@@ -84,9 +84,15 @@ class Memory:
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is not None:
             raise refusal
+        ids = [str(len(self.jobs) + i) for i in range(len(specs))]
+        named = {FIRST: ids[0]}
         fresh = [
-            replace(job(f"{len(self.jobs) + i}", "queued", spec), owner=owner, group=group)
-            for i, spec in enumerate(specs)
+            replace(
+                job(id, "queued", spec.model_copy(update={"against": named.get(spec.against)})),
+                owner=owner,
+                group=group,
+            )
+            for id, spec in zip(ids, specs, strict=True)
         ]
         self.jobs += fresh
         self.groups.append((group, [one.id for one in fresh]))

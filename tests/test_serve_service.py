@@ -20,7 +20,7 @@ from serve_toy import opener, runs, spec
 
 from accel.errors import BadInput, PlanError
 from app.serve.folders import Folders
-from app.serve.jobs import ENDED, Busy, Job, NoSuchJob, Progress, Spec
+from app.serve.jobs import ENDED, FIRST, Busy, Job, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
 from app.serve.supervisor import Room
@@ -188,6 +188,8 @@ def test_one_bad_job_keeps_all_of_a_group_out(shared):
             shared.submit("picky", [good, spec(1, against=against)])
     with pytest.raises(BadInput, match="at most 64"):
         shared.submit("picky", [good] * 65)
+    with pytest.raises(BadInput, match="against itself"):
+        shared.submit("picky", [spec(1, against=FIRST), good])
     assert not shared.history("picky")
 
 

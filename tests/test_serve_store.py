@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from accel.errors import BadInput, NotWritten
-from app.serve.jobs import ENDED, Busy, NoSuchJob, Result, Spec
+from app.serve.jobs import ENDED, FIRST, Busy, NoSuchJob, Result, Spec
 from app.serve.limits import Limits
 from app.serve.store import ATTEMPTS, Draft, Store
 
@@ -140,6 +140,11 @@ def test_a_job_waits_for_the_one_that_it_is_measured_against(store):
     assert store.claim(None) is None
     store.finish(stock, "failed", error="It failed.")
     assert store.claim(None).id == fast
+
+
+def test_jobs_that_come_together_can_be_measured_against_the_first(store):
+    stock, *others = store.admit("ada", [draft(), *[draft(against=FIRST)] * 2], "sweep", WIDE)
+    assert [store.job("ada", id).spec.against for id in (stock, *others)] == [None, stock, stock]
 
 
 class Lives(RuleBasedStateMachine):

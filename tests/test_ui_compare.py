@@ -61,8 +61,8 @@ def compared(drawn: compare.Page, spec: Spec) -> tuple[list[dict[str, Any]], dic
 def test_pictures_are_shown_under_one_slider_by_their_own_files(
     both: tuple[generate.Page, compare.Page], service: Fake, models: Folders
 ) -> None:
-    steps, end = compared(both[1], asked(models("flux_cfg")))
-    job = service.jobs[steps[0]["watching"]]
+    _, end = compared(both[1], asked(models("flux_cfg")))
+    job = service.jobs[end["watching"]]
     files = compare.files_of(service, job)  # type: ignore[arg-type]
     assert end["slider"].visible and not end["clips"].visible
     for side, plan in zip(compare.SIDES, (Plan(), EASY), strict=True):
@@ -79,8 +79,8 @@ def test_pictures_are_shown_under_one_slider_by_their_own_files(
 def test_clips_are_shown_beside_each_other(
     both: tuple[generate.Page, compare.Page], service: Fake, models: Folders
 ) -> None:
-    steps, end = compared(both[1], asked(models("ltx")))
-    job = service.jobs[steps[0]["watching"]]
+    _, end = compared(both[1], asked(models("ltx")))
+    job = service.jobs[end["watching"]]
     assert job.result is not None, job.error
     assert not end["slider"].visible and end["clips"].visible and end["play"].visible
     for side in compare.SIDES:
@@ -90,8 +90,8 @@ def test_clips_are_shown_beside_each_other(
 def test_every_file_of_a_comparison_can_be_downloaded(
     both: tuple[generate.Page, compare.Page], service: Fake, models: Folders
 ) -> None:
-    steps, end = compared(both[1], asked(models("flux_cfg")))
-    job = service.jobs[steps[0]["watching"]]
+    _, end = compared(both[1], asked(models("flux_cfg")))
+    job = service.jobs[end["watching"]]
     assert job.result is not None
     assert {Path(path).name for path in end["files"]} == set(job.result.files.values())
 
@@ -100,7 +100,7 @@ def test_a_new_comparison_begins_with_an_empty_page(
     both: tuple[generate.Page, compare.Page], models: Folders
 ) -> None:
     steps, _ = compared(both[1], asked(models("flux_cfg")))
-    shown = {name: steps[0][name] for name in compare.CLEARED}
+    shown = {name: steps[1][name] for name in compare.CLEARED}
     assert shown.pop("whole") == gr.update(visible=False)
     assert not any(shown.values())
 
@@ -159,6 +159,7 @@ def test_a_comparison_can_be_stopped(
 ) -> None:
     _, drawn = both
     steps = drawn.submitted(asked(models("flux_cfg")), browser())
+    assert "Checking" in named(drawn, next(steps))["progress"]
     watching = named(drawn, next(steps))["watching"]
     drawn.stop(watching, browser())
     list(steps)

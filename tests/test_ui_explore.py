@@ -165,8 +165,8 @@ def test_nothing_is_admitted_of_a_sweep_with_an_invalid_plan(thresholds, wrong):
 @given(st.integers(min_value=2))
 def test_a_long_value_makes_a_title_that_a_job_can_keep(warmup):
     point = sweep.points(BALANCED, [Axis(WARMUP, (10**300 + warmup,))])
-    (spec,) = sweep.runs(REQUEST, point, "s")
-    assert len(spec.title) <= sweep.TITLE
+    stock, spec = sweep.runs(REQUEST, point, "stock")
+    assert stock.title == "stock" and len(spec.title) <= sweep.TITLE
 
 
 # marks
@@ -305,7 +305,7 @@ def page(service):
 
 def started(service, **typed):
     values = {"first": THRESHOLD, "values": "0.1, 0.2", "second": "", "others": "", **typed}
-    return page(service).start(*values.values(), request())
+    return list(page(service).start(*values.values(), request()))[-1][1]
 
 
 def test_a_sweep_is_shown_as_it_comes(monkeypatch):
@@ -377,14 +377,20 @@ def test_what_cannot_be_swept_is_told_and_nothing_is_admitted(typed, named):
     assert not service.jobs
 
 
-@pytest.mark.parametrize("call", [0, 1])
-def test_a_refusal_at_any_call_leaves_nothing_that_runs(call):
+def test_a_refused_sweep_leaves_nothing():
     service = Memory()
-    service.refusals = [None] * call + [Busy("The queue is full: try again in 5 s.", 5.0)]
+    service.refusals = [Busy("The queue is full: try again in 5 s.", 5.0)]
     with pytest.raises(gr.Error, match="try again"):
         started(service)
-    assert all(one.state == "stopped" and one.deleted for one in service.jobs)
-    assert len(service.jobs) == call
+    assert not service.jobs
+
+
+def test_that_a_sweep_is_checked_is_said_before_it_is_admitted():
+    service = Memory()
+    steps = page(service).start(THRESHOLD, "0.1", "", "", request())
+    status, ids = next(steps)
+    assert "Checking" in status and not service.jobs and "value" not in ids
+    assert next(steps)[1] == [one.id for one in service.jobs]
 
 
 def test_errors_of_runs_are_told_once():

@@ -117,7 +117,7 @@ def test_a_run_shows_where_it_is_and_ends_with_the_picture(
     drawn: generate.Page, service: Fake
 ) -> None:
     steps = clicked(drawn, goal="custom", knobs=knobs.shown(EASY), seed="7", seed_lock=True)
-    first = steps[0]
+    first = steps[1]
     job = service.jobs[first["watching"]]
     assert first["picture"] == gr.update(value=None, visible=False) and first["badge"] == ""
     told = [str(step.get("progress", "")) for step in steps]
@@ -185,7 +185,8 @@ def test_what_cannot_be_is_said_in_the_page_and_nothing_is_queued(
 
 def test_a_refusal_of_the_service_is_shown_as_it_is(drawn: generate.Page, service: Fake) -> None:
     service.refusal = BadInput("width: 9000, and this server admits at most 2048: <ask> for less.")
-    (end,) = clicked(drawn)
+    checking, end = clicked(drawn)
+    assert "Checking" in checking["progress"] and not end["progress"]
     assert "&lt;ask&gt; for less" in end["banner"]
 
 
@@ -212,6 +213,7 @@ def test_files_go_in_as_uploads_of_the_owner(
 
 def test_stop_ends_the_run_that_is_watched(drawn: generate.Page, service: Fake) -> None:
     steps = drawn.run(browser(), *values(drawn))
+    assert "Checking" in named(drawn, next(steps))["progress"]
     watching = named(drawn, next(steps))["watching"]
     for updates in steps:
         if "step 1" in str(named(drawn, updates).get("progress", "")):
@@ -426,7 +428,7 @@ def test_a_picture_of_the_real_service_is_the_bits_of_the_copied_command_and_res
     drawn, model = replace(page_once, service=real), models("flux_cfg")
     asked = {"model": model, "prompt": "it's a fox", "steps": "6", "seed": "8", "seed_lock": True}
     steps = clicked(drawn, **asked, goal="custom", knobs=knobs.shown(EASY))
-    job = real.job("local", steps[0]["watching"])
+    job = real.job("local", steps[1]["watching"])
     assert job.state == "done", job.error
     file = real.file("local", job.id, "picture")
     made, pictures = metadata.read(file)

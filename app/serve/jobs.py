@@ -21,6 +21,9 @@ ENDED: tuple[State, ...] = ("done", "stopped", "failed", "quarantined")
 STOCK: dict[str, Any] = {"plan": 1}
 """The plan of the stock pipeline."""
 
+FIRST = "first"
+"""Instead of an id in ``against``: the first job of those that are submitted together."""
+
 
 class Busy(AccelError):
     """The queue is full.
@@ -50,7 +53,8 @@ class Spec(Entry):
         title: What the person chose: ``balanced``, ``custom plan``, ….
         repeats: Timed runs of each side, 1 to 20 (compare, measure).
         against: Id of a job of the same owner, whose picture the fidelity is measured against
-            (generate).
+            (generate); ``first`` is the first one of those that are submitted together, and an
+            admitted job has its id.
     """
 
     kind: Kind = "generate"

@@ -22,7 +22,7 @@ from app.serve import catalogue, limits, uploads
 from app.serve.board import Board
 from app.serve.fitting import Examiner, Fits
 from app.serve.folders import Folders
-from app.serve.jobs import ENDED, Figure, Job, ModelInfo, NoSuchJob, Progress, Spec
+from app.serve.jobs import ENDED, FIRST, Figure, Job, ModelInfo, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
 from app.serve.store import Draft, Store
 from app.serve.supervisor import Room, Supervisor, recover
@@ -160,6 +160,8 @@ class Service:
             )
         if group is not None and (len(group) > LONGEST or not _is_text(group)):
             raise BadInput(f"The group is no text of at most {LONGEST} characters.")
+        if specs and specs[0].against == FIRST:
+            raise BadInput(f"against {FIRST!r}: the first job cannot be measured against itself.")
         drafts = [self._draft(owner, spec) for spec in specs]
         ids = self._store.admit(owner, drafts, group, self.limits)
         self._board.wake()
@@ -170,7 +172,7 @@ class Service:
         if not _is_text(spec.model_dump()):
             raise BadInput("The job holds text that is no Unicode, or nothing that JSON can hold.")
         request, plan = self._asked(owner, spec)
-        if spec.against is not None:
+        if spec.against not in (None, FIRST):
             self.job(owner, spec.against)
         admitted = spec.model_copy(update={"request": request.to_dict(), "plan": plan.to_dict()})
         said = (request.prompt, request.negative, spec.title, request.model, spec.kind)

@@ -19,7 +19,7 @@ from threading import RLock
 from uuid import uuid4
 
 from accel.errors import BadInput, NotWritten
-from app.serve.jobs import ENDED, Busy, Job, NoSuchJob, Result, Spec, Speedup, State
+from app.serve.jobs import ENDED, FIRST, Busy, Job, NoSuchJob, Result, Spec, Speedup, State
 from app.serve.limits import Limits
 
 ATTEMPTS = 2
@@ -100,6 +100,11 @@ class Draft:
     words: str
 
 
+def _resolved(spec: Spec, first: str) -> Spec:
+    """A job that names the first of those it came with by its id."""
+    return spec.model_copy(update={"against": first}) if spec.against == FIRST else spec
+
+
 class Store:
     """Jobs on disk. Safe to use from many threads of one process.
 
@@ -170,21 +175,21 @@ class Store:
             Busy: If there is no room for all of them.
             NotWritten: If the disk is full.
         """
-        now = time.time()
+        now, ids = time.time(), [uuid4().hex for _ in drafts]
         rows = [
             (
-                uuid4().hex,
+                id,
                 owner,
                 group,
                 draft.spec.kind,
                 draft.model,
                 draft.device,
-                draft.spec.model_dump_json(),
+                _resolved(draft.spec, ids[0]).model_dump_json(),
                 draft.words.lower(),
                 draft.workload,
                 now,
             )
-            for draft in drafts
+            for id, draft in zip(ids, drafts, strict=True)
         ]
         with self._transaction() as db:
             self._check_room(owner, len(rows), limits)
@@ -193,7 +198,7 @@ class Store:
                 "created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
-        return [row[0] for row in rows]
+        return ids
 
     def _check_room(self, owner: str, more: int, limits: Limits) -> None:
         counts = self._rows(

@@ -15,7 +15,7 @@ from app.accounts import ANYBODY
 from app.request import FILES
 from app.serve.jobs import ENDED, Job, Progress, Spec
 from app.ui import parts
-from app.ui.words import Language, language_for
+from app.ui.words import Language, language_for, say
 
 if TYPE_CHECKING:
     from gradio.components import Component
@@ -123,7 +123,14 @@ class Watched(ABC):
         """What a job left, on the components of this page."""
 
     def submitted(self, spec: Spec, request: gr.Request) -> Iterator[Updates]:
-        """Submit a job, and show it until it has ended."""
+        """Submit a job, and show it until it has ended.
+
+        That the plan is checked is said at once: a model which nobody has used yet takes seconds.
+        """
+        yield {
+            self.shown["progress"]: parts.note(say("page_checking", language_for(request))),
+            self.shown["run"]: gr.Button(interactive=False),
+        }
         try:
             job = self.service.submit(owner_of(request), [spec])[0]
         except AccelError as error:

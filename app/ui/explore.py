@@ -12,10 +12,9 @@ from uuid import uuid4
 import gradio as gr
 from markupsafe import Markup
 
-from accel.errors import AccelError
 from accel.plan import methods
 from app.request import Request, make
-from app.serve.jobs import ENDED, STOCK, Job, NoSuchJob, Spec
+from app.serve.jobs import ENDED, Job, NoSuchJob, Spec
 from app.ui import parts, records, scatter, sweep
 from app.ui.browser import refusals
 from app.ui.events import LIVE, owner_of
@@ -75,10 +74,7 @@ def axes(
 def submitted(
     service: Service, owner: str, base: Spec, chosen: Sequence[Axis], stock: str
 ) -> list[Job]:
-    """Admit a sweep as one group: all of its runs, or none.
-
-    The stock run comes first, because the others name it as what they are measured against. If
-    they are refused, it is taken back.
+    """Admit a sweep as one group, the stock run first: all of its runs, or none.
 
     Raises:
         BadInput: If there is nothing to sweep, or a request or the group is beyond the limits.
@@ -88,15 +84,7 @@ def submitted(
     """
     points = sweep.points(base.plan, chosen)
     request = make(Request, base.request, where="").seeded().to_dict()
-    group = uuid4().hex
-    plain = Spec(request=request, plan=STOCK, title=stock)
-    (first,) = service.submit(owner, [plain], group=group)
-    try:
-        others = service.submit(owner, sweep.runs(request, points, first.id), group=group)
-    except AccelError:
-        service.delete(owner, first.id)
-        raise
-    return [first, *others]
+    return service.submit(owner, sweep.runs(request, points, stock), group=uuid4().hex)
 
 
 def follow(
@@ -204,18 +192,19 @@ class Events:
         others: str | None,
         request: gr.Request,
         *form: Any,
-    ) -> list[str]:
-        """Admit the sweep of the settings of Generate; gives the ids of its jobs."""
+    ) -> Iterator[tuple[Any, Any]]:
+        """Admit the sweep of the settings of Generate; gives its status and the ids of its jobs."""
         owner, language = owner_of(request), language_for(request)
+        yield parts.note(say("page_checking", language)), gr.skip()
         with refusals():
             base = self.generate.spec(owner, form)
             chosen = axes(first, values, second, others)
             jobs = submitted(self.service, owner, base, chosen, say("explore_stock", language))
-        return [job.id for job in jobs]
+        yield gr.skip(), [job.id for job in jobs]
 
     def watch(self, ids: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Show a sweep as it comes; after a reload too."""
-        language, before = language_for(request), NOTHING
+        language, before = language_for(request), None
         try:
             for jobs in follow(self.service, owner_of(request), ids or []):
                 now = view(self.service, jobs, language)
@@ -294,7 +283,9 @@ def tab(service: Service, generate: Generate, settings: Any) -> None:
     shown = gr.State([])
     outputs = [results, grid, shown, plot, table, status, stop]
     watching = gr.on(None, events.watch, ids, outputs, trigger_mode="multiple", **LIVE)
-    run.click(events.start, [*knobs, *generate.inputs], ids, cancels=[watching], **LIVE)
+    form = [*knobs, *generate.inputs]
+    started = run.click(events.start, form, [status, ids], cancels=[watching], **LIVE)
+    started.failure(events.watch, ids, outputs, **LIVE)  # the sweep before it goes on
     stop.click(events.stop, ids, None, **LIVE)
     plot.click(events.load, ids, settings, **LIVE)
     grid.select(events.load, shown, settings, **LIVE)

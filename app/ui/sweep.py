@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from accel.errors import AccelError, BadInput, PlanError
 from accel.plan import Plan, build, method_class, methods
 from app.plans import toml_value
-from app.serve.jobs import Spec
+from app.serve.jobs import FIRST, STOCK, Spec
 
 if TYPE_CHECKING:
     from app.serve.jobs import Job
@@ -186,18 +186,19 @@ def _set(document: Mapping[str, Any], knob: str, value: Any) -> dict[str, Any]:
     return {**document, family: {**kinds, kind: {**kinds.get(kind, {}), field: value}}}
 
 
-def runs(request: Mapping[str, Any], found: Sequence[Point], against: str) -> list[Spec]:
-    """The jobs of the points.
+def runs(request: Mapping[str, Any], found: Sequence[Point], stock: str) -> list[Spec]:
+    """The jobs of a sweep: the stock run, and those of the points measured against it.
 
     Args:
         request: With its seed, so that all runs start from the same noise.
         found: The points.
-        against: Id of the stock job, whose picture the others are measured against.
+        stock: Title of the stock run.
     """
-    return [
-        Spec(request=dict(request), plan=one.plan, title=one.title[:TITLE], against=against)
-        for one in found
+    asked = dict(request)
+    points = [
+        Spec(request=asked, plan=one.plan, title=one.title[:TITLE], against=FIRST) for one in found
     ]
+    return [Spec(request=asked, plan=STOCK, title=stock), *points]
 
 
 def marks(jobs: Sequence[Job]) -> list[Mark]:
