@@ -85,7 +85,6 @@ def routes(door: Door, prefix: str) -> APIRouter:
         )
         return answer
 
-    @router.get("/logout")
     @router.post("/logout")
     def leave(request: Request) -> Response:
         door.leave(request.cookies.get(COOKIE))

@@ -28,6 +28,7 @@ WITH_TEXT = {
     "progress": lambda text: parts.progress(Progress("a", "measuring", note=text)),
     "timeline": lambda text: parts.timeline(result(events={text: [[0, text, 0, "computed"]]})),
     "quality": lambda text: parts.quality_table(result(quality={"ssim": f"is {text}"})),
+    "person": parts.person,
     "table": lambda text: parts.table(text, [text, text], [(text, text)]),
 }
 

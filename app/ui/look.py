@@ -112,6 +112,13 @@ CSS = (
 .accel-warning { color: var(--accel-warn); background: var(--accel-warn-paper); }
 .accel-quiet { color: var(--accel-quiet); margin: 0; }
 
+.accel-person { display: flex; gap: 0.75rem; justify-content: flex-end; align-items: center; }
+.accel-person span { color: var(--accel-quiet); overflow-wrap: anywhere; }
+.accel-person button {
+  padding: 0.3rem 0.9rem; border-radius: 8px; cursor: pointer; color: var(--accel-ink);
+  background: var(--background-fill-secondary); border: 1px solid var(--accel-line);
+}
+
 .accel-progress p { margin: 0 0 0.3rem; color: var(--accel-ink); overflow-wrap: anywhere; }
 .accel-progress progress { width: 100%; height: 0.7rem; accent-color: var(--accel-accent); }
 

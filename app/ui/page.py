@@ -12,7 +12,7 @@ from app.serve.jobs import Spec
 from app.ui import compare, endpoints, explore, gallery, generate, look, methods, parts
 from app.ui.compare import Asked
 from app.ui.events import LIVE, QUIET, Updates, compared, owner_of
-from app.ui.words import say, t
+from app.ui.words import language_for, say, t
 
 if TYPE_CHECKING:
     from app.serve.service import Service
@@ -25,6 +25,7 @@ def build(service: Service) -> gr.Blocks:
     ``look.HEAD``, ``words.translator()``.
     """
     with gr.Blocks(title=say("page_title"), analytics_enabled=False) as demo:
+        person = gr.HTML(elem_id="person")
         gr.Markdown(f"# {say('page_title')}")
         gr.Markdown(t("page_intro"))
         settings, comparing = gr.State(None), compare.kept()
@@ -43,7 +44,13 @@ def build(service: Service) -> gr.Blocks:
         _load_settings(making, settings, tabs)
         _compare_shown(making, measuring, tabs)
         _when_loaded(demo, making, measuring)
+        demo.load(_person, None, person, **QUIET)
     return demo
+
+
+def _person(request: gr.Request) -> str:
+    """Who is logged in."""
+    return parts.person(request.username, language_for(request))
 
 
 def _tab(name: str) -> gr.Tab:

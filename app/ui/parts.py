@@ -48,9 +48,21 @@ _BAR = Markup(
     '<progress max="{most}" value="{done}" aria-label="{name}"></progress></div>'
 )
 _PREVIEW = Markup('<img class="accel-preview" alt="{name}" src="data:image/png;base64,{data}">')
+_PERSON = Markup(
+    '<form class="accel-person" method="post" action="logout"><span>{told}</span> '
+    "<button>{leave}</button></form>"
+)
 _UNKNOWN = Markup(
     '<div class="accel-progress"><p>{text}</p><progress aria-label="{name}"></progress></div>'
 )
+
+
+def person(name: str | None, language: Language = "en") -> Markup:
+    """Who is logged in, with a button to log out; nothing where there is no login."""
+    if name is None:
+        return NOTHING
+    told = say("page_person", language, name=name)
+    return _PERSON.format(told=told, leave=say("page_leave", language))
 
 
 def badge(result: Result | None, language: Language = "en") -> Markup:

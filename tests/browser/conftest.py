@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `accel ui` answers, with a folder of results of its own."""
     folder = tmp_path_factory.mktemp("app")
     _ask_for_figures(folder / "outputs")
+    with served(folder) as found:
+        yield found
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[str]:
+    """`accel ui` with options, in a folder; what it said is told at its end."""
     log = folder / "log"
     with log.open("w") as written:
         server = subprocess.Popen(
-            [*COMMAND, "ui", "--port", "0"], cwd=folder, stderr=written, env=ALONE
+            [*COMMAND, "ui", "--port", "0", *options], cwd=folder, stderr=written, env=ALONE
         )
     try:
         yield _answering(server, log)
