@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test browser lint docs laws-full clean
+.PHONY: demo test browser lint docs laws-full audit clean
 
 demo: $(READY)
 	$(BIN)/accel compare "a red house left of two pine trees under a starry sky" --seed 1 --out demo --overwrite
@@ -28,6 +28,11 @@ docs: $(READY)
 
 laws-full: $(READY)
 	$(BIN)/python -m pytest -n 2 -m laws_full --laws-record tests/results/laws.jsonl
+
+# known vulnerabilities of the pinned packages; needs the index that holds them, so CI leaves it out
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
