@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--laws-record",
         metavar="FILE",
         help="all laws count as laws_full; append outcomes to FILE, skip what passed in it before "
-        "with the same code",
+        "with the same code and the same file of tests",
     )
 
 
@@ -216,7 +217,6 @@ class Recorder:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._code = code_hash()
         file.parent.mkdir(parents=True, exist_ok=True)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -226,7 +226,7 @@ class Recorder:
                 "test": report.nodeid,
                 "outcome": f"{report.when} failed" if aside else report.outcome,
                 "seconds": round(report.duration, 2),
-                "code": self._code,
+                "code": code_hash(report.nodeid.partition("::")[0]),
             }
             with self._file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -235,20 +235,22 @@ class Recorder:
 def _passed(file: Path) -> set[str]:
     if not file.exists():
         return set()
-    code = code_hash()
     outcomes = {}
     for line in file.read_text().splitlines():
         entry = json.loads(line)
-        if entry["code"] == code:
+        if entry["code"] == code_hash(entry["test"].partition("::")[0]):
             outcomes[entry["test"]] = entry["outcome"]
     return {test for test, outcome in outcomes.items() if outcome in ("passed", "skipped")}
 
 
-def code_hash() -> str:
-    """Of the code under test, the tests and the versions of the host."""
+@cache
+def code_hash(file: str) -> str:
+    """Of the code under test, a file of tests with what it stands on, and the host's versions."""
     digest = hashlib.sha256(f"{torch.__version__} {diffusers.__version__}".encode())
-    for folder in ("accel", "samplers", "parallel", "tests"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode())
-            digest.update(path.read_bytes())
+    paths = {ROOT / file, ROOT / "tests" / "conftest.py"}
+    for folder in ("accel", "samplers", "parallel", "tests/roster", "tests/tiny"):
+        paths |= set((ROOT / folder).rglob("*.py"))
+    for path in sorted(path for path in paths if path.exists()):
+        digest.update(path.relative_to(ROOT).as_posix().encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
