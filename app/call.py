@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,58 @@ NAMES = {
 }
 SIDES = ("height", "width")
 GUIDANCE = ("guidance_scale", "max_guidance_scale")
+
+SIDE, STEPS = 1024, 50
+"""Pixels of a side, and steps, of a model that does not say what a normal call of it is."""
+
+TURNED = range(5, 9)
+"""The EXIF orientations in which width and height are exchanged."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a run computes: pixels, frames, steps."""
+
+    width: int
+    height: int
+    frames: int
+    steps: int
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames."""
+        return self.width * self.height * self.frames
+
+
+def extent(request: Request, defaults: Mapping[str, Any]) -> Extent:
+    """What a request will compute, by what is known before its model is loaded.
+
+    A side that is not asked for is the model's own, or that of the first picture: which of them,
+    its pipeline decides, so that the larger one counts. In a clip, the model's own comes first.
+
+    Args:
+        request: What was asked for.
+        defaults: The model's own call arguments.
+
+    Raises:
+        BadInput: If a picture cannot be read.
+    """
+
+    def own(*names: str) -> int | None:
+        found = (defaults.get(name) for name in names)
+        return max((value for value in found if isinstance(value, int)), default=None)
+
+    frames = request.frames or own(*NAMES["frames"]) or 1
+    path = next(iter(request.pictures.values()), None)
+    drawn = (0, 0) if path is None else picture_size(path)
+    stated = {side: own(side) or 0 for side in SIDES}
+    width, height = (
+        getattr(request, side)
+        or (stated[side] if frames > 1 and stated[side] else max(stated[side], pixels))
+        or SIDE
+        for side, pixels in zip(("width", "height"), drawn, strict=True)
+    )
+    return Extent(width, height, frames, request.steps or own(*NAMES["steps"]) or STEPS)
 
 
 def arguments(pipe: Any, request: Request, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,12 +115,35 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         BadInput: If there is none, or it cannot be read.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    with _opened(path) as picture:
+        turned: Image.Image = ImageOps.exif_transpose(picture)
+        return turned.convert("RGB")
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as ``read_picture`` gives it; its pixels are not read.
+
+    Raises:
+        BadInput: If there is none, or it cannot be read.
+    """
+    from PIL.ExifTags import Base
+
+    with _opened(path) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(Base.Orientation) in TURNED
+    return (height, width) if turned else (width, height)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture; what cannot be read of it inside is bad input too."""
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            turned: Image.Image = ImageOps.exif_transpose(picture)
-            return turned.convert("RGB")
+            yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise BadInput(f"{path} cannot be read as a picture: {reason}") from error

@@ -30,6 +30,7 @@ from app.request import Serving, make
 
 if TYPE_CHECKING:
     import gradio as gr
+    import uvicorn
     from fastapi import FastAPI
 
     from app.security import Guard
@@ -40,6 +41,9 @@ THREADS = 256
 
 GRACE = 3
 """Seconds that open answers get when the server ends."""
+
+FORWARDERS = ["127.0.0.1", "::1"]
+"""Where proxies and tunnels stand whose word is taken for where a visitor comes from."""
 
 COPIES = (3600, 24 * 3600)
 """How often Gradio looks for old copies of what it showed, and how old they get: seconds."""
@@ -116,7 +120,7 @@ def build(
     proxy = urlsplit(asked.root_path)
     policy = Policy(
         may_read=results_of(service, copies),
-        upload_bytes=service.limits.upload_bytes,
+        upload_bytes=service.limits.largest_upload,
         names=names,
         origins=frozenset(filter(None, [proxy.netloc.lower()])),
         prefix=proxy.path.rstrip("/"),
@@ -164,7 +168,7 @@ def _mount(
         root_path=asked.root_path or None,
         allowed_paths=[str(service.outputs)],
         show_error=False,
-        max_file_size=service.limits.upload_bytes,
+        max_file_size=service.limits.largest_upload,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
@@ -203,17 +207,28 @@ def _run(asked: Serving, listener: socket.socket, door: accounts.Door | None) ->
         shared = _tunnel(listener) if asked.share else None
         app = build(service, page.build(service), asked, door, _names(asked, shared))
         say(f"{shared or asked.root_path or address} (results in {asked.out}; Ctrl-C ends it)")
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=bool(asked.root_path),
-            timeout_graceful_shutdown=GRACE,
-        )
         if asked.open:
             webbrowser.open(address)
-        uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(_config(app, asked)).run(sockets=[listener])
+
+
+def _config(app: Guard, asked: Serving) -> uvicorn.Config:
+    """How it is served.
+
+    Behind a proxy or a tunnel of this machine, and from those alone, the addresses of visitors are
+    taken from what they forward: else all visitors would be one, whose failed logins lock out all.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=asked.share or bool(asked.root_path),
+        forwarded_allow_ips=FORWARDERS,
+        timeout_graceful_shutdown=GRACE,
+    )
 
 
 @contextmanager

@@ -47,6 +47,12 @@ class Fingerprint(Entry):
     processor: str
     threads: int
     dtype: str
+    savings: tuple[str, ...] = Field((), description="what was changed to take less memory")
+
+    @property
+    def machine(self) -> str:
+        """What the seconds of a run depend on, beside model and versions."""
+        return f"{self.device}, {self.processor}, {self.threads} threads"
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What is not the same, in words: ``threads: 4, now 1``."""
@@ -138,15 +144,27 @@ def record(
 
 def fingerprint(model: Model) -> Fingerprint:
     """What the bits of this model's results depend on, here and now."""
-    device = str(model.pipe.device)
+    pipe = model.pipe
+    device = str(pipe._execution_device)  # where its networks lie between calls is another matter
     return Fingerprint(
         model=model.fingerprint,
         versions=env.versions(),
         device=device,
         processor=env.processor(device),
         threads=env.threads(),
-        dtype=str(model.pipe.dtype).removeprefix("torch."),
+        dtype=str(pipe.dtype).removeprefix("torch."),
+        savings=tuple(savings(pipe)),
     )
+
+
+def savings(pipe: Any) -> list[str]:
+    """What was changed of a pipeline so that it takes less memory, in words."""
+    parts = [part for part in pipe.components.values() if part is not None]
+    found = {
+        "decoder in tiles": any(getattr(part, "use_tiling", False) for part in parts),
+        "networks offloaded": any(hasattr(part, "_hf_hook") for part in parts),
+    }
+    return [words for words, is_so in found.items() if is_so]
 
 
 def digests(request: Request) -> dict[str, str]:
@@ -303,7 +321,9 @@ def _words(request: dict[str, Any]) -> dict[str, Any]:
 
 def _flat(entry: Fingerprint) -> dict[str, str]:
     plain = entry.model_dump()
-    return {**plain.pop("versions"), **{name: str(value) for name, value in plain.items()}}
+    savings = " and ".join(plain.pop("savings")) or None
+    flat = {name: str(value) for name, value in plain.items() if name != "versions"}
+    return {**plain["versions"], **flat, **({} if savings is None else {"savings": savings})}
 
 
 def _short(value: str | None) -> str:

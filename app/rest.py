@@ -123,6 +123,8 @@ class Order(BaseModel):
             json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
         except RecursionError as error:
             raise ValueError("nested too deep") from error
+        except TypeError as error:
+            raise ValueError("not read as JSON: send Content-Type: application/json") from error
         return values
 
     def spec(self, folder: Path) -> Spec:
@@ -315,10 +317,10 @@ def file(id: Id, role: Role, service: Served, owner: Owner) -> Response:
 @router.post("/uploads", status_code=201, responses=_problems(422, 507))
 def upload(file: UploadFile, service: Served, owner: Owner) -> UploadView:
     """Bring a picture (PNG, JPEG, WebP) or a LoRA (safetensors) for later requests."""
-    limit = service.limits.upload_bytes
+    limit = service.limits.largest_upload
     if (file.size or 0) > limit:
         raise HTTPException(413, f"The file is too large: at most {limit} bytes are taken here.")
-    path = service.upload(owner, file.filename or "", file.file.read())
+    path = service.upload(owner, file.filename or "", file.file)
     return UploadView(upload=path.relative_to(service.folder).as_posix())
 
 

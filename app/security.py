@@ -6,10 +6,11 @@ login; of files, results of the owner's jobs and Gradio's own copies alone. Ever
 headers of ``HEADERS`` and a content security policy; answers to errors of ours say nothing about
 the inside.
 
-The policy for pages: scripts are files of ours or carry the nonce of the answer, so that a script
-put into a page by a prompt does not run. ``'unsafe-eval'`` is there because Gradio makes functions
-of the ``js`` of its events, ``'unsafe-inline'`` for styles because its components set ``style``
-attributes and add ``<style>`` elements while they run.
+The policy for Gradio's page: scripts are files of ours or carry the nonce of the answer, so that a
+script put into a page by a prompt does not run. ``'unsafe-eval'`` is there because Gradio makes
+functions of the ``js`` of its events, ``'unsafe-inline'`` for styles because its components set
+``style`` attributes and add ``<style>`` elements while they run. No other answer gets a nonce: what
+somebody brought here as HTML is no page of ours.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MESSAGE_BYTES, FORM_BYTES = 4 * MIB, 64 * 2**10
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/login", "/api/v1/health")
 """What is answered without a session."""
+PAGE = "/"
+"""Where Gradio's page is; its tabs are no pages of their own."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -50,7 +53,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=(), serial=()",
 }
-FOR_PAGES = (
+FOR_PAGE = (
     "default-src 'self'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
     "font-src 'self' data:; worker-src 'self' blob:; connect-src 'self'; object-src 'none'; "
@@ -147,7 +150,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, path = Request(scope), _below(self._policy.prefix, scope["path"])
-        answer = Answer(send, page=not path.startswith("/api/"))
+        answer = Answer(send, page=path == PAGE)
         owner = self._owner(request)
         refusal = self._refusal(request, path) or self._unknown(request, path, owner)
         if refusal is None and owner is not None:
@@ -215,18 +218,19 @@ class Guard:
 class Answer:
     """Sends an answer on, with our headers.
 
-    Pages are held back until they are whole and their scripts have got the nonce; failures are
+    Gradio's page is held back until it is whole and its scripts have got the nonce; failures are
     replaced by a sentence that tells nothing about the inside.
 
     Args:
         send: Where to.
-        page: Whether the policy is that for pages, rather than that for data.
+        page: Whether it is Gradio's page, rather than data.
     """
 
     def __init__(self, send: Send, *, page: bool) -> None:
         self._send = send
+        self._page = page
         self._nonce = secrets.token_urlsafe(16)
-        self._policy = FOR_PAGES.format(nonce=self._nonce) if page else FOR_DATA
+        self._policy = FOR_PAGE.format(nonce=self._nonce) if page else FOR_DATA
         self._held: Message | None = None
         self._body = b""
 
@@ -249,7 +253,7 @@ class Answer:
         headers.setdefault("Content-Security-Policy", self._policy)
         kind = headers.get("content-type", "")
         failed = message["status"] >= 500 and not kind.startswith("application/json")
-        if failed or kind.startswith("text/html"):
+        if failed or (self._page and kind.startswith("text/html")):
             self._held = message
         else:
             await self._send(message)
@@ -260,6 +264,7 @@ class Answer:
         if start["status"] >= 500:
             body = bytes(problem(500, "This failed, and the server's log says why.").body)
             headers["Content-Type"] = "application/json"
+            del headers["Content-Encoding"]
         if body:
             headers["Content-Length"] = str(len(body))
         await self._send(start)
@@ -293,10 +298,9 @@ def _below(prefix: str, path: str) -> str:
 
 
 def _uncompressed(scope: Scope, path: str) -> list[tuple[bytes, bytes]]:
-    """The headers of a request; pages, which get a nonce, are asked for as they are."""
-    compressed = path.startswith(("/assets/", "/static/", "/gradio_api/", "/api/"))
+    """The headers of a request; the page, which gets a nonce, is asked for as it is."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
-    return headers if compressed else [one for one in headers if one[0] != b"accept-encoding"]
+    return [one for one in headers if path != PAGE or one[0] != b"accept-encoding"]
 
 
 def _name(netloc: str) -> str:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,11 @@ class Session:
                 outcome = self._call(pipe, request, call, run.report)
             _check_finite(latest[0], request)
         return outcome
+
+    def warm(self) -> None:
+        """Make a picture of two steps for nobody: the first run of a process takes longer."""
+        asked = {f.name: getattr(self.model.source, f.name) for f in fields(Source)}
+        self.bare(Request(**asked, prompt="a picture", seed=0, steps=2))
 
     def bare(self, request: Request) -> Outcome:
         """Run a request on the stock pipeline, with nothing attached."""

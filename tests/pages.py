@@ -13,6 +13,7 @@ from accel.errors import BadInput
 from accel.plan import methods
 from app.serve.fitting import Fits
 from app.serve.jobs import ENDED, FIRST, Job, ModelInfo, NoSuchJob, Result, Spec, Speedup
+from app.serve.limits import Limits
 
 VOID = {"img", "meta", "br", "input"}
 HOSTILE = "<script>alert(1)</script> & \"double\" 'single' {value} ${7*7} {{7*7}} </td>"
@@ -59,9 +60,18 @@ def job(id="a", state="done", spec=None, **changes):
 
 
 class Memory:
-    """The part of the service that pages call."""
+    """The part of the service that pages call.
+
+    Attributes:
+        missing: (job, role) of files that somebody deleted.
+        broken: What a model that cannot be examined raises.
+    """
 
     def __init__(self, folder=Path("/outputs"), unfit=None):
+        self.limits = Limits()
+        self.paused = None
+        self.missing = set()
+        self.broken = None
         self.folder = folder
         self.jobs = []
         self.groups = []
@@ -78,7 +88,12 @@ class Memory:
     def fits(self, model):
         if model not in [info.name for info in self.models()]:
             raise BadInput(f"model {model} is not offered: choose another one.")
+        if self.broken is not None:
+            raise self.broken
         return Fits(methods={name: self.unfit.get(name) for name in methods()})
+
+    def figures(self, model):
+        return {}
 
     def submit(self, owner, specs, group=None):
         refusal = self.refusals.pop(0) if self.refusals else None
@@ -127,7 +142,8 @@ class Memory:
 
     def file(self, owner, id, role):
         found = self.job(owner, id)
-        if found.result is None or role not in found.result.files:
+        there = found.result is not None and role in found.result.files
+        if not there or (id, role) in self.missing:
             raise NoSuchJob(f"The job {id} has no file {role}: choose another one.")
         return self.folder / id / found.result.files[role]
 

@@ -2,23 +2,28 @@
 
 Everything around it is real: store, supervisor, worker process, files. The prompt says what
 happens: ``die`` kills the process, ``die once`` does so the first time, ``fail`` and ``bug`` raise,
-``slow`` takes a second or until it is stopped, everything else takes some milliseconds.
+``slow`` takes a second or until it is stopped, ``hold`` until a file ``go`` lies beside the log,
+everything else takes some milliseconds.
 """
 
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from functools import partial
 from pathlib import Path
 
+import uvicorn
 from PIL import Image
 
 from accel.errors import BadModel, BadOutput
 from accel.report import Report
-from app import metadata
+from app import launch, metadata
 from app.models import Model
+from app.request import Serving
 from app.serve.jobs import Spec
+from app.serve.limits import Limits
 from app.serve.service import Service
 from app.session import Outcome
 
@@ -47,11 +52,16 @@ class Toy:
         with self._log.open("a") as file:
             file.write(f"{request.seed}\n")
         _act(request.prompt, first)
+        while request.prompt == "hold" and not self._log.with_name("go").exists():
+            time.sleep(0.01)
         time.sleep(self._seconds)
         colour = tuple(request.seed >> shift & 255 for shift in (0, 8, 16))
         call = {"num_inference_steps": STEPS, "width": 4, "height": 4}
         report = Report("Toy", [], steps=STEPS, calls=STEPS, rows=STEPS)
         return Outcome([Image.new("RGB", (4, 4), colour)], False, call, self._seconds, report)
+
+    def warm(self):
+        """It takes no longer at first."""
 
     def bare(self, request):
         return self.run(request, None)
@@ -110,9 +120,23 @@ def fork() -> multiprocessing.context.BaseContext:
 
 def serve(folder: Path, log: Path) -> None:
     """A server process that tests kill, it or its worker."""
-    forked = fork()
-    multiprocessing.get_context = lambda method: forked
-    service = Service(folder, opener=opener(log))
-    service.start()
+    started(folder, log)
     while True:
         time.sleep(60)
+
+
+def started(folder: Path, log: Path, **options) -> Service:
+    """A service with its worker, in this process."""
+    forked = fork()
+    multiprocessing.get_context = lambda method: forked
+    service = Service(folder, opener=opener(log), **options)
+    service.start()
+    return service
+
+
+def answer(folder: Path, log: Path, listener: socket.socket, jobs: int) -> None:
+    """A server process that answers at the REST interface, and lets that many jobs wait."""
+    service = started(folder, log, limits=Limits(jobs=jobs, jobs_of_owner=jobs))
+    asked = Serving()
+    server = uvicorn.Server(launch._config(launch.build(service, None, asked, None), asked))
+    server.run(sockets=[listener])

@@ -862,3 +862,10 @@ def test_the_benchmark_of_tokens_says_who_is_missing_and_what_means_less():
     assert "| 0.25 |" not in table
     assert "* tomesd: ToMe 0.25 is INACTIVE: tokens.ToMe: nothing to do" in table
     assert "| tomesd: ToMe | 0.5 | 1.50× |" in table and "trained on pictures of 64 to 128" in table
+
+
+def test_no_benchmark_has_the_name_of_a_package():
+    """A script's folder comes first where modules are looked for."""
+    packages = {"accel", "app", "samplers", "parallel"}
+    found = (Path(__file__).parent.parent / "benchmarks").glob("*.py")
+    assert not {path.stem for path in found} & packages

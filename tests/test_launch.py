@@ -9,18 +9,20 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from saved import done, run
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
-from web import BASE, PASSWORD, client, in_loop, pages, service
+from web import BASE, PASSWORD, client, door, in_loop, pages, service
 
 from accel.errors import AccelError, BadInput
 from app import launch
-from app.accounts import Accounts
+from app.accounts import FREE, FREE_OF_ADDRESS, Accounts
 from app.cli import app
 from app.request import Serving
 
@@ -151,7 +153,7 @@ def test_gradio_is_told_what_it_may_serve(tmp_path: Path) -> None:
     client(made, blocks=blocks)
     assert blocks.allowed_paths == [str(made.outputs)]
     assert not blocks.show_error and not blocks.enable_monitoring and not blocks.ssr_mode
-    assert blocks.max_file_size == made.limits.upload_bytes
+    assert blocks.max_file_size == made.limits.largest_upload
     assert blocks.delete_cache == launch.COPIES and not blocks.run_history
     assert not blocks.mcp_server and not blocks.pwa
 
@@ -238,6 +240,53 @@ def test_a_stranger_names_get_no_answer(tmp_path: Path) -> None:
     assert test.get("/api/v1/health").status_code == 200
     evil: dict[str, Any] = {"host": BASE.replace("127.0.0.1", "evil.example")[7:]}
     assert test.get("/api/v1/health", headers=evil).status_code == 421
+
+
+@pytest.mark.parametrize("how", [{"share": True}, {"root_path": "https://pictures.example/accel"}])
+def test_who_fails_behind_a_tunnel_locks_out_nobody_else(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    enter = visitors(tmp_path, "127.0.0.1", how)
+    for number in range(FREE_OF_ADDRESS):
+        enter("203.0.113.5", f"name {number}", "guess")
+    for _ in range(FREE):
+        enter("203.0.113.5", "ada", "guess")
+    assert enter("203.0.113.5", "ada", PASSWORD) == 429
+    assert enter("203.0.113.6", "ada", PASSWORD) == 200
+    assert enter("203.0.113.6, 203.0.113.5", "ada", PASSWORD) == 429, "what stands before"
+
+
+@pytest.mark.parametrize(
+    ("peer", "how"),
+    [
+        ("127.0.0.1", {}),
+        ("192.0.2.9", {}),
+        ("192.0.2.9", {"share": True}),
+        ("192.0.2.9", {"root_path": "https://pictures.example/accel"}),
+    ],
+)
+def test_where_a_visitor_says_to_come_from_counts_only_from_a_tunnel(
+    tmp_path: Path, peer: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    enter = visitors(tmp_path, peer, how)
+    for number in range(FREE):
+        assert enter(f"203.0.113.{number}", "ada", "guess") == 401
+    assert enter("203.0.113.200", "ada", PASSWORD) == 429
+
+
+def visitors(folder: Path, peer: str, how: dict[str, Any]) -> Callable[[str, str, str], int]:
+    """Tries to log in from an address that is forwarded by a peer; the status of the answer."""
+    asked = Serving(**how)
+    config = launch._config(launch.build(service(folder), None, asked, door()), asked)
+    config.load()
+    test = TestClient(config.loaded_app, BASE, client=(peer, 1))  # type: ignore[arg-type]
+
+    def enter(address: str, name: str, password: str) -> int:
+        form = {"username": name, "password": password}
+        return test.post("/login", data=form, headers={"x-forwarded-for": address}).status_code
+
+    return enter
 
 
 def test_a_tunnel_leads_to_the_port_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ depend on its own prompt alone, and changing the prompt of the other must not ch
 
 import pytest
 import torch
-from roster import ROSTER, STEPS, full, in_ci
+from roster import ROSTER, STEPS, TURNS, full, in_ci
 from tiny import PIPELINES, Ask
 
 from accel import Plan, hooks
@@ -30,10 +30,27 @@ GUIDED = [
     if row.acts(tiny) and len(tiny.order) > 1 and texts(tiny)["negative_prompt"]
     if row.active.layer != "sampler"
 ]
-LED = [case for case in GUIDED if "cond" not in ROSTER[case.values[1]].follows]
+
+
+def varied(cases):
+    """Each case in its active form and in its variants, which CI runs on one pipeline a method."""
+    return [
+        pytest.param(
+            name,
+            form,
+            id=f"{case.id}{f'-{i}' if i else ''}",
+            marks=case.marks or full(bool(i) and name not in TURNS[method][:1]),
+        )
+        for case in cases
+        for name, method in [case.values]
+        for i, form in enumerate((ROSTER[method].active, *ROSTER[method].variants))
+    ]
+
+
+LED = varied(case for case in GUIDED if "cond" not in ROSTER[case.values[1]].follows)
 """Where cond is computed as if it were alone."""
 CACHED = [case for case in GUIDED if not ROSTER[case.values[1]].branches]
-APART = [case for case in CACHED if "uncond" not in ROSTER[case.values[1]].follows]
+APART = varied(case for case in CACHED if "uncond" not in ROSTER[case.values[1]].follows)
 DIALS = [case for case in CACHED if ROSTER[case.values[1]].dial]
 UNGUIDED = [case for case in GUIDED if ROSTER[case.values[1]].branches]
 
@@ -86,28 +103,26 @@ def equal(answers, others, branch):
     return all(torch.allclose(answers[key], others[key], rtol=1e-4, atol=1e-5) for key in steps)
 
 
-@pytest.mark.parametrize(("name", "method"), LED)
-def test_cond_knows_nothing_of_uncond(bench, name, method):
+@pytest.mark.parametrize(("name", "form"), LED)
+def test_cond_knows_nothing_of_uncond(bench, name, form):
     forced = Forced(name, bench.pipe(name))
-    for form in (ROSTER[method].active, *ROSTER[method].variants):
-        answers, events = forced.run(Plan(form))
-        others, other_events = forced.run(Plan(form), negative_prompt=OTHER)
-        assert equal(answers, others, "cond")
-        assert not equal(answers, others, "uncond")
-        assert events == other_events
+    answers, events = forced.run(Plan(form))
+    others, other_events = forced.run(Plan(form), negative_prompt=OTHER)
+    assert equal(answers, others, "cond")
+    assert not equal(answers, others, "uncond")
+    assert events == other_events
 
 
-@pytest.mark.parametrize(("name", "method"), APART)
-def test_uncond_knows_nothing_of_cond(bench, name, method):
+@pytest.mark.parametrize(("name", "form"), APART)
+def test_uncond_knows_nothing_of_cond(bench, name, form):
     forced = Forced(name, bench.pipe(name))
     if not equal(forced.run(Plan())[0], forced.run(Plan(), prompt=OTHER)[0], "uncond"):
         pytest.skip("the stock pipeline gives uncond what its ControlNet made of cond")
-    for form in (ROSTER[method].active, *ROSTER[method].variants):
-        answers, events = forced.run(Plan(form))
-        others, other_events = forced.run(Plan(form), prompt=OTHER)
-        assert equal(answers, others, "uncond")
-        assert not equal(answers, others, "cond")
-        assert events == other_events
+    answers, events = forced.run(Plan(form))
+    others, other_events = forced.run(Plan(form), prompt=OTHER)
+    assert equal(answers, others, "uncond")
+    assert not equal(answers, others, "cond")
+    assert events == other_events
 
 
 @pytest.mark.parametrize(("name", "method"), UNGUIDED)

@@ -1,8 +1,11 @@
 """The record in a file: what is written is what is read, whatever the text; no half files."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from PIL import Image
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, NotWritten
 from app import clips, files, metadata
-from app.request import Request, make
+from app.models import Model
+from app.request import Request, Source, make
 
 SEEDS = st.integers(0, 2**63 - 1)
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
@@ -94,8 +98,6 @@ def test_text_that_is_no_record_is_bad_input(text: str) -> None:
     ),
 )
 def test_a_record_with_a_field_replaced_is_read_or_bad_input(field: str, value: object) -> None:
-    import json
-
     document = record(Request(prompt="fox", seed=1), Plan(), noise()).model_dump()
     try:
         metadata.parse(json.dumps({**document, field: value}), "a.png")
@@ -141,6 +143,40 @@ def test_differences_of_fingerprints_are_named() -> None:
     other = made.model_copy(update={"threads": 8, "versions": {**made.versions, "torch": "3.0"}})
     assert made.differences(made) == []
     assert made.differences(other) == ["torch: 2.13.0, now 3.0", "threads: 1, now 8"]
+
+
+@given(st.lists(st.sampled_from(["vae", "unet"]), unique=True), st.booleans())
+def test_the_record_says_what_was_changed_and_where_the_networks_run(
+    offloaded: list[str], tiled: bool
+) -> None:
+    parts = {
+        "vae": SimpleNamespace(use_tiling=tiled),
+        "unet": SimpleNamespace(),
+        "tokenizer": None,
+    }
+    for name in offloaded:
+        parts[name]._hf_hook = object()
+    device = "mps:0" if offloaded else "mps"
+    pipe: Any = SimpleNamespace(
+        components=parts,
+        dtype="torch.float32",
+        device="cpu" if offloaded else device,
+        _execution_device=device,
+    )
+    found = metadata.fingerprint(Model(Source(), pipe, {}, "ab"))
+    assert found.device == device and found.machine.startswith(f"{device}, ")
+    words = [*["decoder in tiles"] * tiled, *["networks offloaded"] * bool(offloaded)]
+    assert found.savings == tuple(words)
+    plain = found.model_copy(update={"savings": ()})
+    told = " and ".join(words)
+    assert found.differences(plain) == ([f"savings: {told}, now none"] if words else [])
+    assert plain.differences(found) == ([f"savings: none, now {told}"] if words else [])
+
+
+def test_a_record_from_before_savings_were_recorded_is_read() -> None:
+    document = record(Request(prompt="fox", seed=1), Plan(), noise()).model_dump()
+    del document["fingerprint"]["savings"]
+    assert metadata.parse(json.dumps(document), "a.png").fingerprint.savings == ()
 
 
 def test_requests_from_text_are_checked() -> None:

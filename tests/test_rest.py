@@ -183,6 +183,17 @@ def test_a_body_that_cannot_be_read_is_refused(rest_client: TestClient, body: by
     assert answer.status_code in (400, 422) and set(answer.json()) == {"detail"}
 
 
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"a=b", json.dumps(ORDER).encode()])
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "?"])
+def test_a_body_that_does_not_say_to_be_json_is_refused(
+    rest_client: TestClient, memory: Memory, body: bytes, kind: str | None
+) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    answer = rest_client.post(f"{BASE}/generate", content=body, headers=headers)
+    assert answer.status_code == 422 and "application/json" in answer.json()["detail"]
+    assert not memory.jobs
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -310,7 +321,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
     Whether methods fit is not asked of a model, which takes long; other tests do.
     """
-    made = Service(tmp_path_factory.mktemp("real"), limits=Limits(upload_bytes=200_000))
+    made = Service(
+        tmp_path_factory.mktemp("real"), limits=Limits(upload_bytes=200_000, lora_bytes=200_000)
+    )
     made._examiner = SimpleNamespace(check=lambda model, plan: None, close=lambda: None)  # type: ignore[assignment]
     yield made
     made.close()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from web import (
@@ -298,15 +298,27 @@ async def _open_to_all(request: Any) -> PlainTextResponse:
     return PlainTextResponse("ok", headers=headers)
 
 
+async def _html(request: Any) -> HTMLResponse:
+    return HTMLResponse(SCRIPT)
+
+
+async def _packed(request: Any) -> PlainTextResponse:
+    return PlainTextResponse("packed", 500, {"Content-Encoding": "gzip"})
+
+
 async def _stream(request: Any) -> StreamingResponse:
     return StreamingResponse(iter(["a", "b"]), media_type="text/event-stream")
 
 
+SCRIPT = "<script>taken()</script>"
+HTML = ["/any.html", "/gradio_api/any.html", "/api/v1/any.html", "/assets/any.html"]
 EVERY = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 SMALL = Starlette(
     routes=[
         Route("/break", _break),
         Route("/traceback", _traceback),
+        Route("/packed", _packed),
+        *(Route(path, _html) for path in ("/", *HTML)),
         Route("/open", _open_to_all),
         Route("/stream", _stream),
         Route("/{path:path}", _echo, methods=EVERY),
@@ -408,7 +420,7 @@ def test_a_length_that_is_none_is_refused(length: str) -> None:
     assert answer.status_code == 413
 
 
-@pytest.mark.parametrize("path", ["/break", "/traceback"])
+@pytest.mark.parametrize("path", ["/break", "/traceback", "/packed"])
 def test_failures_say_nothing_about_the_inside(path: str) -> None:
     answer = small().get(path)
     assert answer.status_code == 500
@@ -420,6 +432,18 @@ def test_headers_of_the_app_that_open_it_are_replaced() -> None:
     answer = small().get("/open")
     assert "access-control-allow-origin" not in answer.headers
     assert answer.headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("prefix", ["", "/accel"])
+def test_scripts_of_the_page_alone_may_run(prefix: str) -> None:
+    test = small(prefix="/accel")
+    answer = test.get(f"{prefix}/")
+    [nonce] = re.findall(r'<script nonce="([^"]+)">', answer.text)
+    assert f"'nonce-{nonce}'" in answer.headers["content-security-policy"]
+    for path in HTML:
+        other = test.get(prefix + path)
+        assert other.text == SCRIPT
+        assert other.headers["content-security-policy"] == security.FOR_DATA
 
 
 def test_streams_are_not_held_back() -> None:
@@ -534,7 +558,7 @@ def test_every_script_of_the_page_has_the_nonce_and_each_page_another(
         assert int(answer.headers["content-length"]) == len(answer.content)
         nonces.add(nonce)
     assert len(nonces) == 2
-    script = re.search(r"script-src ([^;]*)", security.FOR_PAGES)
+    script = re.search(r"script-src ([^;]*)", security.FOR_PAGE)
     assert script is not None and "unsafe-inline" not in script[1] and "*" not in script[1]
 
 
@@ -704,7 +728,7 @@ def test_an_uploaded_file_is_read_by_the_event_it_was_uploaded_for(
 def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(
     tmp_path: Path, route: str, size: int
 ) -> None:
-    small = service(tmp_path, upload_bytes=1000)
+    small = service(tmp_path, upload_bytes=1000, lora_bytes=1000)
     field = "files" if "gradio" in route else "file"
     with client(small, blocks=in_loop(lambda: pages(small))) as test:
         before = everything(Path.cwd(), tmp_path)

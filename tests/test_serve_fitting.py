@@ -1,10 +1,13 @@
 """One matrix says what fits: it is what attaching says, and what is submitted is held to it."""
 
 from functools import partial
+from pathlib import Path
+from shutil import copytree
 from threading import Event, Thread
 
 import pytest
 import serve_toy
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saved import Folders
@@ -153,6 +156,24 @@ def test_another_version_of_a_model_is_examined_anew(tmp_path):
     assert catalogue.signature(str(folder)) != before
 
 
+@pytest.mark.parametrize("ask", ["fits", "check"])
+def test_what_was_found_out_on_one_device_is_asked_again_on_another(tmp_path, monkeypatch, ask):
+    store = Store(tmp_path / "jobs.sqlite3")
+    asked = []
+
+    def answer(examiner, _model, _plan, groups=()):
+        asked.append(examiner._device)
+        return Answer(refusals=(None,) * len(groups))
+
+    monkeypatch.setattr(Examiner, "_ask", answer)
+    more = [Plan.preset("balanced")] if ask == "check" else []
+    for device in ("cpu", "cuda", "cpu", "cuda"):
+        getattr(Examiner(store, fitting.main, device), ask)("scenes-unet", *more)
+    assert list(dict.fromkeys(asked)) == ["cpu", "cuda"] == sorted(set(asked), key=asked.index)
+    assert asked == sorted(asked)  # none was asked a second time
+    store.close()
+
+
 def test_a_model_that_cannot_be_loaded_is_left_to_its_job(tmp_path, monkeypatch):
     store = Store(tmp_path / "jobs.sqlite3")
     examiner = Examiner(store, fitting.main)
@@ -197,6 +218,37 @@ def test_bundled_models_are_what_they_are(name):
     assert info.kind == ("video" if name == "scenes-wan" else "image")
     assert ("frames" in info.inputs) == (info.kind == "video")
     assert info.call["num_inference_steps"] == 28 and "prompt" in info.inputs
+
+
+def test_a_controlnet_of_the_hub_is_known_once_it_is_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    models = Folders(tmp_path)
+    limits = Limits(models=(models("sd15"), "owner/model", "owner/control", "owner/part"))
+    assert catalogue.offered(limits) == list(limits.models) and not catalogue.controls(limits)
+    assert "control" not in catalogue.info(models("sd15"), limits).inputs
+    cached(tmp_path / "hub", "owner/model", Path(models("sd15")))
+    cached(tmp_path / "hub", "owner/control", Path(models.controlnet()))
+    cached(tmp_path / "hub", "owner/part", Path(models("sd15")) / "unet")
+    assert catalogue.offered(limits) == [models("sd15"), "owner/model", "owner/part"]
+    assert catalogue.files_of("owner/control") and catalogue.folder("owner/part") is None
+    assert "control" in catalogue.info(models("sd15"), limits).inputs
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", '{"_class_name": 5}'])
+def test_a_config_that_says_nothing_is_that_of_no_controlnet(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "config.json").write_text(text)
+    cached(tmp_path / "hub", "owner/some", tmp_path / "some")
+    assert catalogue.folder("owner/some") is None
+
+
+def cached(cache, name, folder):
+    """Put a folder into the hub's cache."""
+    home = cache / f"models--{name.replace('/', '--')}"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    copytree(folder, home / "snapshots" / ("0" * 40))
 
 
 def test_control_is_offered_where_there_is_a_controlnet(tmp_path):

@@ -1,26 +1,44 @@
 """What the server admits: the limits hold for every request, plan and upload, however made."""
 
+import errno
 import io
 import json
+import os
+import random
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.ExifTags import Base
 from saved import picture
+from tiny import PIPELINES
 
 from accel import Plan
-from accel.errors import AccelError, BadInput
+from accel.errors import AccelError, BadInput, NotWritten
 from accel.plan import methods
+from app.call import SIDES, arguments, extent, picture_size, read_picture
+from app.modes import pipeline_for
 from app.request import Request
 from app.serve import uploads
 from app.serve.jobs import Spec
 from app.serve.limits import BUNDLED, Limits, check, check_path, check_plan
 from app.serve.service import Service
+from app.serve.supervisor import Room
 
-LIMITS = Limits(side=512, pixels=512 * 512 * 4, frames=8, steps=50, prompt=40, upload_bytes=20_000)
+LIMITS = Limits(
+    side=512,
+    pixels=512 * 512 * 4,
+    frames=8,
+    steps=50,
+    work=512 * 512 * 60,
+    prompt=40,
+    upload_bytes=20_000,
+    lora_bytes=40_000,
+)
 FUNCTION = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -40,19 +58,22 @@ def sized(limit):
             "width": st.integers(1, 600),
             "height": st.integers(1, 600),
             "num_frames": st.integers(1, 12),
+            "num_inference_steps": st.integers(1, 60),
         },
     ),
 )
 def test_a_request_is_admitted_exactly_within_the_limits(width, height, frames, steps, prompt, own):
     request = Request(width=width, height=height, frames=frames, steps=steps, prompt=prompt)
-    wide, high = width or own.get("width", 1), height or own.get("height", 1)
+    wide, high = width or own.get("width", 1024), height or own.get("height", 1024)
     long = frames or own.get("num_frames", 1)
+    work = wide * high * long * (steps or own.get("num_inference_steps", 50))
     within = (
         wide <= 512
         and high <= 512
         and long <= 8
         and wide * high * long <= LIMITS.pixels
-        and (steps or 1) <= 50
+        and (steps or own.get("num_inference_steps", 50)) <= 50
+        and work <= LIMITS.work
         and len(prompt) <= 40
     )
     if within:
@@ -60,6 +81,73 @@ def test_a_request_is_admitted_exactly_within_the_limits(width, height, frames, 
     else:
         with pytest.raises(BadInput, match="admits at most"):
             check(request, LIMITS, own, Path("/nowhere"))
+
+
+@cache
+def from_a_picture(name):
+    """The pipeline of a tiny model that continues a picture."""
+    return pipeline_for(PIPELINES[name].build(), Request(image=Path("start.png")))
+
+
+@FUNCTION
+@given(
+    drawn=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    turned=st.booleans(),
+    model=st.sampled_from(["sd15", "flux_cfg"]),
+    asked=st.fixed_dictionaries({}, optional={side: st.sampled_from([32, 64]) for side in SIDES}),
+    stated=st.booleans(),
+)
+def test_a_start_picture_counts_as_large_as_it_makes_the_run(
+    tmp_path, drawn, turned, model, asked, stated
+):
+    """A run of the pipeline that takes it is never larger than what was counted."""
+    path = tmp_path / "start.png"
+    exif = Image.Exif()
+    exif[Base.Orientation] = 6 if turned else 1
+    Image.new("RGB", drawn).save(path, exif=exif)
+    own = {"height": 32, "width": 32} if stated else {}
+    request = Request(prompt="fox", image=path, **asked)
+    counted = extent(request, own)
+    assert picture_size(path) == read_picture(path).size
+    call = arguments(from_a_picture(model), request, own)
+    picture = call["image"]
+    width, height = (call.get(side, getattr(picture, side)) for side in ("width", "height"))
+    assert width <= counted.width and height <= counted.height
+    if not stated:
+        found = picture_size(path)
+        assert counted.width == asked.get("width", found[0])
+        assert counted.height == asked.get("height", found[1])
+
+
+def test_a_clip_from_a_picture_counts_as_the_model_makes_it(tmp_path):
+    path = picture(tmp_path / "start.png")
+    own = {"width": 16, "height": 8, "num_frames": 9, "num_inference_steps": 30}
+    found = extent(Request(image=path), own)
+    assert (found.width, found.height, found.frames, found.steps) == (16, 8, 9, 30)
+    assert found.pixels == 16 * 8 * 9
+
+
+@pytest.mark.parametrize(("limit", "most"), [("pixels", "frames: "), ("work", "steps: ")])
+def test_a_start_picture_does_not_get_round_a_limit(tmp_path, limit, most):
+    path = tmp_path / "start.png"
+    Image.new("RGB", (64, 64)).save(path)
+    request = Request(prompt="fox", image=path, steps=2)
+    least = 64 * 64 * (2 if limit == "work" else 1)
+    check(request, replace(LIMITS, **{limit: least}), {}, tmp_path)
+    with pytest.raises(BadInput, match=f"{most}{least}, .*admits at most {least - 1}"):
+        check(request, replace(LIMITS, **{limit: least - 1}), {}, tmp_path)
+
+
+@pytest.mark.parametrize("model", BUNDLED)
+def test_the_room_on_the_disk_is_that_for_the_size_that_is_made(tmp_path, model):
+    from app.serve import catalogue
+
+    own, room = catalogue.call(model), Room(least=5, pixel=2)
+    pixels = own["width"] * own["height"] * own.get("num_frames", 1)
+    assert room.needed(Request(model=model)) == 5 + 2 * pixels
+    assert room.needed(Request(model=model, width=8, height=8, frames=1)) == 5 + 2 * 64
+    for gone in (Request(model=str(tmp_path / "gone")), Request(image=tmp_path / "gone.png")):
+        assert room.needed(gone) == 5
 
 
 @pytest.mark.parametrize(
@@ -213,6 +301,12 @@ def weights(header=None, body=b"\0" * 8):
     return len(text).to_bytes(8, "little") + text.encode() + body
 
 
+def tensor(size):
+    """Weights of so many bytes, header aside."""
+    about = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
+    return weights({"w": about}, bytes(size))
+
+
 def test_safetensors_are_kept_if_they_are_whole(tmp_path):
     path = uploads.keep(tmp_path, "style.safetensors", weights(), LIMITS)
     assert path.suffix == ".safetensors" and path.read_bytes() == weights()
@@ -231,6 +325,7 @@ def test_safetensors_are_kept_if_they_are_whole(tmp_path):
         weights({"w": {"data_offsets": "ab"}}),
         weights([1, 2]),
         b"\xff" * 64,
+        (2**25).to_bytes(8, "little") + b"[" * 400,
         (400).to_bytes(8, "little") + b"[" * 400 + b"0",
         encoded("PNG")[:50],
         encoded("JPEG")[:200],
@@ -242,12 +337,89 @@ def test_everything_else_is_refused_and_nothing_is_left(tmp_path, data):
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_too_large_in_bytes_or_pixels_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="at most 20000"):
-        uploads.keep(tmp_path, "big.png", bytes(20_001), LIMITS)
-    (tmp_path / "given").write_bytes(bytes(20_001))
-    with pytest.raises(BadInput, match="at most 20000"):
-        uploads.keep(tmp_path, "big.png", tmp_path / "given", LIMITS)
+def noisy(sides):
+    """A picture that cannot be made smaller: 3 bytes a pixel."""
+    held = io.BytesIO()
+    Image.frombytes("RGB", sides, random.Random(0).randbytes(3 * sides[0] * sides[1])).save(
+        held, "PNG"
+    )
+    return held.getvalue()
+
+
+FORMS = {
+    "bytes": lambda path: path.read_bytes(),
+    "path": Path,
+    "file": lambda path: path.open("rb"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("data", "limit", "held"),
+    [
+        (noisy((80, 80)), None, ".png"),
+        (noisy((90, 90)), 20_000, None),
+        (tensor(30_000), None, ".safetensors"),
+        (tensor(40_000), 40_000, None),
+        (bytes(40_001), 40_000, None),
+    ],
+)
+def test_weights_and_pictures_have_limits_of_their_own(tmp_path, form, data, limit, held):
+    (tmp_path / "given").write_bytes(data)
+    content = FORMS[form](tmp_path / "given")
+    if limit is None:
+        path = uploads.keep(tmp_path / "up", "file", content, LIMITS)
+        assert path.suffix == held and path.read_bytes() == data
+    else:
+        with pytest.raises(BadInput, match=f"at most {limit} of such a file"):
+            uploads.keep(tmp_path / "up", "file", content, LIMITS)
+        assert not (tmp_path / "up").exists()
+    if form == "file":
+        content.close()
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 5), max_size=10), st.integers(0, 600))
+def test_the_uploads_of_one_owner_take_no_more_than_their_share(tmp_path_factory, sent, share):
+    folder = tmp_path_factory.mktemp("up") / "ada"
+    limits = replace(LIMITS, uploads_of_owner=share)
+    held = {}
+    for number in sent:
+        data = weights({f"w{number}": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+        if number in held or sum(map(len, held.values())) + len(data) <= share:
+            held[number] = data
+            assert uploads.keep(folder, "a file", data, limits).read_bytes() == data
+        else:
+            with pytest.raises(BadInput, match="empty the trash"):
+                uploads.keep(folder, "a file", data, limits)
+    found = [path.read_bytes() for path in folder.iterdir()] if folder.is_dir() else []
+    assert sorted(found) == sorted(held.values())
+
+
+def test_a_file_that_comes_again_is_as_young_as_a_new_one(tmp_path):
+    path = uploads.keep(tmp_path, "a", encoded("PNG"), LIMITS)
+    os.utime(path, (0, 0))
+    assert uploads.keep(tmp_path, "b", encoded("PNG"), LIMITS) == path
+    uploads.remove(tmp_path, ())
+    assert path.is_file()
+    os.utime(path, (0, 0))
+    uploads.remove(tmp_path, (path.name,))
+    assert path.is_file()
+    uploads.remove(tmp_path, ())
+    assert not path.exists()
+
+
+def test_a_full_disk_takes_no_upload_and_keeps_no_part(tmp_path, monkeypatch):
+    def fsync(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(NotWritten, match="No space left"):
+        uploads.keep(tmp_path / "up", "a", encoded("PNG"), LIMITS)
+    assert not list((tmp_path / "up").iterdir())
+
+
+def test_too_large_in_pixels_is_refused(tmp_path):
     with pytest.raises(BadInput, match="did not arrive"):
         uploads.keep(tmp_path, "gone.png", tmp_path / "gone", LIMITS)
     held = io.BytesIO()

@@ -1,6 +1,8 @@
 """The service with real worker processes on a toy model: what it promises, whatever is killed."""
 
+import errno
 import gc
+import io
 import multiprocessing
 import os
 import random
@@ -8,6 +10,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,13 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from serve_toy import opener, runs, spec
 
+from accel import Plan
 from accel.errors import BadInput, PlanError
+from app import files
 from app.serve.folders import Folders
-from app.serve.jobs import ENDED, FIRST, Busy, Job, NoSuchJob, Progress, Spec
+from app.serve.jobs import ENDED, FIRST, Busy, Figure, Job, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
+from app.serve.performing import Measured
 from app.serve.service import Service
-from app.serve.supervisor import Room
-from app.serve.worker import DONE
+from app.serve.store import speedup
+from app.serve.supervisor import Room, finish
+from app.serve.worker import DONE, Ended
 
 KILLS = 20
 AT_MOST = 60.0
@@ -115,6 +122,71 @@ def test_a_watcher_is_told_at_most_ten_times_a_second(shared):
     assert len(items) <= 10 * (time.monotonic() - began) + 2
     places = [one.position for one in items if isinstance(one, Job) and one.position is not None]
     assert places == sorted(places, reverse=True)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([3, 2]),
+            st.none() | st.floats(0, 5),
+            st.sampled_from([None, "The disk is full."]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from(["queued", "running"]),
+)
+def test_a_watcher_hears_of_each_change_that_matters_and_of_no_other(shared, script, state):
+    """Waiting times count when they moved by more than a second since the last that was told."""
+    job = Job("0" * 32, "ada", None, spec(1), state, 0, 0.0)
+    looks = iter([*script, None])
+
+    def look(_owner, _id):
+        now = next(looks)
+        if now is None:
+            return replace(job, state="done")
+        position, eta, paused = now
+        shared._board.pause("test", paused)
+        return replace(job, position=position, eta=eta)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared, "job", look)
+        patch.setattr("app.serve.service.PAUSE", 0.0)
+        patch.setattr("app.serve.service.LOOK", 0.0)
+        told = [(one.position, one.eta) for one in shared.watch("ada", job.id)][:-1]
+    shared._board.pause("test", None)
+    expected, last = [], None
+    for position, eta, paused in script:
+        moved = last is not None and state == "queued" and eta != last[1] and (
+            eta is None or last[1] is None or abs(eta - last[1]) > 1.0
+        )  # fmt: skip
+        if last is None or moved or (position, paused) != (last[0], last[2]):
+            last = position, eta, paused
+            expected.append((position, eta))
+    assert told == expected
+
+
+def test_figures_are_those_of_the_machine_that_this_is(tmp_path):
+    """A folder that was moved to another machine, or a server on another device, has none."""
+    measured = {"fast": Figure(speedup=speedup(1.0, [(2.0, 0.0)]), seconds=1.0)}
+    ended = Ended(job="", state="done", measured=Measured(figures=measured, machine="cpu, ours"))
+    service = Service(tmp_path, opener=opener(tmp_path))
+    asked = Spec(kind="measure", request={"model": "scenes-unet"})
+    finish(service._store, Job("0" * 32, "ada", None, asked, "running", 1, 0.0), ended)
+    for machines, found in (
+        ([], {}),
+        (["cuda, ours", "cpu, theirs"], {}),
+        (["cpu, ours"], measured),
+    ):
+        for number, machine in enumerate(machines):
+            service._board.place(f"worker {number}", machine)
+        assert service.figures("scenes-unet") == found
+    service.close()
+
+
+def test_a_worker_says_what_machine_it_is_before_there_is_a_job(start):
+    service = start()
+    wait_until(lambda: service._board.machines == ("cpu, toy, 1 threads",))
 
 
 def test_errors_are_one_sentence_and_the_queue_goes_on(shared):
@@ -361,6 +433,54 @@ def test_a_picture_that_does_not_fit_is_kept_until_it_does(start, tmp_path):
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
+def test_a_stop_counts_while_the_disk_is_full(start, monkeypatch):
+    """It comes at the moment in which the job is running, and is about to be given back."""
+    service, free = start(), [0]
+    asked = []
+
+    def look(folders):
+        if not free[0] and not asked:
+            asked.append(service.cancel("ada", service.history("ada")[0].id))
+        return free[0]
+
+    monkeypatch.setattr(Folders, "free", look)
+    [job] = service.submit("ada", [spec(1)])
+    wait_until(lambda: ended(service))
+    free[0] = 2**40
+    last = service.job("ada", job.id)
+    assert asked[0].state == "running" and last.state == "stopped" and last.result is None
+    assert not runs(service.folder.parent)
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "state"), [(1, 0, "done"), (0, 1, "stopped"), (1, 1, "stopped")]
+)
+def test_only_a_stop_that_comes_while_the_disk_is_full_throws_a_picture_away(
+    start, tmp_path, monkeypatch, before, meanwhile, state
+):
+    full = tmp_path / "full"
+    full.touch()
+
+    def fsync(descriptor):
+        if full.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", fsync)  # in the worker too, which is forked
+    service = start(seconds=0.5)
+    [job] = service.submit("ada", [spec(1)])
+    wait_until(lambda: runs(tmp_path) == [1])
+    for _ in range(before):
+        service.cancel("ada", job.id)
+    wait_until(lambda: service.paused is not None)
+    assert "No space left" in service.paused
+    for _ in range(meanwhile):
+        service.cancel("ada", job.id)
+    if not meanwhile:
+        full.unlink()
+    last = list(service.watch("ada", job.id))[-1]
+    assert last.state == state and (last.result is None) == bool(meanwhile)
+
+
 # Whose is whose
 
 OTHERS = {
@@ -427,6 +547,57 @@ def test_uploads_of_others_cannot_be_used(shared, tmp_path):
     for owner, image in (("bob", path), ("ada", tmp_path / "start.png"), ("ada", "/etc/passwd")):
         with pytest.raises(BadInput, match="none of your uploads"):
             shared.submit(owner, [Spec(request=asked | {"image": str(image)})])
+
+
+def pictured(service, owner, colour, hours):
+    """An upload that is so old."""
+    held = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(held, "PNG")
+    path = service.upload(owner, "start.png", held.getvalue())
+    age(path, hours)
+    return path
+
+
+def age(path, hours):
+    then = time.time() - 3600 * hours
+    os.utime(path, (then, then))
+
+
+def test_emptying_the_trash_removes_old_uploads_that_no_job_names(tmp_path):
+    service = Service(tmp_path, opener=opener(tmp_path))
+    colours = ("red", "green", "blue", "gray")
+    named, dropped, stray, young = (
+        pictured(service, "ada", colour, hours)
+        for colour, hours in zip(colours, (2, 2, 2, 0.5), strict=True)
+    )
+    others = pictured(service, "bob", "red", 2)
+    jobs = service.submit(
+        "ada", [Spec(request={"prompt": "x", "image": str(path)}) for path in (named, dropped)]
+    )
+    service.delete("ada", jobs[1].id)
+    assert service.purge("ada") == 1
+    assert not stray.exists() and all(path.exists() for path in (named, young, others))
+    assert dropped.exists()  # a job named it less than an hour ago
+    for path in (named, dropped):
+        age(path, 2)
+    service.purge("ada")
+    assert named.exists() and not dropped.exists()
+    service.delete("ada", jobs[0].id)
+    service.restore("ada", jobs[0].id)
+    service.purge("ada")
+    assert named.exists()
+    service.close()
+
+
+def test_an_upload_stays_while_a_job_that_names_it_is_being_submitted(tmp_path, monkeypatch):
+    """The trash is emptied between the check of the request and its admission."""
+    service = Service(tmp_path, opener=opener(tmp_path))
+    path = pictured(service, "ada", "red", 2)
+    plan = Plan.preset("balanced").to_dict()
+    monkeypatch.setattr(service._examiner, "check", lambda *_: service.purge("ada"))
+    service.submit("ada", [Spec(request={"prompt": "x", "image": str(path)}, plan=plan)])
+    assert path.exists()
+    service.close()
 
 
 # For long

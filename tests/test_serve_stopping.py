@@ -146,9 +146,11 @@ def test_out_of_memory_at_any_call_is_declared_and_leaves_nothing(
         assert ended.state == "done" and pixels(picture)
         [note] = [note for note in ended.result.notes if "out of memory" in note]
         assert "decoder in tiles" in note and ended.measured.configuration is None
+        assert metadata.read(picture)[0].fingerprint.savings == ("decoder in tiles",)
         again, picture = bench.job(plan)
         assert again.result.notes == [] or "out of memory" not in again.result.notes[-1]
         assert pixels(picture) == fresh and bench.opens == opens + 1  # a fresh session
+        assert metadata.read(picture)[0].fingerprint.savings == ()
 
 
 def test_out_of_memory_again_and_again_is_refused_with_advice(benches):

@@ -340,6 +340,40 @@ def test_the_time_that_is_left_comes_from_measured_seconds_alone(store, monkeypa
     assert store.job("ada", first).eta == 0.0
 
 
+def test_devices_share_the_queue_and_a_measurement_gives_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    store = Store(tmp_path / "jobs.sqlite3", ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(store, "_estimate", lambda row, known: float(row["workload"]))
+    [measured] = admit(store, kind="measure", workload="60")
+    assert store.claim("cuda:0").id == measured
+    jobs = [admit(store, workload=seconds)[0] for seconds in ("5", "3", "4")]
+    [pinned] = admit(store, workload="1", device="cuda:0")
+    found = [store.job("ada", id).eta for id in (measured, *jobs, pinned)]
+    assert found == [60.0, 5.0, 3.0, 7.0, 6.0]
+    store.close()
+
+
+def test_of_each_kind_of_fact_the_newest_are_kept(store, monkeypatch):
+    monkeypatch.setattr("app.serve.store.FACTS", 3)
+    store.keep("figures of a model", "measured")
+    for plan in "abcdea":
+        store.keep(f"fits {plan}", plan)
+    store.keep("fits", "a name of one word")
+    store.keep("fitsa b", "another kind")
+    assert [plan for plan in "abcde" if store.fact(f"fits {plan}") == plan] == ["a", "d", "e"]
+    assert store.fact("figures of a model") == "measured" and store.fact("fits") is not None
+    assert store.fact("fitsa b") == "another kind"
+
+
+def test_a_fact_that_cannot_be_kept_pushes_none_out(store, monkeypatch):
+    monkeypatch.setattr("app.serve.store.FACTS", 1)
+    store.keep("fits a", "a")
+    store._rows(f"PRAGMA max_page_count = {store._rows('PRAGMA page_count')[0][0]}")
+    with pytest.raises(NotWritten):
+        store.keep("fits b", "x" * 10**6)
+    assert store.fact("fits a") == "a" and store.fact("fits b") is None
+
+
 def test_a_speedup_is_shown_as_soon_as_stock_was_timed_and_only_where_it_may_be(store):
     accelerated = {"plan": {"plan": 1, "cache": {"EasyCache": {}}}}
 

@@ -9,15 +9,17 @@ from threading import Event
 import pytest
 import serve_toy
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from saved import Folders
 from serve_toy import STEPS, spec
 
 from accel.errors import AccelWarning
 from app import files, metadata
 from app.serve.following import Control
-from app.serve.jobs import Spec
+from app.serve.jobs import Progress, Spec
 from app.serve.performing import Task
-from app.serve.worker import DONE, Blocked, Ended, Worker, out_of_memory
+from app.serve.worker import DONE, Asked, Blocked, Ended, Loaded, Worker, obey, out_of_memory
 
 CACHED = {"plan": 1, "cache": {"EasyCache": {"threshold": 1e6}}}
 
@@ -62,7 +64,8 @@ def test_what_is_made_lies_in_the_folder_and_says_how_it_ended(tmp_path, opened,
     assert Ended.model_validate_json((folder / DONE).read_bytes()) == ended
     made, [picture] = metadata.read(folder / ended.result.files["picture"])
     assert picture.getpixel((0, 0)) == (7, 0, 0) and made.asked.seed == 7
-    assert [one.phase for one in heard] == ["loading", "writing"]
+    assert [one.phase for one in heard if isinstance(one, Progress)] == ["loading", "writing"]
+    assert [one for one in heard if isinstance(one, Loaded)] == [Loaded("cpu, toy, 1 threads")]
 
 
 def test_the_last_model_stays_loaded_and_another_takes_its_place(tmp_path, opened, control):
@@ -72,6 +75,20 @@ def test_the_last_model_stays_loaded_and_another_takes_its_place(tmp_path, opene
         asked = Spec(request={"prompt": "fox", "seed": 1, "model": model})
         assert worker.perform(task(tmp_path, asked), control).state == "done"
     assert names == ["scenes-flux", "scenes-unet", "scenes-flux"]
+
+
+def test_a_model_that_was_loaded_ahead_is_warm(tmp_path, opened, control):
+    worker = Worker(opened[1])
+    worker.preload(task(tmp_path, spec(1)).request.source, control)
+    assert worker.perform(task(tmp_path, spec(1)), control).measured.configuration
+    assert opened[0] == ["scenes-flux"]
+
+
+def test_what_cannot_be_loaded_ahead_leaves_it_to_the_job(tmp_path, control, capsys):
+    worker = Worker(serve_toy.damaged)
+    worker.preload(task(tmp_path, spec(1)).request.source, control)
+    assert "truncated" in capsys.readouterr().err
+    assert worker.perform(task(tmp_path, spec(1)), control).state == "failed"
 
 
 def test_times_count_from_the_second_run_after_loading(tmp_path, opened, control):
@@ -155,8 +172,36 @@ def test_nothing_is_there_while_the_disk_is_full_and_a_stop_gives_up(
     ended = Worker(opened[1], again=0.01).perform(
         task(tmp_path, spec(1)), Control(stop, Event(), send)
     )
-    assert ended.state == "failed" and "free some space" in ended.error
+    assert ended.state == "stopped" and "free some space" in ended.error
     assert not list((tmp_path / "j").iterdir())
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_a_stop_from_before_the_disk_was_full_throws_nothing_away(
+    tmp_path, opened, control, heard, monkeypatch, times
+):
+    control.stop.set()
+    full_disk(monkeypatch, 1, times)  # the first write is that of the stock side
+    ended = Worker(opened[1], again=0.01).perform(task(tmp_path, spec(1)), control)
+    assert ended.state == "done" and (tmp_path / "j" / DONE).is_file()
+    assert len([one for one in heard if isinstance(one, Blocked)]) == times
+
+
+@given(
+    st.lists(st.builds(Asked, stops=st.integers(0, 3), watched=st.booleans()), max_size=8),
+    st.integers(0, 8),
+)
+def test_a_stop_counts_anew_each_time_it_is_asked_for(said, taken):
+    """Whoever takes note of a stop, by clearing it, hears of the next one and of no older one."""
+    control, stops = Control(Event(), Event(), lambda _: None), 0
+    for turn, asked in enumerate(said):
+        if turn == taken:
+            control.stop.clear()
+        was = control.stop.is_set()
+        obey(control, asked, stops)
+        assert control.watched.is_set() == asked.watched
+        assert control.stop.is_set() == (asked.stops > stops or (was and asked.stops > 0))
+        stops = asked.stops
 
 
 def test_a_stock_side_that_cannot_be_kept_is_only_noted(tmp_path, opened, control):

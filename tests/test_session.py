@@ -54,6 +54,13 @@ def test_runs_see_nothing_of_each_other(name: str, sessions: dict[str, Session])
     assert metadata.pixels(session.bare(request(session)).pictures) == stock
 
 
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg", "ltx"])
+def test_a_warmed_session_draws_what_a_fresh_one_draws(name: str, folders: Folders) -> None:
+    fresh, warm = (Session.open(Source(model=folders(name), device="cpu")) for _ in range(2))
+    warm.warm()
+    assert pixels(warm, CACHE) == pixels(fresh, CACHE)
+
+
 def test_a_run_that_was_cancelled_at_any_step_leaves_nothing(sessions: dict[str, Session]) -> None:
     session = sessions["flux_cfg"]
     before = pixels(session, CACHE)

@@ -14,7 +14,7 @@ from accel.errors import BadInput
 from app import clips, metadata
 from app.request import Request, make
 from app.serve.jobs import Spec
-from app.ui import compare, events, generate, page
+from app.ui import compare, events, generate, page, records
 
 EASY = Plan(cache.EasyCache(threshold=1e6))
 
@@ -63,7 +63,7 @@ def test_pictures_are_shown_under_one_slider_by_their_own_files(
 ) -> None:
     _, end = compared(both[1], asked(models("flux_cfg")))
     job = service.jobs[end["watching"]]
-    files = compare.files_of(service, job)  # type: ignore[arg-type]
+    files = records.files(service, job)  # type: ignore[arg-type]
     assert end["slider"].visible and not end["clips"].visible
     for side, plan in zip(compare.SIDES, (Plan(), EASY), strict=True):
         made, pictures = metadata.read(files[side])
@@ -152,6 +152,24 @@ def test_after_a_reload_the_comparison_is_back_and_only_for_its_owner(
     assert gone == [{"watching": None}]
     steps = [named(drawn, updates) for updates in drawn.reattach(job.id, browser("ada"))]
     assert service.jobs[job.id].state == "done" and steps[-1]["slider"].visible
+
+
+@pytest.mark.parametrize("role", ["baseline", "difference", "sheet"])
+def test_a_file_that_is_gone_is_said_to_be_gone_and_the_others_are_shown(
+    both: tuple[generate.Page, compare.Page], service: Fake, models: Folders, role: str
+) -> None:
+    _, drawn = both
+    _, end = compared(drawn, asked(models("flux_cfg")))
+    job = service.jobs[end["watching"]]
+    lost = service.file("local", job.id, role)
+    lost.unlink()
+    steps = [named(drawn, updates) for updates in drawn.reattach(job.id, browser())]
+    again = {name: value for step in steps for name, value in step.items()}
+    assert lost.name in again["banner"] and "deleted" in again["banner"]
+    assert set(again["files"]) == set(end["files"]) - {str(lost)}
+    assert (again["slider"].value is None) == (role == "baseline")
+    assert (again["difference"] is None) == (role == "difference")
+    assert again["table"] == end["table"]
 
 
 def test_a_comparison_can_be_stopped(

@@ -1,5 +1,6 @@
 """Sweeps: every combination, checked before anything is admitted; the plot shows what there is."""
 
+import re
 from types import SimpleNamespace
 
 import gradio as gr
@@ -8,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pages import HOSTILE, Memory, Reader, drawn, job, request, result, same_shape, speedup
 
-from accel.errors import BadInput, PlanError
+from accel.errors import BadInput, BadModel, PlanError
 from accel.plan import Plan, build, methods
 from app.serve.jobs import ENDED, STOCK, Busy, Spec
-from app.ui import explore, scatter, sweep
+from app.ui import explore, grid, records, scatter, sweep
 from app.ui.sweep import Axis, Mark
 
 BALANCED = Plan.preset("balanced").to_dict()
@@ -178,7 +179,7 @@ def ended(id, title, **changes):
 
 def test_a_mark_takes_the_measured_speed_and_says_where_it_is_from_one_run_alone():
     jobs = [
-        ended("s", "stock", seconds=6.0),
+        ended("s", "stock", seconds=60.0),
         ended("a", "one", seconds=2.0, quality={"ssim": 0.9, "psnr": 31.0}),
         ended(
             "b", "two", seconds=2.0, quality={"ssim": 1.0, "psnr": "equal"}, speedup=speedup(2.5)
@@ -191,10 +192,25 @@ def test_a_mark_takes_the_measured_speed_and_says_where_it_is_from_one_run_alone
     stock, one, two, three, four, five, six = sweep.marks(jobs)
     assert (six.ratio, six.measured) == (2.5, False)
     assert (stock.title, stock.ratio, stock.ssim) == ("", 1.0, 1.0)
-    assert (one.ratio, one.measured) == (3.0, False)
+    assert one.ratio is None and not one.plotted, "the stock run was the first after loading"
     assert (two.ratio, two.measured, two.psnr) == (2.5, True, float("inf"))
     assert three.ssim is None and not three.plotted
     assert four.seconds is None and five.seconds is None
+
+
+@pytest.mark.parametrize(("language", "says"), [("en", "does not count"), ("de", "zählt nicht")])
+@pytest.mark.parametrize("found", [None, speedup()])
+def test_why_a_speed_is_missing_is_said_when_a_sweep_has_ended(found, language, says):
+    jobs = [
+        ended("s", "stock", seconds=60.0),
+        ended("a", "one", quality={"ssim": 0.9}, speedup=found),
+    ]
+    view = explore.view(Memory(), jobs, language)
+    assert (says in view.status) == (found is None)
+    assert "×" not in view.table and "30.0" not in view.table
+    still = explore.view(Memory(), [*jobs, job("q", "queued")], language)
+    assert says not in still.status
+    assert says not in explore.view(Memory(), [job("s", "failed"), jobs[1]], language).status
 
 
 def test_without_a_stock_run_no_speed_is_made_up():
@@ -312,24 +328,89 @@ def test_a_sweep_is_shown_as_it_comes(monkeypatch):
     service = Memory()
     ids = started(service)
     watching = page(service).watch(ids, request())
-    results, grid, shown, plot, _, status, stop = next(watching)
-    assert results["visible"] and not grid["visible"]
-    assert grid["value"] == [] and shown == [] and plot == "" and stop["interactive"]
+    results, pictures, plot, _, status, stop = next(watching)
+    assert results["visible"] and Reader(pictures).values("data-index") == []
+    assert plot == "" and stop["interactive"]
     assert "0 of 3" in status
+    near = {"ssim": 0.9, "psnr": 30.0}
     pauses = iter(
         [lambda: None]
         + [
-            (lambda id=id: service.end(id, result=result(quality={"ssim": 0.9, "psnr": 30.0})))
+            (lambda id=id: service.end(id, result=result(quality=near, speedup=speedup())))
             for id in ids
         ]
     )
     monkeypatch.setattr(explore.time, "sleep", lambda _: next(pauses)())
     views = [view for view in watching if view is not explore.UNCHANGED]
-    assert [len(view[2]) for view in views] == [1, 2, 3], "pictures as they come, in order"
-    assert views[-1][2] == ids and not views[-1][6]["interactive"]
-    assert Reader(views[-1][3]).values("data-index") == ["0", "1", "2"]
-    captions = [caption for _, caption in views[-1][1]["value"]]
-    assert captions == ["0: stock", "1: threshold = 0.1", "2: threshold = 0.2"]
+    shown = [Reader(view[1]).values("data-index") for view in views]
+    assert shown == [["0"], ["0", "1"], ["0", "1", "2"]], "pictures as they come, in order"
+    assert not views[-1][5]["interactive"]
+    assert Reader(views[-1][2]).values("data-index") == ["0", "1", "2"]
+    sources = Reader(views[-1][1]).values("src")
+    assert sources == [f"api/v1/jobs/{id}/files/picture" for id in ids]
+
+
+@given(THRESHOLDS, WARMUPS | st.none(), st.data())
+def test_the_grid_has_its_knobs_as_axes_whatever_is_missing(thresholds, warmups, data):
+    chosen = {THRESHOLD: thresholds, **({WARMUP: warmups} if warmups else {})}
+    axes = [Axis(knob, tuple(values)) for knob, values in chosen.items()]
+    service = Memory()
+    jobs = explore.submitted(service, "local", base(), axes, "stock")
+    for one in jobs:
+        left = data.draw(st.none() | st.just(result()))
+        service.end(one.id, data.draw(st.sampled_from(ENDED)), result=left)
+    service.missing = {(id, "picture") for id in data.draw(st.sets(st.sampled_from([*"0123"])))}
+    view = explore.view(service, service.jobs, "en")
+    shown = [one for one in service.jobs if records.role(service, one)]
+    assert Reader(view.grid).values("data-index") == [one.id for one in shown]
+    heads = re.findall(r'<th scope="(col|row)">(.*?)</th>', view.grid)
+    columns = [text for scope, text in heads if scope == "col"][1:]
+    rows = [text for scope, text in heads if scope == "row"]
+    thresholds = [f"EasyCache.threshold = {value}" for value in thresholds]
+    warmups = warmups and [f"EasyCache.warmup = {value}" for value in warmups]
+    assert (columns, rows) == ((warmups, thresholds) if warmups else (thresholds, ["Pictures"]))
+    body = view.grid.partition("<tbody>")[2]
+    cells = re.findall(r"<td>(.*?)</td>", body)
+    numbers = [int(re.search(r"(?:<span>|>)(\d+)", cell)[1]) for cell in cells]
+    assert numbers == list(range(1, len(jobs))), "a place each, in order"
+    gone = [one for one in service.jobs if one.result and one not in shown]
+    assert view.grid.count("its file is gone") == len(gone)
+
+
+def test_a_clip_in_the_grid_is_a_clip():
+    clip = sweep.Mark("a", "", "done", 1.0, 1.0, True, 1.0)
+    assert "<video" in grid.draw([grid.Shot(clip, "api/v1/jobs/a/files/picture", film=True)])
+    assert grid.draw([]) == ""
+
+
+@given(st.text(min_size=1) | st.just(HOSTILE))
+def test_no_text_of_a_sweep_becomes_markup(text):
+    def shown(text):
+        title = f"{THRESHOLD} = {text}"
+        marks = [Mark("s", "", "done", 1.0, 1.0, True, 1.0), Mark("a", title, "done", 1.0, 2.0)]
+        return grid.draw([grid.Shot(mark, f"files/{text}") for mark in marks])
+
+    assert text in same_shape(shown(text), shown("plain")).text
+
+
+@given(THRESHOLDS, WARMUPS)
+def test_the_knobs_of_a_point_are_read_from_its_title(thresholds, warmups):
+    axes = [Axis(THRESHOLD, tuple(thresholds)), Axis(WARMUP, tuple(warmups))]
+    for point in sweep.points(BALANCED, axes):
+        fields = point.plan["cache"]["EasyCache"]
+        assert sweep.settings(point.title) == {
+            THRESHOLD: str(fields["threshold"]),
+            WARMUP: str(fields["warmup"]),
+        }
+    assert sweep.settings("") == sweep.settings("stock") == {}
+
+
+@pytest.mark.parametrize("state", ["queued", "running", *ENDED])
+def test_a_sweep_that_stands_still_says_why(state):
+    service = Memory()
+    service.paused = "The disk is full: free some space."
+    html = explore.view(service, [job("a", state)], "en").status
+    assert ("The disk is full" in html) == (state not in ENDED)
 
 
 @pytest.mark.parametrize("ids", [None, [], ["gone"]])
@@ -408,10 +489,40 @@ def test_only_knobs_of_methods_that_fit_are_offered():
         page(service).offer("another", request())
 
 
-def test_the_page_has_what_browser_tests_look_for():
-    def draw():
-        model = gr.Dropdown(["scenes-flux"], value="scenes-flux")
-        generate = SimpleNamespace(fields={"model": model}, inputs=[model], spec=None)
-        explore.tab(Memory(), generate, gr.State(None))
+def test_a_model_that_is_not_here_yet_is_offered_every_knob():
+    service = Memory()
+    service.broken = BadModel("it is not here yet: make a picture with it.")
+    first, second = page(service).offer("scenes-flux", request())
+    assert first["choices"] == KNOBS == second["choices"][1:]
 
-    assert {"explore-run", "explore-grid", "explore-plot"} <= drawn(draw)
+
+def whole(found):
+    """Draws the page; its tab, and all of its events in order."""
+    model = gr.Dropdown(["scenes-flux"], value="scenes-flux")
+    generate = SimpleNamespace(fields={"model": model}, inputs=[model], spec=None)
+    with gr.Tab("explore") as opened:
+        explore.tab(Memory(), generate, gr.State(None), opened)
+    found += [opened, *gr.context.Context.root_block.fns.values()]
+
+
+def test_what_fits_is_found_out_only_when_the_page_is_chosen():
+    found = []
+    drawn(lambda: whole(found))
+    opened, *functions = found
+    (offering,) = (fn for fn in functions if fn.name == "offer")
+    assert offering.targets == [(opened._id, "select")]
+
+
+def test_the_sweep_before_is_no_longer_watched_when_another_begins():
+    """Gradio does one after the other: what is cancelled later would be the new sweep's."""
+    found = []
+    drawn(lambda: whole(found))
+    _, *functions = found
+    names = [fn.name for fn in functions]
+    cancelling = [index for index, fn in enumerate(functions) if fn.cancels]
+    assert cancelling and max(cancelling) < names.index("start")
+    assert functions[cancelling[0]].targets == functions[names.index("start")].targets
+
+
+def test_the_page_has_what_browser_tests_look_for():
+    assert {"explore-run", "explore-grid", "explore-plot"} <= drawn(lambda: whole([]))

@@ -1,5 +1,7 @@
 """The gallery: finds what was made, gives it back, deletes and restores, and shows it safely."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from pages import HOSTILE, Memory, Reader, drawn, job, request, result, same_shape, speedup
 
 from app.serve.jobs import Spec
-from app.ui import gallery, records
+from app.ui import endpoints, events, gallery, records
 from app.ui.browser import is_here, refusals
 from app.ui.records import ANY, Filter
 
@@ -55,7 +57,7 @@ def filled(found):
             deleted=one["deleted"],
             result=result() if one["picture"] and one["state"] in ("done", "stopped") else None,
         )
-        service.jobs.append(SimpleNamespace(**{**vars(made), "created": float(index // 4)}))
+        service.jobs.append(replace(made, created=float(index // 4)))
     return service
 
 
@@ -105,8 +107,72 @@ def test_every_job_is_a_picture_or_says_why_not(found, count):
     ],
 )
 def test_the_file_that_stands_for_a_job(files, role):
-    assert records.role(job(result=result(files=files))) == role
-    assert records.role(job(result=None)) is None
+    service = Memory()
+    service.jobs = [job("a", result=result(files=files)), job("b", result=None)]
+    assert [records.role(service, one) for one in service.jobs] == [role, None]
+
+
+@given(st.lists(st.sampled_from(["picture", "sheet", "report"]), unique=True), st.data())
+def test_a_file_that_is_gone_is_as_if_there_were_none_and_its_name_is_told(roles, data):
+    service = Memory()
+    service.jobs = [job("a", result=result(files={role: f"{role}.png" for role in roles}))]
+    lost = data.draw(st.sets(st.sampled_from(roles))) if roles else set()
+    service.missing = {("a", role) for role in lost}
+    (one,) = service.jobs
+    assert set(records.files(service, one)) == set(roles) - lost
+    assert records.gone(service, one) == [f"{role}.png" for role in roles if role in lost]
+    left = [role for role in records.SHOWN if role in roles and role not in lost]
+    assert records.role(service, one) == next(iter(left), None)
+
+
+@given(JOBS, st.sets(st.integers(0, 30)))
+def test_a_file_that_is_gone_takes_no_other_picture_with_it(found, lost):
+    service = filled(found)
+    whole = gallery.view(service, "local", Filter(), 100, "en")
+    service.missing = {(str(index), "picture") for index in lost}
+    view = gallery.view(service, "local", Filter(), 100, "en")
+    assert view.ids == [id for id in whole.ids if int(id) not in lost]
+    assert view.rest.count("Its file is gone") == len(whole.ids) - len(view.ids)
+
+
+@pytest.mark.parametrize(("language", "says"), [("en", "deleted"), ("de", "gelöscht")])
+def test_a_picture_that_goes_while_it_is_shown_says_so_and_keeps_its_settings(language, says):
+    service, events = page()
+    here = request(accept_language=language)
+    ids = shown(events)[1]
+    service.missing = {(id, "picture") for id in ids}
+    chosen, details, download = events.choose(ids, SimpleNamespace(index=0), here)
+    assert chosen == ids[0] and download["value"] is None
+    assert says in details and "picture.png" in details and "scenes-flux" in details
+    assert says in events.open(chosen, here)
+    assert events.restore(chosen, here)["request"]["model"] == "scenes-flux"
+
+
+SERVER = "/srv/accel/uploads/somebody-0a/"
+
+
+def test_nothing_that_is_told_of_a_job_names_a_folder_of_the_server():
+    asked = {"prompt": "a circle", "model": "/models/mine/flux", "seed": 7}
+    made = job(
+        spec=Spec(request={**asked, "image": f"{SERVER}start.png"}),
+        result=result(
+            notes=[f"{SERVER}a.png is small"],
+            verdicts={"a.B": {"state": "INACTIVE", "detail": f"{SERVER}t.json has none"}},
+        ),
+        error=f"{SERVER}b.png is gone: give another.",
+    )
+    told = records.told(made)
+    assert told.spec.request == {**asked, "image": "start.png"}, "the rest is as it was typed"
+    shown = [
+        records.details(made, "en"),
+        records.without([made], "en"),
+        *(str(events.of_job(made, "en")[name]) for name in ("badge", "banner", "timeline")),
+        json.dumps(endpoints.as_json(made)),
+    ]
+    for name in ("start.png", "a.png", "b.png", "t.json"):
+        assert any(name in text for text in shown)
+    assert not [text for text in shown if SERVER in text]
+    assert made.spec.request["image"] == f"{SERVER}start.png", "its settings can be restored"
 
 
 # showing
@@ -261,6 +327,9 @@ def test_a_folder_opens_only_for_a_browser_on_this_machine(monkeypatch):
 def test_an_error_is_told_in_its_own_words_and_escaped():
     from accel.errors import BadInput
 
+    with pytest.raises(gr.Error) as error, refusals():
+        raise BadInput(f"{SERVER}b.png is gone")
+    assert error.value.message == "b.png is gone"
     with pytest.raises(gr.Error) as error, refusals():
         raise BadInput(HOSTILE)
     assert "<" not in error.value.message and "alert(1)" in error.value.message

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 import pytest
@@ -20,7 +20,7 @@ from accel import methods as all_methods
 from accel.errors import BadInput
 from app import metadata
 from app.request import Request, make
-from app.serve.jobs import Job, Progress, Result, Spec
+from app.serve.jobs import Job, Phase, Progress, Result, Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
 from app.session import Session
@@ -280,16 +280,59 @@ def test_every_state_of_a_job_shows_something_and_only_an_end_lets_the_next_one_
     )
     view = events.of_job(job, "en", paused="The disk is full: free some space.")
     assert view["runs"] == (state in ("queued", "running"))
-    if state == "queued":
-        assert "2 before it" in view["progress"] and "The disk is full" in view["progress"]
-    elif state == "running":
-        assert view["progress"]
+    if view["runs"]:
+        assert ("2 before it" in view["progress"]) == (state == "queued")
+        assert "The queue stands still: The disk is full" in view["progress"]
     else:
         assert view["progress"] == view["preview"] == "" and view["job"] is job
     if error:
         assert error in view["banner"]
     if partial and not view["runs"]:
         assert "Stopped early" in view["banner"]
+
+
+@pytest.mark.parametrize("language", words.LANGUAGES)
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_why_the_queue_stands_still_is_said_in_every_phase(phase: Phase, language: Any) -> None:
+    now = Progress("a", phase, 1, 4)
+    reason = "/srv/accel/outputs/a.png could not be written (No space left on device)."
+    told = events.of_progress(now, language, reason)["progress"]
+    assert "a.png could not be written" in told and "/srv" not in told
+    assert "accel-note" not in events.of_progress(now, language)["progress"]
+
+
+def test_a_job_that_comes_again_while_it_runs_keeps_the_progress_that_is_known(
+    service: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = service.submit("local", [Spec(request={"prompt": "x", "model": "x"})])
+    running, step = replace(job, state="running"), Progress(job.id, "denoising", 3, 4)
+    given: list[Job | Progress] = [running, step, running, job, running]
+    monkeypatch.setattr(service, "watch", lambda *_: iter(given))
+    views = list(events.follow(service, "local", job.id, "en"))  # type: ignore[arg-type]
+    known = ["step 3 of 4" in view["progress"] for view in views]
+    assert known == [False, True, True, False, False]
+
+
+def test_what_blocks_a_job_is_shown_while_it_is_followed(
+    drawn: generate.Page, service: Fake
+) -> None:
+    service.paused = "The disk is full: free some space."
+    steps = clicked(drawn)
+    told = [text for step in steps if (text := str(step.get("progress", "")))]
+    assert all("The disk is full" in text for text in told[1:]) and len(told) > 3
+    assert not last(steps)["progress"]
+
+
+def test_a_picture_that_is_gone_is_said_to_be_gone_and_everything_else_is_back(
+    drawn: generate.Page, service: Fake
+) -> None:
+    clicked(drawn)
+    (job,) = service.jobs.values()
+    service.file("local", job.id, "picture").unlink()
+    end = last([named(drawn, updates) for updates in drawn.reattach(job.id, browser())])
+    assert end["picture"] is None and end["film"] is None
+    assert "picture.png" in end["banner"] and "deleted" in end["banner"]
+    assert end["badge"] and end["seed"] == str(job.spec.request["seed"])
 
 
 def test_a_preview_stays_until_there_is_another() -> None:
@@ -326,6 +369,34 @@ def test_presets_are_measured_once_by_themselves(
     service.measured.clear()
     again = list(drawn.measure_first(model, browser()))
     assert again == [generate.NOTHING], "what failed is not tried for ever"
+
+
+def test_a_speed_that_was_measured_later_is_put_into_the_badge(
+    drawn: generate.Page, service: Fake
+) -> None:
+    clicked(drawn)
+    (job,) = service.jobs.values()
+    assert job.result is not None
+    untimed = job.result.model_copy(update={"speedup": None})
+    for result, known in ((untimed, False), (job.result, True)):
+        service.jobs[job.id] = replace(job, result=result)
+        badge = named(drawn, drawn.refreshed(job.id, browser()))["badge"]
+        assert ("2.50" in badge) == known
+    service.jobs[job.id] = replace(job, state="running", result=None)
+    for watching, who in ((job.id, None), (None, None), (job.id, "eve")):
+        assert drawn.refreshed(watching, browser(who)) == generate.NOTHING
+
+
+@pytest.mark.parametrize(("language", "says"), [("en", "downloads"), ("de", "lädt")])
+def test_a_model_that_is_not_here_yet_says_that_it_will_be_downloaded(
+    drawn: generate.Page, service: Fake, language: str, says: str
+) -> None:
+    here, absent = service.offered[0], replace(service.offered[1], bytes=None)
+    service.offered = [here, absent]
+    choices = named(drawn, drawn.offered(browser(language=language)))["model"]["choices"]
+    assert [name for _, name in choices] == [here.name, absent.name]
+    assert "1 MB" in choices[0][0] and says not in choices[0][0]
+    assert says in choices[1][0] and "MB" not in choices[1][0]
 
 
 @pytest.mark.parametrize("goal", forms.GOALS)
@@ -532,11 +603,13 @@ def test_a_client_compares(served: tuple[Client, Fake], models: Folders) -> None
 
 
 def test_a_client_gives_files(served: tuple[Client, Fake], models: Folders, tmp_path: Path) -> None:
-    client, _ = served
+    client, service = served
     start = picture(tmp_path / "start.png")
     settings = {"model": models("flux_cfg"), "prompt": "a fox", "seed": 4, "strength": 0.5}
     job, _ = client.predict(settings, None, handle_file(start), api_name="/generate")
-    assert Path(job["spec"]["request"]["image"]).read_bytes() == start.read_bytes()
+    stored = service.jobs[job["id"]].spec.request["image"]
+    assert Path(stored).read_bytes() == start.read_bytes()
+    assert job["spec"]["request"]["image"] == Path(stored).name, "no folder of the server"
 
 
 def test_a_client_lists_the_methods_and_why_one_does_not_fit(

@@ -1,7 +1,10 @@
 """HTML parts: every text is escaped, every state is told apart, colours can be read."""
 
+import json
 import re
 from itertools import product
+from shutil import which
+from subprocess import run
 
 import pytest
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from pages import HOSTILE, Reader, job, result, same_shape, speedup, words_of
 from pydantic import ValidationError
 
+from app.files import without_folders
 from app.serve.jobs import Progress
 from app.ui import look, parts
 from app.ui.words import LANGUAGES
@@ -28,9 +32,12 @@ WITH_TEXT = {
     "progress": lambda text: parts.progress(Progress("a", "measuring", note=text)),
     "timeline": lambda text: parts.timeline(result(events={text: [[0, text, 0, "computed"]]})),
     "quality": lambda text: parts.quality_table(result(quality={"ssim": f"is {text}"})),
+    "gone": lambda text: parts.gone([text]),
+    "paused": parts.paused,
     "person": parts.person,
     "table": lambda text: parts.table(text, [text, text], [(text, text)]),
 }
+WITHOUT_FOLDERS = ("error", "outcome", "gone", "paused")
 
 
 @pytest.mark.parametrize("name", WITH_TEXT)
@@ -38,7 +45,12 @@ WITH_TEXT = {
 def test_a_text_is_shown_as_it_is_and_never_becomes_markup(name, text):
     draw = WITH_TEXT[name]
     shown = same_shape(draw(text), draw("plain"))
-    assert text in shown.text
+    assert (without_folders(text) if name in WITHOUT_FOLDERS else text) in shown.text
+
+
+def test_an_error_names_files_and_no_folders():
+    for html in (parts.error("/a/b/c.png is gone"), parts.paused("/a/b/c.png: no space")):
+        assert "c.png" in html and "/b" not in html
 
 
 def test_the_reader_sees_markup_that_was_not_escaped():
@@ -227,6 +239,59 @@ def test_every_class_of_a_part_has_a_look():
     known = set(re.findall(r"\.(accel-[a-z-]+)", look.CSS))
     states = {"computed", "reused", "predicted", "mixed", "faster", "slower", "warning", "error"}
     assert {f"accel-{state}" for state in states} <= known
+
+
+DOCUMENT = """
+const [script, cases] = JSON.parse(require("fs").readFileSync(0));
+const pressed = (now) => {
+  const found = [], heard = { true: [], false: [] };
+  const button = (click) => ({ disabled: now.disabled, offsetParent: {}, click });
+  const buttons = Object.fromEntries(
+    ["generate", "stop"].map((id) => [id, button(() => found.push(id))])
+  );
+  globalThis.document = {
+    activeElement: { matches: () => now.list },
+    querySelector: () => (now.over ? {} : null),
+    fullscreenElement: now.full ? {} : null,
+    getElementById: (id) => buttons[id],
+    addEventListener: (name, hear, first = false) => heard[first].push(hear),
+  };
+  const event = { ...now.key, isComposing: now.composing, defaultPrevented: false };
+  event.preventDefault = () => { event.defaultPrevented = true; };
+  eval(script)();
+  heard.true.forEach((hear) => hear(event));
+  if (now.handled) event.preventDefault();
+  now.list = false;  // it closes, as it hears the key
+  heard.false.forEach((hear) => hear(event));
+  return found;
+};
+console.log(JSON.stringify(cases.map(pressed)));
+"""
+"""Enough of a page to press keys in: what is open hears a key before the page does."""
+TAKEN = ("list", "over", "full", "handled", "composing", "disabled")
+
+
+@pytest.mark.skipif(which("node") is None, reason="node runs the script of the page")
+@pytest.mark.parametrize(
+    ("key", "button"),
+    [
+        ({"key": "Escape"}, "stop"),
+        ({"key": "Enter", "ctrlKey": True}, "generate"),
+        ({"key": "Enter", "metaKey": True}, "generate"),
+        ({"key": "Enter"}, None),
+        ({"key": "a"}, None),
+    ],
+)
+def test_a_key_presses_its_button_where_it_belongs_to_nothing_else(key, button):
+    cases = [
+        {"key": key, **dict(zip(TAKEN, taken, strict=True))}
+        for taken in product([False, True], repeat=len(TAKEN))
+    ]
+    given = json.dumps([look.KEYS, cases])
+    done = run(["node", "-e", DOCUMENT], input=given, capture_output=True, text=True, check=True)
+    for case, found in zip(cases, json.loads(done.stdout), strict=True):
+        free = not any(case[name] for name in TAKEN)
+        assert found == ([button] if free and button else []), case
 
 
 def test_the_theme_downloads_no_font():

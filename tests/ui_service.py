@@ -223,7 +223,10 @@ class Fake:
         job = self.job(owner, id)
         if job.result is None or role not in job.result.files:
             raise NoSuchJob(f"Job {id} has no file '{role}'.")
-        return self.outputs / id / job.result.files[role]
+        path = self.outputs / id / job.result.files[role]
+        if not path.is_file():
+            raise NoSuchJob(f"Job {id} has no file '{role}'.")
+        return path
 
 
 KINDS: dict[str, Callable[[Fake, Job], Result]] = {

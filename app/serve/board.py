@@ -12,14 +12,18 @@ from app.serve.jobs import Progress
 
 
 class Board:
-    """Latest progress of each job, who watches, who is to stop, and why the queue is paused."""
+    """Latest progress of each job, who watches, who is to stop, why the queue is paused.
+
+    And what the workers run on: this is not kept, because the folder may move to another machine.
+    """
 
     def __init__(self) -> None:
         self._changed = Condition()
         self._latest: dict[str, Progress] = {}
         self._watchers: Counter[str] = Counter()
-        self._stops: set[str] = set()
+        self._stops: Counter[str] = Counter()
         self._pauses: dict[str, str] = {}
+        self._machines: dict[str, str] = {}
 
     def wake(self) -> None:
         """Something in the store changed."""
@@ -40,12 +44,12 @@ class Board:
             self._latest[progress.job] = progress
             self._changed.notify_all()
 
-    def forget(self, job: str) -> None:
-        """A job is not running any more."""
+    def forget(self, job: str) -> bool:
+        """A job is not running any more; whether it was asked to stop."""
         with self._changed:
             self._latest.pop(job, None)
-            self._stops.discard(job)
             self._changed.notify_all()
+            return self._stops.pop(job, 0) > 0
 
     def next(self, job: str, after: Progress | None, seconds: float) -> Progress | None:
         """The latest progress of a job, if it is another than one; waits at most so long for it."""
@@ -76,13 +80,13 @@ class Board:
     def stop(self, job: str) -> None:
         """A running job is to stop."""
         with self._changed:
-            self._stops.add(job)
+            self._stops[job] += 1
             self._changed.notify_all()
 
-    def stopping(self, job: str) -> bool:
-        """Whether a job is to stop."""
+    def stops(self, job: str) -> int:
+        """How often a job was asked to stop."""
         with self._changed:
-            return job in self._stops
+            return self._stops.get(job, 0)
 
     def pause(self, who: str, reason: str | None) -> None:
         """A worker cannot go on, and why; ``None``: it can."""
@@ -94,6 +98,17 @@ class Board:
                 self._pauses[who] = reason
             if reason != before:
                 self._changed.notify_all()
+
+    def place(self, who: str, machine: str) -> None:
+        """A worker says what machine it runs on."""
+        with self._changed:
+            self._machines[who] = machine
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """What the workers run on, as far as they have said it: they do when they load a model."""
+        with self._changed:
+            return tuple(dict.fromkeys(self._machines.values()))
 
     @property
     def paused(self) -> str | None:

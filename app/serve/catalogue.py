@@ -15,7 +15,8 @@ from app.modes import VIDEO
 from app.serve.jobs import ModelInfo
 from app.serve.limits import Limits
 
-INDEX = "model_index.json"
+INDEX, CONFIG = "model_index.json", "config.json"
+"""What a pipeline has at the top of its folder, and what a single network has."""
 
 
 def folder(name: str) -> Path | None:
@@ -25,8 +26,23 @@ def folder(name: str) -> Path | None:
         BadInput: If there is none of that name.
     """
     if hub.is_id(name) and not Path(name).is_dir():
-        return hub.cached_pipeline(name)
+        return hub.cached_pipeline(name) or _cached_controlnet(name)
     return folder_of(name)
+
+
+def _cached_controlnet(name: str) -> Path | None:
+    """The folder of a ControlNet that is in the hub's cache: its config says that it is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, CONFIG)
+    if not isinstance(found, str):
+        return None
+    try:
+        told = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    kind = told.get("_class_name") if isinstance(told, dict) else None
+    return Path(found).parent if "ControlNet" in str(kind) else None
 
 
 def files_of(name: str) -> list[Path]:
@@ -55,16 +71,29 @@ def signature(name: str) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def figures_of(name: str) -> str:
-    """Under which name the store keeps what was measured of the presets on a model."""
-    return f"figures {signature(name)}"
+def figures_of(name: str, machine: str) -> str:
+    """Under which name the store keeps what was measured of the presets on a model.
+
+    Args:
+        name: The model.
+        machine: Where it was measured (``Fingerprint.machine``).
+    """
+    return f"figures {signature(name)} {machine}"
 
 
 def offered(limits: Limits) -> list[str]:
-    """The names of the models that pictures can be asked of: ControlNets are left out."""
+    """The names of the models that pictures can be asked of: ControlNets are left out.
+
+    One of the hub that is not here yet can be either; it counts as a model.
+    """
     return [
         name for name in limits.models if (here := folder(name)) is None or (here / INDEX).is_file()
     ]
+
+
+def controls(limits: Limits) -> bool:
+    """Whether a ControlNet is among what is offered."""
+    return len(offered(limits)) < len(limits.models)
 
 
 def info(name: str, limits: Limits) -> ModelInfo:
@@ -85,14 +114,13 @@ def _inputs(pipeline: str, limits: Limits) -> tuple[str, ...]:
 
     kind = getattr(diffusers, pipeline, None)
     known = set() if kind is None else set(inspect.signature(kind.__call__).parameters)
-    controls = len(offered(limits)) < len(limits.models)
     takes = {
         "prompt": "prompt" in known,
         "negative": "negative_prompt" in known,
         "guidance": bool(known & {*GUIDANCE, "true_cfg_scale"}),
         "image": "image" in known or pipeline in VIDEO or _mapped(auto, "IMAGE2IMAGE", pipeline),
         "mask": "mask_image" in known or _mapped(auto, "INPAINT", pipeline),
-        "control": controls and any("ControlNet" in one for one in _family(auto, pipeline)),
+        "control": controls(limits) and any("ControlNet" in one for one in _family(auto, pipeline)),
         "lora": hasattr(kind, "load_lora_weights"),
         "frames": bool(known & set(NAMES["frames"])),
     }

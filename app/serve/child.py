@@ -52,6 +52,13 @@ class Child:
             theirs.close()
         return self._link
 
+    def said(self) -> Any | None:
+        """A message that lies in the pipe; ``None``: there is none, or the process is dead."""
+        try:
+            return self._link.recv() if self._link is not None and self._link.poll() else None
+        except (EOFError, OSError):
+            return None
+
     def death(self) -> str:
         """How it ended, in words; waits a little for it."""
         assert self._process is not None

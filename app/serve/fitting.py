@@ -1,7 +1,7 @@
 """Which methods fit a model, and which go together: found out by attaching them.
 
 A process of its own loads a model for that, so that neither a running job nor a damaged model gets
-in the way. What it finds out is kept for as long as model and versions stay the same.
+in the way. What it finds out is kept for as long as model, versions and device stay the same.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Examiner:
         Raises:
             BadModel: If it is not here, or cannot be loaded.
         """
-        name = f"matrix {catalogue.signature(model)}"
+        name = f"matrix {self._known_as(model)}"
         with self._whole:
             known = self._store.fact(name)
             if known is None:
@@ -176,7 +176,7 @@ class Examiner:
             self._child.end()
 
     def _answer(self, model: str, plan: dict[str, Any]) -> Answer:
-        name = f"fits {catalogue.signature(model)} {json.dumps(plan, sort_keys=True)}"
+        name = f"fits {self._known_as(model)} {json.dumps(plan, sort_keys=True)}"
         with self._lock:
             known = self._store.fact(name)
             if known is not None:
@@ -201,6 +201,11 @@ class Examiner:
             told = f"{model} could not be examined: the process that loads it for that died."
             return Answer(error=BadModel.__name__, message=told)
         return answer
+
+    def _known_as(self, model: str) -> str:
+        """What an answer depends on, beside the methods: some are for one kind of device alone."""
+        source = self._source(model)
+        return f"{catalogue.signature(model)} {source.device} {source.dtype}"
 
     def _source(self, model: str) -> Source:
         size = sum(path.stat().st_size for path in catalogue.files_of(model))

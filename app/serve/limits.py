@@ -9,7 +9,7 @@ from typing import Any
 
 from accel.errors import BadInput
 from accel.plan import Plan
-from app.call import NAMES, SIDES
+from app.call import Extent, extent
 from app.request import Request
 
 BUNDLED = ("scenes-flux", "scenes-unet", "scenes-wan")
@@ -25,8 +25,11 @@ class Limits:
         pixels: Width × height × frames.
         frames: Of a clip.
         steps: Of the sampler.
+        work: Width × height × frames × steps.
         prompt: Characters of a prompt, and of a negative prompt.
-        upload_bytes: Of one uploaded file.
+        upload_bytes: Of one uploaded picture.
+        lora_bytes: Of one uploaded file of weights.
+        uploads_of_owner: Bytes that the uploads of one owner take together.
         repeats: Timed runs of each side of a comparison.
         jobs: Waiting, of all owners together.
         jobs_of_owner: Waiting, of one owner.
@@ -40,14 +43,22 @@ class Limits:
     pixels: int = 16 * 2048 * 2048
     frames: int = 257
     steps: int = 200
+    work: int = 50 * 16 * 2048 * 2048
     prompt: int = 2000
     upload_bytes: int = 32 * MIB
+    lora_bytes: int = 1024 * MIB
+    uploads_of_owner: int = 4096 * MIB
     repeats: int = 20
     jobs: int = 500
     jobs_of_owner: int = 64
     group: int = 64
     models: tuple[str, ...] = BUNDLED
     roots: tuple[Path, ...] = ()
+
+    @property
+    def largest_upload(self) -> int:
+        """Bytes of the largest file that is taken, whatever it is."""
+        return max(self.upload_bytes, self.lora_bytes)
 
 
 def check(request: Request, limits: Limits, call: Mapping[str, Any], folder: Path) -> None:
@@ -64,11 +75,11 @@ def check(request: Request, limits: Limits, call: Mapping[str, Any], folder: Pat
             file that lies elsewhere.
     """
     _check_model(request, limits)
-    _check_size(request, limits, call)
     for name in ("prompt", "negative"):
         _at_most(f"{name} characters", len(getattr(request, name) or ""), limits.prompt)
     for name, path in request.files.items():
         check_path(name, path, (folder, *limits.roots))
+    _check_size(extent(request, call), limits)
 
 
 def check_plan(plan: Plan, limits: Limits, folder: Path) -> None:
@@ -124,19 +135,13 @@ def _check_model(request: Request, limits: Limits) -> None:
         raise BadInput("revision and variant are for the command line: leave them out.")
 
 
-def _check_size(request: Request, limits: Limits, call: Mapping[str, Any]) -> None:
-    width, height = (getattr(request, side) or _own(call, side) or 1 for side in SIDES[::-1])
-    frames = request.frames or max(_own(call, name) for name in NAMES["frames"]) or 1
-    _at_most("width", width, limits.side)
-    _at_most("height", height, limits.side)
-    _at_most("frames", frames, limits.frames)
-    _at_most("width × height × frames", width * height * frames, limits.pixels)
-    _at_most("steps", request.steps or 1, limits.steps)
-
-
-def _own(call: Mapping[str, Any], name: str) -> int:
-    value = call.get(name)
-    return value if isinstance(value, int) else 0
+def _check_size(found: Extent, limits: Limits) -> None:
+    for name in ("width", "height"):
+        _at_most(name, getattr(found, name), limits.side)
+    _at_most("frames", found.frames, limits.frames)
+    _at_most("width × height × frames", found.pixels, limits.pixels)
+    _at_most("steps", found.steps, limits.steps)
+    _at_most("width × height × frames × steps", found.pixels * found.steps, limits.work)
 
 
 def _at_most(name: str, value: int, limit: int) -> None:

@@ -87,11 +87,13 @@ class Measured(Entry):
         configuration: What its times depend on, beside the plan; ``None``: they are not typical.
         stock: Seconds of its stock runs.
         figures: By preset.
+        machine: Where the figures are from.
     """
 
     configuration: str | None = None
     stock: list[float] = Field(default_factory=list)
     figures: dict[str, Figure] = Field(default_factory=dict)
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def measured(session: Session, task: Task, follower: Follower) -> Product:
             configuration=configuration(session, request, first.outcome),
             stock=list(first.timing.seconds),
             figures=figures,
+            machine=metadata.fingerprint(session.model).machine,
         ),
     )
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from threading import Lock
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
@@ -25,12 +26,15 @@ from app.serve.folders import Folders
 from app.serve.jobs import ENDED, FIRST, Figure, Job, ModelInfo, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
 from app.serve.store import Draft, Store
-from app.serve.supervisor import Room, Supervisor, recover
+from app.serve.supervisor import Room, Supervisor, recover, stop
 from app.serve.worker import Opener
 from app.session import Session
 
 PAUSE, LOOK = 0.1, 0.25
 """Seconds: least between two items of a watcher, and most between two of its looks."""
+
+MOVED = 1.0
+"""Seconds by which the time that a job waits has to change before that is said."""
 
 MOST = 500
 """Jobs in one answer of the history."""
@@ -77,9 +81,10 @@ class Service:
         self.limits = limits
         self.folder.mkdir(parents=True, exist_ok=True)
         self._folders = Folders(self.folder)
-        self._store = Store(self._folders.database)
+        self._store = Store(self._folders.database, devices or (None,))
         self._board = Board()
         self._lock = FileLock(self._folders.lock)
+        self._uploading = Lock()
         self._devices = devices
         self._examiner = Examiner(self._store, opener, next(iter(devices), None))
         self._supervisors = [
@@ -194,6 +199,8 @@ class Service:
             )
         request = make(Request, spec.request, where="").seeded()
         folder = self._folders.uploads(owner)
+        with self._uploading:  # from here on, emptying the trash leaves them be
+            uploads.renew(folder, uploads.named(spec.model_dump_json()))
         offered = request.model in self.limits.models
         call = catalogue.call(request.model) if offered else {}
         limits.check(request, self.limits, call, folder)
@@ -221,18 +228,21 @@ class Service:
     def watch(self, owner: str, id: str) -> Iterator[Job | Progress]:
         """Follow a job: first the job, then changes as they come, at last the job as it ended.
 
+        A job comes again when its state, its position, the time that it waits (by more than a
+        second) or the reason why the queue stands still has changed.
+
         At most 10 items a second. Ends by itself; may be entered again at any time, by many.
 
         Raises:
             NoSuchJob: If the owner has none of that id (when first asked for an item).
         """
-        shown: Job | None = None
+        shown: tuple[Job, str | None] | None = None
         progress: Progress | None = None
         with self._board.watching(id):
             while True:
-                job = self.job(owner, id)
-                if shown is None or (job.state, job.position) != (shown.state, shown.position):
-                    shown = job
+                job, paused = self.job(owner, id), self.paused
+                if shown is None or paused != shown[1] or _differs(job, shown[0]):
+                    shown = job, paused
                     yield job
                     time.sleep(PAUSE if job.state not in ENDED else 0.0)
                 if job.state in ENDED:
@@ -251,12 +261,8 @@ class Service:
             NotWritten: If the disk is full.
         """
         self.job(owner, id)
-        if not self._store.stop_waiting(owner, id):
-            self._board.stop(id)
-        job = self.job(owner, id)
-        if job.state in ENDED:
-            self._board.forget(id)
-        return job
+        stop(self._store, self._board, owner, id)
+        return self.job(owner, id)
 
     # The history
 
@@ -305,6 +311,8 @@ class Service:
     def purge(self, owner: str) -> int:
         """Empty the trash of an owner, files included; returns how many jobs are gone.
 
+        Uploads go too that no job of the owner names any more and that are older than an hour.
+
         Raises:
             NotWritten: If the disk refuses.
         """
@@ -314,7 +322,11 @@ class Service:
             if folder.is_dir():
                 shutil.rmtree(folder)
 
-        return self._store.purge(owner, remove)
+        gone = self._store.purge(owner, remove)
+        with self._uploading:
+            named = {name for spec in self._store.specs(owner) for name in uploads.named(spec)}
+            uploads.remove(self._folders.uploads(owner), named)
+        return gone
 
     def file(self, owner: str, id: str, role: str) -> Path:
         """A file of a result, by its role (``Result.files``); lies below ``outputs``.
@@ -329,22 +341,24 @@ class Service:
             raise NoSuchJob(f"This job has no file {role[:40]!r}: see its `files`.")
         return path
 
-    def upload(self, owner: str, name: str, content: bytes | Path) -> Path:
+    def upload(self, owner: str, name: str, content: uploads.Content) -> Path:
         """Check a file that came from outside, and keep it under a name of our own.
 
         Args:
             owner: Whose requests may refer to it.
             name: What its sender calls it; only for error messages.
-            content: Its bytes, or the path where the web framework has put it.
+            content: Its bytes, the path where the web framework has put it, or the open file.
 
         Returns:
             The path for ``image``, ``mask``, ``control`` or ``lora`` of a request.
 
         Raises:
-            BadInput: If it is too large, or neither a picture (PNG, JPEG, WebP) nor safetensors.
+            BadInput: If it is too large, alone or with the owner's other uploads, or neither a
+                picture (PNG, JPEG, WebP) nor safetensors.
             NotWritten: If the disk is full.
         """
-        return uploads.keep(self._folders.uploads(owner), name, content, self.limits)
+        with self._uploading:
+            return uploads.keep(self._folders.uploads(owner), name, content, self.limits)
 
     # Models
 
@@ -354,7 +368,7 @@ class Service:
 
     def _model(self, name: str) -> ModelInfo:
         adapter = TypeAdapter(ModelInfo)
-        fact = f"model {catalogue.signature(name)} {len(self.limits.models)}"
+        fact = f"model {catalogue.signature(name)} {catalogue.controls(self.limits)}"
         known = self._store.fact(fact)
         if known is not None:
             return adapter.validate_json(known)
@@ -375,12 +389,17 @@ class Service:
     def figures(self, model: str) -> dict[str, Figure]:
         """By preset, what was measured on this machine; empty before that.
 
+        Also before a worker has loaded its first model, and thereby said what machine this is.
+
         Raises:
             BadInput: If the model is not offered.
         """
         limits.check_offered(model, self.limits)
-        known = self._store.fact(catalogue.figures_of(model))
-        return {} if known is None else TypeAdapter(dict[str, Figure]).validate_json(known)
+        for machine in self._board.machines:
+            known = self._store.fact(catalogue.figures_of(model, machine))
+            if known is not None:
+                return TypeAdapter(dict[str, Figure]).validate_json(known)
+        return {}
 
     def measure(self, owner: str, model: str) -> Job:
         """Queue the measurement of the presets; it goes after, and gives way to, all other jobs.
@@ -399,6 +418,15 @@ class Service:
         captions = asset("prompts/scenes.txt").read_text(encoding="utf-8").splitlines()
         asked = {"model": model, "prompt": captions[0], "seed": 0}
         return self.submit(owner, [Spec(kind="measure", request=asked, title="presets")])[0]
+
+
+def _differs(job: Job, shown: Job) -> bool:
+    """Whether there is something new to say of a job; while it runs, its progress says the time."""
+    if (job.state, job.position) != (shown.state, shown.position):
+        return True
+    if job.state != "queued" or job.eta is None or shown.eta is None:
+        return job.state == "queued" and job.eta != shown.eta
+    return abs(job.eta - shown.eta) > MOVED
 
 
 def _is_text(value: object) -> bool:

@@ -21,6 +21,7 @@ from uuid import uuid4
 from accel.errors import BadInput, NotWritten
 from app.serve.jobs import ENDED, FIRST, Busy, Job, NoSuchJob, Result, Spec, Speedup, State
 from app.serve.limits import Limits
+from app.serve.waiting import Load, ends
 
 ATTEMPTS = 2
 """How often a job is started: once more after a crash."""
@@ -28,6 +29,9 @@ ATTEMPTS = 2
 FORMAT = 1
 LATEST = 9
 """How many measured runs an estimate is the median of."""
+
+FACTS = 2000
+"""How many facts of a kind are kept."""
 
 PATIENCE = 10.0
 """Seconds between two tries where nothing has been measured."""
@@ -110,13 +114,15 @@ class Store:
 
     Args:
         path: The database; made if it is not there.
+        devices: Those that jobs run on, one at a time on each; ``None`` is the default one.
 
     Raises:
         BadInput: If the file is none of ours, or of another version.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, devices: Sequence[str | None] = (None,)) -> None:
         self._lock = RLock()
+        self._devices = tuple(devices)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
         self._db.row_factory = sqlite3.Row
         try:
@@ -362,6 +368,16 @@ class Store:
             )
             return changed.rowcount > 0
 
+    def ended(self, id: str) -> bool:
+        """Whether a job neither waits nor runs."""
+        return not self._rows(
+            "SELECT 1 FROM jobs WHERE id = ? AND state IN ('queued', 'running')", id
+        )
+
+    def specs(self, owner: str) -> list[str]:
+        """What the jobs of an owner are to do, as JSON: of all of them, the trash included."""
+        return [row["spec"] for row in self._rows("SELECT spec FROM jobs WHERE owner = ?", owner)]
+
     # Looking
 
     def job(self, owner: str, id: str) -> Job:
@@ -414,18 +430,21 @@ class Store:
     def _places(self) -> dict[str, tuple[int | None, float | None]]:
         """Position and seconds to go of every job that has not ended."""
         known: dict[str, float | None] = {}
-        found: dict[str, tuple[int | None, float | None]] = {}
-        ahead: float | None = 0.0
         running = self._rows("SELECT * FROM jobs WHERE state = 'running'")
-        for row in running:
-            whole = self._estimate(row, known)
-            left = None if whole is None else max(0.0, whole - (time.time() - row["started"]))
-            found[row["id"]] = (None, left)
-            ahead = _sum(ahead, left)
-        for row in self._rows(QUEUE):
-            ahead = _sum(ahead, self._estimate(row, known))
-            found[row["id"]] = (row["place"], ahead)
-        return found
+        waiting = self._rows(QUEUE)
+        eta = ends(
+            [self._load(row, known, time.time() - row["started"]) for row in running],
+            [self._load(row, known) for row in waiting],
+            self._devices,
+        )
+        places = {row["id"]: row["place"] for row in waiting}
+        return {id: (places.get(id), seconds) for id, seconds in eta.items()}
+
+    def _load(self, row: sqlite3.Row, known: dict[str, float | None], spent: float = 0.0) -> Load:
+        """A job as the devices see it, after so many seconds of its run."""
+        whole = self._estimate(row, known)
+        left = None if whole is None else max(0.0, whole - spent)
+        return Load(row["id"], row["device"], left, row["kind"] == "measure")
 
     def _estimate(self, row: sqlite3.Row, known: dict[str, float | None]) -> float | None:
         """Seconds that a job takes: as equal ones took, else as those of its model and kind."""
@@ -510,13 +529,23 @@ class Store:
         return rows[0]["value"] if rows else None
 
     def keep(self, name: str, value: str) -> None:
-        """Keep something under a name.
+        """Keep something under a name, and of its kind no more than the newest ``FACTS``.
+
+        Args:
+            name: Its first word is the kind.
+            value: What is kept.
 
         Raises:
             NotWritten: If the disk is full.
         """
+        kind = name.partition(" ")[0]
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            db.execute(
+                "DELETE FROM facts WHERE rowid IN (SELECT rowid FROM facts "
+                "WHERE name >= ? AND name < ? ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+                (f"{kind} ", f"{kind}!", FACTS),
+            )
 
 
 def speedup(seconds: float, stock: Sequence[tuple[float, float]]) -> Speedup | None:
@@ -532,10 +561,6 @@ def speedup(seconds: float, stock: Sequence[tuple[float, float]]) -> Speedup | N
         baseline_seconds=middle,
         measured=datetime.fromtimestamp(max(at for _, at in stock)).date().isoformat(),
     )
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 def _job(row: sqlite3.Row) -> Job:

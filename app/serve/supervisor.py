@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import TypeVar
 
-from accel.errors import NotWritten
-from app.request import Source
+from accel.errors import AccelError, NotWritten
+from app.call import extent
+from app.request import Request, Source
 from app.serve import catalogue, worker
 from app.serve.board import Board
 from app.serve.child import Child
@@ -18,7 +19,7 @@ from app.serve.folders import Folders, sweep
 from app.serve.jobs import Job, NoSuchJob, Progress
 from app.serve.performing import Against, Task
 from app.serve.store import Store
-from app.serve.worker import DONE, Asked, Blocked, Ended, Opener, Preload
+from app.serve.worker import DONE, Asked, Blocked, Ended, Loaded, Opener, Preload
 
 T = TypeVar("T")
 
@@ -39,10 +40,12 @@ class Room:
     least: int = 16 * 2**20
     pixel: int = 8
 
-    def needed(self, task: Task) -> int:
-        """For one job, as far as its request says."""
-        request = task.request
-        pixels = (request.width or 1024) * (request.height or 1024) * (request.frames or 1)
+    def needed(self, request: Request) -> int:
+        """For one job. What cannot be read for that, the job itself says."""
+        try:
+            pixels = extent(request, catalogue.call(request.model)).pixels
+        except AccelError:
+            pixels = 0
         return self.least + self.pixel * pixels
 
 
@@ -109,6 +112,7 @@ class Supervisor:
                 if job is None:
                     self._board.pause(self._name, None)
                     self._board.wait(IDLE)
+                    self._hear(self._child.said())
                 else:
                     self._perform(job)
         except Exception as error:
@@ -118,7 +122,7 @@ class Supervisor:
             self._child.end()
 
     def _perform(self, job: Job) -> None:
-        """Have a job made, however that ends."""
+        """Have a job made, however that ends; one that begins again stops if it was asked to."""
         task = self._task(job)
         ended = None
         try:
@@ -135,7 +139,8 @@ class Supervisor:
                     else self._store.give_back(job.id)
                 )
             )
-        self._board.forget(job.id)
+        if self._board.forget(job.id):
+            self._persist(lambda: stop(self._store, self._board, job.owner, job.id))
 
     def _task(self, job: Job) -> Task:
         folder = self._folders.job(job.owner, job.id)
@@ -158,7 +163,7 @@ class Supervisor:
 
     def _has_room(self, task: Task) -> bool:
         """Whether the disk has room for what a job may write; if not, the queue is paused."""
-        free, needed = self._folders.free(), self._room.needed(task)
+        free, needed = self._folders.free(), self._room.needed(task.request)
         if free >= needed:
             self._board.pause(self._name, None)
             return True
@@ -178,17 +183,17 @@ class Supervisor:
         """
         link = self._child.link()
         link.send(task)
-        asked = Asked(stop=False, watched=False)
+        asked = Asked(stops=0, watched=False)
         while not self._closing.is_set():
             if link.poll(LISTEN):
                 message = link.recv()
                 if isinstance(message, Ended):
                     self._board.pause(self._name, None)
-                    gave_way = message.state == "stopped" and not self._board.stopping(job.id)
+                    gave_way = message.state == "stopped" and not self._board.stops(job.id)
                     return None if gave_way else message
                 self._hear(message)
-            stop = self._board.stopping(job.id) or self._gives_way(job)
-            wanted = Asked(stop=stop, watched=self._board.watched(job.id))
+            stops = self._board.stops(job.id) + self._gives_way(job)
+            wanted = Asked(stops=stops, watched=self._board.watched(job.id))
             if wanted != asked:
                 asked = wanted
                 link.send(asked)
@@ -199,16 +204,18 @@ class Supervisor:
         """Whether a measurement stops because somebody waits."""
         return job.spec.kind == "measure" and self._store.waits()
 
-    def _hear(self, message: Progress | Blocked) -> None:
+    def _hear(self, message: Progress | Blocked | Loaded | None) -> None:
         if isinstance(message, Blocked):
             self._board.pause(self._name, f"{message.reason} The queue goes on by itself.")
-        else:
+        elif isinstance(message, Loaded):
+            self._board.place(self._name, message.machine)
+        elif message is not None:
             self._board.post(message)
 
     def _crashed(self, job: Job) -> None:
         reason = f"The worker died while it ran this job ({self._child.death()})"
         self._child.end()
-        if self._board.stopping(job.id):
+        if self._board.stops(job.id):
             told = f"{reason}, after it was asked to stop."
             self._persist(lambda: self._store.finish(job.id, "stopped", error=told))
         else:
@@ -225,6 +232,19 @@ class Supervisor:
                 return None
 
 
+def stop(store: Store, board: Board, owner: str, id: str) -> None:
+    """Stop a job, whether it waits or runs, or changes between the two at this moment.
+
+    The board is told first: a job that is given back after that is stopped by its supervisor.
+
+    Raises:
+        NotWritten: If the disk is full.
+    """
+    board.stop(id)
+    if store.stop_waiting(owner, id) or store.ended(id):
+        board.forget(id)
+
+
 def finish(store: Store, job: Job, ended: Ended) -> None:
     """Enter into the store how a job ended, and what it told about the machine.
 
@@ -237,7 +257,8 @@ def finish(store: Store, job: Job, ended: Ended) -> None:
         store.add_stock(measured.configuration, measured.stock)
     if measured.figures:
         told = {name: figure.model_dump() for name, figure in measured.figures.items()}
-        store.keep(catalogue.figures_of(job.spec.request["model"]), json.dumps(told))
+        name = catalogue.figures_of(job.spec.request["model"], measured.machine)
+        store.keep(name, json.dumps(told))
     store.finish(job.id, ended.state, ended.result, ended.error, typical)
 
 

@@ -4,62 +4,170 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from typing import BinaryIO
 
 from accel.bundled import check_safetensors
-from accel.errors import BadInput, BadModel
-from app import files
-from app.serve.limits import Limits
+from accel.errors import BadInput, BadModel, NotWritten
+from app.serve.limits import MIB, Limits
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 WEIGHTS = ".safetensors"
 SHOWN = 60
 """Characters of a sender's file name that an error repeats."""
 
+NAME = re.compile(r"[0-9a-f]{32}\.[a-z]+")
+"""What a file is called that was kept."""
 
-def keep(folder: Path, name: str, content: bytes | Path, limits: Limits) -> Path:
+HEADER = 16 * MIB
+"""Bytes of the longest header of weights that is read: it lies in memory as a whole."""
+
+YOUNG = 3600.0
+"""Seconds for which an upload stays, whether or not a job names it."""
+
+Content = bytes | Path | BinaryIO
+"""A file's bytes, where it lies, or itself, open and seekable."""
+
+
+def keep(folder: Path, name: str, content: Content, limits: Limits) -> Path:
     """Check a file and keep it; equal contents are kept once.
 
     Args:
         folder: Where.
         name: What its sender calls it; only for errors.
-        content: Its bytes, or where it lies.
+        content: The file. It is not read as a whole.
         limits: What is admitted.
 
     Raises:
-        BadInput: If it is too large, or neither a picture nor safetensors.
+        BadInput: If it is too large, alone or with what is there, or neither a picture nor
+            safetensors.
         NotWritten: If the disk is full.
     """
     name = name[:SHOWN]
-    size = len(content) if isinstance(content, bytes) else _size(content, name)
-    if size > limits.upload_bytes:
-        raise BadInput(
-            f"{name!r} has {size} bytes, and this server takes at most {limits.upload_bytes}."
-        )
-    data = content if isinstance(content, bytes) else content.read_bytes()
-    suffix = _picture(data, name, limits) or _weights(folder, data, name)
-    target = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write({target: data})
+    with _opened(content, name) as file:
+        size = file.seek(0, os.SEEK_END)
+        _check_size(name, size, limits.largest_upload)
+        kind = _picture(file, name, size, limits)
+        if kind is None:
+            _check_size(name, size, limits.lora_bytes)
+        target = folder / f"{_digest(file)}{kind or WEIGHTS}"
+        if target.is_file():
+            target.touch()
+            return target
+        _check_room(folder, name, size, limits)
+        with _copied(file, folder) as part:
+            if kind is None:
+                _check_weights(part, name)
+            part.replace(target)
     return target
 
 
-def _size(path: Path, name: str) -> int:
+def named(text: str) -> set[str]:
+    """The names of kept files in a text."""
+    return set(NAME.findall(text))
+
+
+def renew(folder: Path, names: Iterable[str]) -> None:
+    """Have some uploads stay for as long as if they had come at this moment."""
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            path.touch()
+
+
+def remove(folder: Path, needed: Container[str]) -> None:
+    """Remove the uploads that are not needed any more, except for young ones.
+
+    Args:
+        folder: Where they lie.
+        needed: File names.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name not in needed and time.time() - path.stat().st_mtime > YOUNG:
+            path.unlink()
+
+
+@contextmanager
+def _opened(content: Content, name: str) -> Iterator[BinaryIO]:
+    if isinstance(content, bytes):
+        yield io.BytesIO(content)
+    elif isinstance(content, Path):
+        try:
+            file = content.open("rb")
+        except OSError as error:
+            told = f"{name!r} did not arrive ({error.strerror}): send it again."
+            raise BadInput(told) from error
+        with file:
+            yield file
+    else:
+        yield content
+
+
+def _check_size(name: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise BadInput(
+            f"{name!r} has {size} bytes, and this server takes at most {limit} of such a file."
+        )
+
+
+def _check_room(folder: Path, name: str, size: int, limits: Limits) -> None:
+    held = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    if held + size > limits.uploads_of_owner:
+        raise BadInput(
+            f"{name!r} has {size / MIB:.1f} MiB, your uploads have {held / MIB:.1f}, and this "
+            f"server keeps at most {limits.uploads_of_owner / MIB:.1f} of yours. Delete jobs that "
+            "you do not need and empty the trash: that removes the uploads that no job names, "
+            "an hour after they came."
+        )
+
+
+def _digest(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()[:32]  # type: ignore[arg-type]
+
+
+@contextmanager
+def _copied(file: BinaryIO, folder: Path) -> Iterator[Path]:
+    """A copy on the disk, which goes if it is not moved away."""
+    part = folder / f".{token_hex(8)}.part"
+    file.seek(0)
     try:
-        return path.stat().st_size
+        folder.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as copy:
+            shutil.copyfileobj(file, copy, MIB)
+            copy.flush()
+            os.fsync(copy.fileno())
+        yield part
     except OSError as error:
-        raise BadInput(f"{name!r} did not arrive ({error.strerror}): send it again.") from error
+        raise NotWritten(
+            f"The upload could not be written ({error.strerror}): free some space, then send it "
+            "again. Nothing was left behind."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def _picture(data: bytes, name: str, limits: Limits) -> str | None:
+def _picture(file: BinaryIO, name: str, size: int, limits: Limits) -> str | None:
     """The suffix of a picture; ``None`` for what is none."""
     from PIL import Image, UnidentifiedImageError
 
+    file.seek(0)
     try:
-        with Image.open(io.BytesIO(data), formats=list(FORMATS)) as picture:
+        with Image.open(file, formats=list(FORMATS)) as picture:
             kind = str(picture.format)
+            _check_size(name, size, limits.upload_bytes)
             if max(picture.size) > limits.side:
                 raise BadInput(
                     f"{name!r} is {picture.width}x{picture.height} pixels, and this server takes "
@@ -75,22 +183,15 @@ def _picture(data: bytes, name: str, limits: Limits) -> str | None:
     return FORMATS[kind]
 
 
-def _weights(folder: Path, data: bytes, name: str) -> str:
-    """The suffix of safetensors.
-
-    Raises:
-        BadInput: If it is none, or truncated.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{token_hex(8)}.part"
+def _check_weights(path: Path, name: str) -> None:
+    """Refuse what is no safetensors, or truncated."""
     try:
-        part.write_bytes(data)
-        check_safetensors(part)
+        with path.open("rb") as file:
+            if int.from_bytes(file.read(8), "little") > HEADER:
+                raise BadModel("Its header is too large.")
+        check_safetensors(path)
     except BadModel as error:
         raise BadInput(
             f"{name!r} is neither a PNG, JPEG or WebP picture nor whole safetensors: send one of "
             "those."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return WEIGHTS

@@ -21,7 +21,7 @@ from threading import Event, Thread
 from typing import Any
 
 from accel.errors import AccelError, BadInput, NotWritten
-from app import files, models
+from app import files, metadata, models
 from app.exits import say
 from app.metadata import Entry
 from app.request import Source
@@ -67,6 +67,13 @@ class Blocked:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """A model was loaded, on this machine (``Fingerprint.machine``)."""
+
+    machine: str
+
+
+@dataclass(frozen=True)
 class Preload:
     """Load this source while nothing else is to do."""
 
@@ -75,10 +82,19 @@ class Preload:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is wanted of the running job, from now on."""
+    """What is wanted of the running job, from now on.
 
-    stop: bool
+    Attributes:
+        stops: How often it was asked to stop.
+        watched: Whether somebody watches.
+    """
+
+    stops: int
     watched: bool
+
+
+WARM = "warm"
+"""Stands for a configuration, where a model was warmed up."""
 
 
 class Worker:
@@ -107,19 +123,23 @@ class Worker:
                 measured=product.measured,
             )
             self._write(task, product.contents, ended, control)
-        except Stopped:
-            told = "It was stopped before there was anything to keep."
+        except Stopped as stopped:
+            told = str(stopped) or "It was stopped before there was anything to keep."
             return Ended(job=task.job, state="stopped", error=told)
         except Exception as error:
             return Ended(job=task.job, state="failed", error=_said(error))
         return ended
 
-    def preload(self, source: Source) -> None:
-        """Load a model ahead; what is wrong with it, the first job that needs it says."""
+    def preload(self, source: Source, control: Control) -> None:
+        """Load a model ahead and warm it up, so that the first job takes as long as all others.
+
+        What is wrong with it, the first job that needs it says.
+        """
         try:
-            self._open(source)
-        except AccelError as error:
-            say(f"{source.model} was not loaded ahead: {error}")
+            self._open(source, control).warm()
+            self._runs.add(WARM)
+        except Exception as error:
+            say(f"{source.model} was not loaded ahead: {_said(error)}")
 
     def _made(self, task: Task, control: Control) -> Product:
         """What a job makes; out of memory, it is made again in ways that take less, then refused.
@@ -129,7 +149,7 @@ class Worker:
         ways, notes = iter(WAYS), list[str]()
         while True:
             follower = Follower(task.job, control, keeps=task.spec.kind == "generate")
-            session = self._ready(task.request.source, follower)
+            session = self._ready(task.request.source, follower, control)
             try:
                 product = self._attempt(session, task, follower)
             except BaseException:
@@ -177,20 +197,21 @@ class Worker:
             return Product(product.contents, changed)
         return product if typical else Product(product.contents, product.result)
 
-    def _ready(self, source: Source, follower: Follower) -> Session:
+    def _ready(self, source: Source, follower: Follower, control: Control) -> Session:
         session = self._session
         if session is None or session.model.source != source:
             follower.say("loading")
-            session = self._open(source)
+            session = self._open(source, control)
         follower.painter = self._painter
         return session
 
-    def _open(self, source: Source) -> Session:
+    def _open(self, source: Source, control: Control) -> Session:
         """Load a model in the place of the present one, which stays if the files are damaged."""
         models.check(source)
         self._close()
         self._session = session = self._opener(source)
         self._painter = _painter(session)
+        control.send(Loaded(metadata.fingerprint(session.model).machine))
         return session
 
     def _close(self) -> None:
@@ -203,18 +224,24 @@ class Worker:
     ) -> None:
         """Write the files of a job, `DONE` last; waits for as long as the disk refuses them.
 
+        A stop from before that does not count: what was made until then is to be kept.
+
         Raises:
-            NotWritten: If the job is stopped while it waits.
+            Stopped: If the job is stopped while it waits.
         """
         named = {**contents, DONE: ended.model_dump_json().encode()}
+        waits = False
         while True:
             try:
                 task.folder.mkdir(parents=True, exist_ok=True)
                 files.write({task.folder / name: content for name, content in named.items()})
                 return
             except (NotWritten, OSError) as error:
-                if control.stop.is_set():
-                    raise
+                if not waits:
+                    control.stop.clear()
+                elif control.stop.is_set():
+                    raise Stopped(f"It was stopped before it could be written. {error}") from error
+                waits = True
                 control.send(Blocked(task.job, str(error)))
             control.stop.wait(self._again)
 
@@ -292,7 +319,7 @@ def main(link: Connection, opener: Opener, server: int) -> None:
     while True:
         task = tasks.get()
         if isinstance(task, Preload):
-            worker.preload(task.source)
+            worker.preload(task.source, control)
         else:
             link.send(worker.perform(task, control))
 
@@ -306,18 +333,31 @@ def _die_with(server: int) -> None:
 
 def _listen(link: Connection, control: Control, tasks: SimpleQueue[Task | Preload]) -> None:
     """Take what the server sends; end the process when there is no server any more."""
+    stops = 0
     while True:
         try:
             message = link.recv()
         except (EOFError, OSError):
             os._exit(1)
         if isinstance(message, Asked):
-            for event, wanted in (
-                (control.stop, message.stop),
-                (control.watched, message.watched),
-            ):
-                event.set() if wanted else event.clear()
+            obey(control, message, stops)
+            stops = message.stops
         else:
-            control.stop.clear()
-            control.watched.clear()
+            obey(control, Asked(stops=0, watched=False), stops)
+            stops = 0
             tasks.put(message)
+
+
+def obey(control: Control, asked: Asked, stops: int) -> None:
+    """Pass on what is wanted.
+
+    Args:
+        control: Of the running job.
+        asked: What is wanted.
+        stops: How often it was asked to stop before: only once more sets it again.
+    """
+    if asked.stops > stops:
+        control.stop.set()
+    elif not asked.stops:
+        control.stop.clear()
+    control.watched.set() if asked.watched else control.watched.clear()

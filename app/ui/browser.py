@@ -10,6 +10,7 @@ import gradio as gr
 from markupsafe import escape
 
 from accel.errors import AccelError
+from app.files import without_folders
 
 PASSED_ON = ("x-forwarded-for", "x-real-ip", "forwarded")
 """Headers of a browser that sits behind a proxy, wherever that is."""
@@ -28,7 +29,7 @@ def is_here(request: gr.Request | None) -> bool:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Tell the browser of an error in its own words, which name the fix.
+    """Tell the browser of an error in its own words, which name the fix; files without folders.
 
     Raises:
         gr.Error: For every ``AccelError``.
@@ -36,4 +37,4 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except AccelError as error:
-        raise gr.Error(str(escape(str(error))), print_exception=False) from error
+        raise gr.Error(str(escape(without_folders(str(error)))), print_exception=False) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gradio as gr
@@ -12,7 +11,7 @@ import gradio as gr
 from accel.errors import AccelError
 from app import clips
 from app.serve.jobs import Job, Result, Spec
-from app.ui import parts
+from app.ui import parts, records
 from app.ui.events import LIVE, Updates, View, Watched
 from app.ui.words import Language, labelled, language_for, number, say, t
 
@@ -84,7 +83,7 @@ class Page(Watched):
 
     def result(self, job: Job, request: gr.Request | None) -> Updates:
         """The files of a comparison, and what was measured."""
-        files = files_of(self.service, job)
+        files = records.files(self.service, job)
         sides = [files.get(side) for side in SIDES]
         film = all(path is not None and path.suffix == clips.CLIP for path in sides)
         pair = None if film or None in sides else tuple(map(str, sides))
@@ -103,12 +102,6 @@ class Page(Watched):
             shown["files"]: [str(files[role]) for role in DOWNLOADS if role in files] or None,
             shown["table"]: measured(job.result, language_for(request)),
         }
-
-
-def files_of(service: Service, job: Job) -> dict[str, Path]:
-    """The files of a comparison, by role."""
-    roles = () if job.result is None else job.result.files
-    return {role: service.file(job.owner, job.id, role) for role in roles}
 
 
 def measured(result: Result | None, language: Language) -> str:

@@ -13,6 +13,7 @@ from accel.plan import methods
 from app.listing import described
 from app.request import FILES
 from app.serve.jobs import STOCK, Job, Progress, Spec
+from app.ui import records
 from app.ui.browser import refusals
 from app.ui.events import owner_of, stored
 from app.ui.forms import title_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from app.serve.service import Service
 
 Answer = tuple[dict[str, Any], list[str]]
-"""A job as JSON, while it runs with its ``progress``, and the files that it left."""
+"""A job as JSON, while it runs with its ``progress``, and the files of it that are there."""
 
 _JOB = TypeAdapter(Job)
 
@@ -88,7 +89,7 @@ class Endpoints:
         yield from self._run(request, settings, plan, more, files)
 
     def status(self, request: gr.Request, job: str) -> Answer:
-        """A job as it is now, by its id, and the files that it left."""
+        """A job as it is now, by its id, and the files of it that are there."""
         with refusals():
             return self._answer(self.service.job(owner_of(request), job))
 
@@ -129,8 +130,7 @@ class Endpoints:
                     yield self._answer(job)
 
     def _answer(self, job: Job) -> Answer:
-        roles = () if job.result is None else job.result.files
-        return as_json(job), [str(self.service.file(job.owner, job.id, role)) for role in roles]
+        return as_json(job), list(map(str, records.files(self.service, job).values()))
 
 
 def _spec(**fields: Any) -> Spec:
@@ -148,8 +148,8 @@ def _spec(**fields: Any) -> Spec:
 
 
 def as_json(job: Job) -> dict[str, Any]:
-    """A job as JSON types."""
-    found: dict[str, Any] = _JOB.dump_python(job, mode="json")
+    """A job as JSON types; its files by name."""
+    found: dict[str, Any] = _JOB.dump_python(records.told(job), mode="json")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +14,7 @@ from accel.errors import AccelError
 from app.accounts import ANYBODY
 from app.request import FILES
 from app.serve.jobs import ENDED, Job, Progress, Spec
-from app.ui import parts
+from app.ui import parts, records
 from app.ui.words import Language, language_for, say
 
 if TYPE_CHECKING:
@@ -58,14 +58,20 @@ def compared(spec: Spec, repeats: int = 3) -> Spec:
 def follow(service: Service, owner: str, id: str, language: Language) -> Iterator[View]:
     """What to show while a job waits and runs, and once when it has ended.
 
-    Ends by itself; what is wrong (the job is gone) is shown as well.
+    A job that comes again while it runs is shown with the progress that is known of it. Ends by
+    itself; what is wrong (the job is gone) is shown as well.
     """
+    latest: Progress | None = None
     try:
         for now in service.watch(owner, id):
-            if isinstance(now, Job):
-                yield of_job(now, language, service.paused)
-            else:
-                yield of_progress(now, language)
+            if isinstance(now, Progress):
+                latest = now
+            elif now.state != "running" or latest is None:
+                latest = None
+                missing = records.gone(service, now) if now.state in ENDED else []
+                yield of_job(now, language, service.paused, missing)
+                continue
+            yield of_progress(latest, language, service.paused)
     except AccelError as error:
         yield refused(error)
 
@@ -75,28 +81,41 @@ def refused(error: Exception) -> View:
     return {"progress": "", "preview": "", "banner": parts.error(str(error)), "runs": False}
 
 
-def of_progress(now: Progress, language: Language) -> View:
-    """What to show while a job runs."""
-    view: View = {"progress": parts.progress(now, language), "runs": True}
+def of_progress(now: Progress, language: Language, paused: str | None = None) -> View:
+    """What to show while a job runs, or would run if the queue did not stand still."""
+    told = parts.progress(now, language) + parts.paused(paused, language)
+    view: View = {"progress": told, "runs": True}
     if now.preview is not None:
         view["preview"] = parts.preview(now.preview, language)
     return view
 
 
-def of_job(job: Job, language: Language, paused: str | None = None) -> View:
-    """What to show of a job that waits, starts or has ended."""
+def of_job(
+    job: Job, language: Language, paused: str | None = None, gone: Sequence[str] = ()
+) -> View:
+    """What to show of a job that waits, starts or has ended.
+
+    Args:
+        job: The job.
+        language: Of the words.
+        paused: Why the queue stands still, if it does.
+        gone: Names of its files that are not there any more.
+    """
     if job.state == "queued":
-        text = parts.waiting(job, language) + parts.note(paused)
+        text = parts.waiting(job, language) + parts.paused(paused, language)
         return {"progress": text, "preview": "", "runs": True}
     if job.state not in ENDED:
-        return {"progress": parts.progress(Progress(job.id, "loading"), language), "runs": True}
-    result = job.result
+        return of_progress(Progress(job.id, "loading"), language, paused)
+    told = records.told(job)
+    result = told.result
     return {
         "progress": "",
         "preview": "",
         "runs": False,
         "badge": parts.badge(result, language),
-        "banner": parts.outcome(job, language) + parts.banner(result, language),
+        "banner": parts.outcome(told, language)
+        + parts.gone(gone, language)
+        + parts.banner(result, language),
         "timeline": parts.timeline(result, language),
         "job": job,
     }

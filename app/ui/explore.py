@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from uuid import uuid4
 import gradio as gr
 from markupsafe import Markup
 
+from accel.errors import BadModel
 from accel.plan import methods
+from app import clips
 from app.request import Request, make
 from app.serve.jobs import ENDED, Job, NoSuchJob, Spec
-from app.ui import parts, records, scatter, sweep
+from app.ui import grid, parts, records, scatter, sweep
 from app.ui.browser import refusals
-from app.ui.events import LIVE, owner_of
+from app.ui.events import LIVE, QUIET, owner_of
 from app.ui.sweep import Axis, Mark
 from app.ui.words import Language, labelled, language_for, number, say, t
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 NONE = ""
 FIRST = "cache.EasyCache.threshold"
 """The knob that the page begins with: of a method that fits every model."""
-KNOB = re.compile(r"\b\w+\.\w+\.(?=\w+ = )")
-"""What is left out of a title in little space: the method of a field."""
 PAUSE = 0.5
 """Seconds between two looks at the jobs of a sweep."""
 
@@ -39,24 +38,22 @@ class View:
     """What the page shows of a sweep.
 
     Attributes:
-        cards: File and caption of each picture that is there.
-        ids: The jobs that these stand for.
+        grid: The pictures, as HTML.
         plot: The plot, as HTML.
         table: All runs, as HTML.
         status: How many are done, and what went wrong.
         runs: Whether some have not ended.
     """
 
-    cards: list[tuple[str, str]]
-    ids: list[str]
+    grid: Markup
     plot: Markup
     table: Markup
     status: Markup
     runs: bool
 
 
-NOTHING = View([], [], Markup(), Markup(), Markup(), False)
-UNCHANGED = tuple(gr.skip() for _ in range(7))
+NOTHING = View(Markup(), Markup(), Markup(), Markup(), False)
+UNCHANGED = tuple(gr.skip() for _ in range(6))
 
 
 def axes(
@@ -109,25 +106,42 @@ def view(service: Service, jobs: Sequence[Job], language: Language) -> View:
     """What there is to show of the jobs of a sweep, the stock run first."""
     if not jobs:
         return NOTHING
-    cards = {job.id: records.card(service, job, language) for job in jobs}
-    kept = {id: card for id, card in cards.items() if card is not None}
     marks = sweep.marks(jobs)
-    done = sum(job.state in ENDED for job in jobs)
+    shots = [shot(service, job, mark) for job, mark in zip(jobs, marks, strict=True)]
     return View(
-        [(path, titled(jobs, id, language)) for id, (path, _) in kept.items()],
-        list(kept),
+        grid.draw(shots, language),
         scatter.draw(marks, language),
         table(marks, language),
-        parts.note(say("explore_counted", language, done=done, total=len(jobs))) + wrong(jobs),
-        done < len(jobs),
+        status(jobs, marks, service.paused, language),
+        any(job.state not in ENDED for job in jobs),
     )
 
 
-def titled(jobs: Sequence[Job], id: str, language: Language) -> str:
-    """What is said under a picture: its number in the plot, and what it was set to, in short."""
-    index = next(index for index, job in enumerate(jobs) if job.id == id)
-    title = jobs[index].spec.title or say("explore_stock", language)
-    return f"{index}: {KNOB.sub('', title)}"
+def shot(service: Service, job: Job, mark: Mark) -> grid.Shot:
+    """What is shown of a run in the grid."""
+    role = records.role(service, job)
+    if role is None:
+        return grid.Shot(mark, gone=bool(records.gone(service, job)))
+    film = records.left(job)[role].endswith(clips.CLIP)
+    return grid.Shot(mark, records.address(job, role), film)
+
+
+def status(
+    jobs: Sequence[Job], marks: Sequence[Mark], paused: str | None, language: Language
+) -> Markup:
+    """How many are done, why it does not go on, what went wrong, and why there is no speed-up."""
+    done = sum(job.state in ENDED for job in jobs)
+    ended = done == len(jobs)
+    made = [mark for mark in marks if mark.seconds is not None]
+    untimed = ended and made[:1] == marks[:1] and any(mark.ratio is None for mark in made)
+    return Markup().join(
+        [
+            parts.note(say("explore_counted", language, done=done, total=len(jobs))),
+            Markup() if ended else parts.paused(paused, language),
+            wrong(jobs),
+            parts.note(say("explore_cold", language) if untimed else None),
+        ]
+    )
 
 
 def wrong(jobs: Sequence[Job]) -> Markup:
@@ -150,8 +164,8 @@ def _row(index: int, mark: Mark, language: Language) -> tuple[str, ...]:
     title = mark.title or say("explore_stock", language)
     if mark.seconds is None:
         return str(index), title, scatter.state(mark, language), "", "", ""
-    ratio = _known(mark.ratio, 2, language)
-    if ratio and not mark.measured:
+    ratio = _known(mark.ratio, 2, language) or say("explore_untimed", language)
+    if mark.ratio is not None and not mark.measured:
         ratio = say("explore_rough", language, ratio=ratio)
     return (
         str(index),
@@ -170,10 +184,16 @@ def _known(value: float | None, digits: int, language: Language) -> str:
 def choices(service: Service, model: str) -> list[str]:
     """The knobs of the methods that fit a model.
 
+    Those of all methods for a model that is not here yet, or cannot be loaded: the job that needs
+    it downloads it, or says so.
+
     Raises:
         BadInput: If the model is not offered.
     """
-    fits = service.fits(model).methods
+    try:
+        fits = service.fits(model).methods
+    except BadModel:
+        return sweep.knobs(methods())
     return sweep.knobs(name for name in methods() if fits.get(name, "") is None)
 
 
@@ -241,8 +261,7 @@ def _updates(found: View) -> tuple[Any, ...]:
     """A view on the components of the page."""
     return (
         gr.update(visible=bool(found.table)),
-        gr.update(value=found.cards, selected_index=None, visible=bool(found.cards)),
-        found.ids,
+        found.grid,
         found.plot,
         found.table,
         found.status,
@@ -250,13 +269,15 @@ def _updates(found: View) -> tuple[Any, ...]:
     )
 
 
-def tab(service: Service, generate: Generate, settings: Any) -> None:
+def tab(service: Service, generate: Generate, settings: Any, opened: gr.Tab) -> None:
     """The page; it is drawn inside of the present block.
 
     Args:
         service: What runs the jobs.
         generate: The page whose settings are swept.
         settings: A component that gets a ``Spec`` as a dict, for Generate to show.
+        opened: The tab that the page is in: which knobs fit the model is asked when it is chosen,
+            since finding out takes a while.
     """
     events = Events(service, generate)
     gr.Markdown(t("explore_intro"))
@@ -269,27 +290,19 @@ def tab(service: Service, generate: Generate, settings: Any) -> None:
         gr.Markdown(t("explore_plot_help"))
         plot = gr.HTML(elem_id="explore-plot", js_on_load=scatter.PICK)
         gr.Markdown(t("explore_grid_help"))
-        grid = gr.Gallery(
-            label=t("explore_grid"),
-            elem_id="explore-grid",
-            columns=4,
-            height="max-content",
-            allow_preview=False,
-            buttons=[],
-            visible=False,
-        )
+        pictures = gr.HTML(elem_id="explore-grid", js_on_load=scatter.PICK)
         table = gr.HTML(elem_id="explore-table")
     ids = gr.BrowserState([], storage_key="accel-explore", secret="accel")
-    shown = gr.State([])
-    outputs = [results, grid, shown, plot, table, status, stop]
+    outputs = [results, pictures, plot, table, status, stop]
     watching = gr.on(None, events.watch, ids, outputs, trigger_mode="multiple", **LIVE)
     form = [*knobs, *generate.inputs]
-    started = run.click(events.start, form, [status, ids], cancels=[watching], **LIVE)
+    run.click(None, cancels=[watching], **QUIET)  # by itself and first: else it ends the next one
+    started = run.click(events.start, form, [status, ids], **LIVE)
     started.failure(events.watch, ids, outputs, **LIVE)  # the sweep before it goes on
     stop.click(events.stop, ids, None, **LIVE)
     plot.click(events.load, ids, settings, **LIVE)
-    grid.select(events.load, shown, settings, **LIVE)
-    gr.on(None, events.offer, generate.fields["model"], [knobs[0], knobs[2]], **LIVE)
+    pictures.click(events.load, ids, settings, **LIVE)
+    opened.select(events.offer, generate.fields["model"], [knobs[0], knobs[2]], **LIVE)
 
 
 def _knobs(events: Events) -> list[Any]:

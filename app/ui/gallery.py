@@ -27,7 +27,7 @@ class View:
     """What the page shows.
 
     Attributes:
-        cards: File and caption of each picture.
+        cards: File and caption of each picture that is there.
         ids: The jobs that these stand for.
         rest: The jobs without a picture, as HTML.
         more: Whether there is more to show.
@@ -45,8 +45,9 @@ def view(service: Service, owner: str, wanted: Filter, count: int, language: Lan
     shown = jobs[:count]
     cards = {job.id: records.card(service, job, language) for job in shown}
     kept = {id: card for id, card in cards.items() if card is not None}
-    rest = records.without(shown, language) if shown else parts.note(say("gallery_empty", language))
-    return View(list(kept.values()), list(kept), rest, len(jobs) > count)
+    rest = records.without([job for job in shown if job.id not in kept], language)
+    empty = Markup() if shown else parts.note(say("gallery_empty", language))
+    return View(list(kept.values()), list(kept), rest + empty, len(jobs) > count)
 
 
 def open_folder(file: Path, language: Language = "en") -> Markup:
@@ -89,10 +90,13 @@ class Events:
 
     def choose(self, ids: list[str], event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
         """Show how the picture that was clicked was made, and offer it as a download."""
+        language = language_for(request)
         with refusals():
             job = self.service.job(owner_of(request), ids[event.index])
-            file = self.service.file(job.owner, job.id, records.role(job) or "")
-        return job.id, records.details(job, language_for(request)), gr.update(value=str(file))
+        card = records.card(self.service, job, language)
+        missing = parts.gone(records.gone(self.service, job), language)
+        file = None if card is None else card[0]
+        return job.id, missing + records.details(job, language), gr.update(value=file)
 
     def restore(self, chosen: str, request: gr.Request) -> dict[str, Any]:
         """The settings of the chosen job, for Generate."""
@@ -122,8 +126,10 @@ class Events:
             return parts.note(say("gallery_not_here", language))
         with refusals():
             job = self.service.job(owner_of(request), _one(chosen, request))
-            file = self.service.file(job.owner, job.id, records.role(job) or "")
-        return open_folder(file, language)
+        card = records.card(self.service, job, language)
+        if card is None:
+            return parts.error(records.why_none(records.told(job), language))
+        return open_folder(Path(card[0]), language)
 
 
 def _one(chosen: str, request: gr.Request) -> str:

@@ -14,8 +14,8 @@ from accel.plan import PRESETS, Plan
 from app import clips
 from app.request import FILES, Request
 from app.serve.folders import Folders
-from app.serve.jobs import Job, Kind, ModelInfo, Spec
-from app.ui import forms, knobs, parts, roundtrip
+from app.serve.jobs import ENDED, Job, Kind, ModelInfo, Spec
+from app.ui import forms, knobs, parts, records, roundtrip
 from app.ui.events import (
     LIVE,
     QUIET,
@@ -192,6 +192,11 @@ class Page(Watched):
             found["placeholder"] = t("generate_own") if own in (None, "") else str(own)
         return {one: gr.update(**changes) for one, changes in updates.items()}
 
+    def offered(self, request: gr.Request) -> Updates:
+        """The models, with their sizes: one may have been downloaded in the meantime."""
+        found = offered(self.service, language_for(request))
+        return {self.fields["model"]: gr.update(choices=found)}
+
     def emptied(self, model: str) -> Updates:
         """What another model has no use for is emptied when a person chooses that model."""
         takes = next(one for one in self.service.models() if one.name == model).inputs
@@ -237,6 +242,16 @@ class Page(Watched):
         else:
             yield from self.measure(model, request)
 
+    def refreshed(self, watching: str | None, request: gr.Request) -> Updates:
+        """The badge of the job that is shown: its stock time may have been measured by now."""
+        try:
+            job = self.service.job(owner_of(request), watching or "")
+        except AccelError:
+            return NOTHING
+        if job.state not in ENDED:
+            return NOTHING
+        return {self.shown["badge"]: parts.badge(job.result, language_for(request))}
+
     def cli(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
         """The job that is shown, or else the settings, as a command."""
         return self._copied(roundtrip.as_cli, "shell", watching, request, values)
@@ -274,7 +289,7 @@ class Page(Watched):
 
     def result(self, job: Job, request: gr.Request | None) -> Updates:  # noqa: ARG002
         """The picture or clip of a job, and what can be done with it."""
-        path = picture_of(self.service, job)
+        path = records.file(self.service, job, "picture")
         film = path is not None and path.suffix == clips.CLIP
         still, whole = path is not None and not film, job.result is not None
         return {
@@ -291,13 +306,6 @@ def controlnets(service: Service) -> list[str]:
     """What the server offers beside the models that draw."""
     drawing = {info.name for info in service.models()}
     return [name for name in service.limits.models if name not in drawing]
-
-
-def picture_of(service: Service, job: Job) -> Path | None:
-    """The picture or clip of a job, if it left one."""
-    if job.result is None or "picture" not in job.result.files:
-        return None
-    return service.file(job.owner, job.id, "picture")
 
 
 def cached(component: Component, path: str) -> str:
@@ -406,7 +414,7 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
     measure = gr.Button(t("generate_measure"), size="sm", elem_id="measure")
     measuring = gr.HTML(elem_id="measuring")
     fields["model"] = gr.Dropdown(
-        [(_named(one), one.name) for one in models],
+        offered(service, "en"),
         value=models[0].name,
         elem_id="model",
         **labelled("generate_model"),
@@ -426,10 +434,18 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
     return fields, {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
 
 
-def _named(info: ModelInfo) -> str:
-    """A model with the size of its files."""
-    size = "" if info.bytes is None else f" ({info.bytes / 1e6:.0f} MB)"
-    return f"{info.name}{size}"
+def offered(service: Service, language: Language) -> list[tuple[str, str]]:
+    """The models as choices: what there is to know before one is chosen, and its name."""
+    return [(_named(one, language), one.name) for one in service.models()]
+
+
+def _named(info: ModelInfo, language: Language) -> str:
+    """A model with the size of its files, or that they are yet to be downloaded."""
+    if info.bytes is None:
+        told = say("generate_absent", language)
+    else:
+        told = say("generate_size", language, size=number(info.bytes / 1e6, 0, language))
+    return f"{info.name} ({told})"
 
 
 def _number(name: str, value: str = "") -> Component:
@@ -549,9 +565,12 @@ def _wire(page: Page) -> None:
     model, goal, text = fields["model"], fields["goal"], fields["knobs"]
     ran = shown["run"].click(page.run, page.inputs, page.results, **LIVE)
     measured = [goal, shown["measure"], shown["measuring"]]
-    ran.then(page.measure_first, model, measured, **LIVE)
+    first = ran.then(page.measure_first, model, measured, **LIVE)
     shown["stop"].click(page.stop, page.watching, page.results, **LIVE)
-    shown["measure"].click(page.measure, model, measured, **LIVE)
+    asked = shown["measure"].click(page.measure, model, measured, **LIVE)
+    for done in (first, asked):
+        done.then(page.refreshed, page.watching, shown["badge"], **QUIET)
+    ran.then(page.offered, None, model, **QUIET)
     shown["drop"].upload(page.restore, shown["drop"], page.settings, **QUIET)
     goal.input(page.preset, [goal, text], [text, page.redraw], **QUIET)
     model.change(page.adapt, model, page.adapted, **QUIET)

@@ -169,6 +169,14 @@ CSS = (
 .accel-plot .accel-front { fill: none; stroke: var(--accel-accent); stroke-dasharray: 2 4; }
 .accel-plot .accel-point:focus-visible { outline: none; stroke: var(--accel-ink); stroke-width: 3; }
 
+.accel-shot {
+  display: grid; justify-items: center; padding: 0.2rem; border-radius: 6px; cursor: pointer;
+  color: var(--accel-ink); background: var(--accel-paper); border: 1px solid var(--accel-line);
+}
+.accel-shot img, .accel-shot video { width: 9rem; max-width: none; height: auto; margin: 0; }
+.accel-stock-shot { display: flex; gap: 0.6rem; align-items: center; padding: 0.3rem 0; }
+.gradio-container .accel-shot span, .accel-stock-shot span { color: var(--accel-ink); }
+
 .gradio-container .caption-label { white-space: normal; overflow-wrap: anywhere; }
 
 .accel-method { padding: 0.8rem 0; border-top: 1px solid var(--accel-line); }
@@ -187,6 +195,7 @@ CSS = (
   .gradio-container button { min-height: 44px; }
   .gradio-container .grid-container { grid-template-columns: repeat(2, 1fr); }
   .accel-plot text { font-size: 20px; }
+  .accel-shot img, .accel-shot video { width: 6rem; }
   .accel-timeline th[scope="row"] { white-space: normal; min-width: 7rem; overflow-wrap: anywhere; }
 }
 @media (prefers-reduced-motion: reduce) {
@@ -197,19 +206,30 @@ CSS = (
 
 HEAD = '<meta name="color-scheme" content="light dark">'
 
-KEYS = """() => document.addEventListener("keydown", (event) => {
-  const wanted = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "generate"
-    : event.key === "Escape" && !event.defaultPrevented ? "stop" : null;
-  const open = document.activeElement?.getAttribute("aria-expanded") === "true";
-  const button = wanted && !open ? document.getElementById(wanted) : null;
-  if (button && !button.disabled && button.offsetParent !== null) {
-    event.preventDefault();
-    button.click();
-  }
-}, true)"""
+KEYS = """() => {
+  const LIST = "[role=combobox][aria-expanded=true], [aria-haspopup][aria-expanded=true]";
+  const OVER = "dialog[open], [aria-modal=true], .block.fullscreen";
+  let open = false;
+  document.addEventListener("keydown", () => {
+    open = Boolean(document.activeElement?.matches(LIST) || document.querySelector(OVER)
+      || document.fullscreenElement);
+  }, true);
+  document.addEventListener("keydown", (event) => {
+    const wanted = event.key === "Enter" && (event.ctrlKey || event.metaKey) ? "generate"
+      : event.key === "Escape" ? "stop" : null;
+    if (!wanted || open || event.defaultPrevented || event.isComposing) return;
+    const button = document.getElementById(wanted);
+    if (button && !button.disabled && button.offsetParent !== null) {
+      event.preventDefault();
+      button.click();
+    }
+  });
+}"""
 """Once loaded: Ctrl+Enter presses ``generate`` and Esc ``stop``, if they are seen and enabled.
 
-As an event of the page, because the content security policy refuses scripts in its head.
+Not where the key belongs to something else: a list that is open, a dialog, a full screen. Whether
+one is open is looked at before it hears the key, and closes. As an event of the page, because the
+content security policy refuses scripts in its head.
 """
 
 NAMES = """() => {

@@ -34,8 +34,8 @@ def build(service: Service) -> gr.Blocks:
                 making = generate.tab(service)
             with _tab("compare"):
                 measuring = compare.tab(service, making.inputs, _asked(making), comparing)
-            with _tab("explore"):
-                explore.tab(service, making, settings)
+            with _tab("explore") as exploring:
+                explore.tab(service, making, settings, exploring)
             with _tab("gallery"):
                 gallery.tab(service, settings)
             with _tab("methods"):
@@ -105,6 +105,7 @@ def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page
     goal = [making.fields["goal"], making.shown["measure"]]
     demo.load(making.adapt, model, making.adapted, **QUIET)
     demo.load(making.captions, model, goal, **QUIET)
+    demo.load(making.offered, None, model, **QUIET)
     demo.load(making.resume, making.watching, making.settings, **QUIET)
     demo.load(making.reattach, making.watching, making.results, **LIVE)
     demo.load(measuring.reattach, measuring.watching, measuring.outputs, **LIVE)

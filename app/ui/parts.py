@@ -7,12 +7,13 @@ which escapes it; nothing is joined into HTML in another way.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from accel.report import INACTIVE
+from app.files import without_folders
 from app.ui.words import Language, number, say
 
 if TYPE_CHECKING:
@@ -134,8 +135,20 @@ def _further(result: Result) -> list[str]:
 
 
 def error(text: str | None) -> Markup:
-    """What went wrong, in the words of the error, which name the fix."""
-    return _lines("error", "alert", _texts([text] if text else []))
+    """What went wrong, in the words of the error, which name the fix; files without folders."""
+    return _lines("error", "alert", _texts([without_folders(text)] if text else []))
+
+
+def gone(names: Sequence[str], language: Language = "en") -> Markup:
+    """The files of a job that are not there any more."""
+    return error(say("part_gone", language, names=", ".join(names))) if names else NOTHING
+
+
+def paused(reason: str | None, language: Language = "en") -> Markup:
+    """Why the queue stands still, if it does."""
+    if reason is None:
+        return NOTHING
+    return note(say("page_paused", language, reason=without_folders(reason)))
 
 
 def note(text: str | None) -> Markup:

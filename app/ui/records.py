@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from app.files import without_folders
+from app.request import FILES
+from app.rest import PLACE
+from app.serve.jobs import NoSuchJob, Result
 from app.ui import parts
 from app.ui.words import Language, say
 
@@ -76,18 +81,77 @@ def _all(service: Service, owner: str, wanted: Filter) -> Iterator[Job]:
         before = math.nextafter(jobs[-1].created, math.inf)
 
 
-def role(job: Job) -> str | None:
-    """Which file stands for a job; ``None`` where it left none."""
-    files = {} if job.result is None else job.result.files
-    return next((name for name in SHOWN if name in files), None)
+def left(job: Job) -> dict[str, str]:
+    """The names of the files that a job left, by role."""
+    return {} if job.result is None else job.result.files
+
+
+def file(service: Service, job: Job, role: str) -> Path | None:
+    """A file of a job; ``None`` where it left none of that role, or it is gone."""
+    if role not in left(job):
+        return None
+    try:
+        return service.file(job.owner, job.id, role)
+    except NoSuchJob:
+        return None
+
+
+def files(service: Service, job: Job) -> dict[str, Path]:
+    """The files of a job that are there, by role."""
+    found = {role: file(service, job, role) for role in left(job)}
+    return {role: path for role, path in found.items() if path is not None}
+
+
+def gone(service: Service, job: Job) -> list[str]:
+    """The names of the files that a job left and that are gone: somebody deleted them."""
+    there = files(service, job)
+    return [name for role, name in left(job).items() if role not in there]
+
+
+def role(service: Service, job: Job) -> str | None:
+    """Which file stands for a job; ``None`` where none is there."""
+    return next((name for name in SHOWN if file(service, job, name) is not None), None)
+
+
+def address(job: Job, role: str) -> str:
+    """Where a browser gets a file of a job, seen from the page: no folder of the server."""
+    return f"{PLACE.removeprefix('/')}/jobs/{job.id}/files/{role}"
 
 
 def card(service: Service, job: Job, language: Language) -> tuple[str, str] | None:
-    """The file of a job and what is said under it; ``None`` where it left no picture."""
-    shown = role(job)
-    if shown is None:
-        return None
-    return str(service.file(job.owner, job.id, shown)), caption(job, language)
+    """The file of a job and what is said under it; ``None`` where there is no picture."""
+    paths = (file(service, job, name) for name in SHOWN)
+    shown = next(filter(None, paths), None)
+    return None if shown is None else (str(shown), caption(job, language))
+
+
+def why_none(job: Job, language: Language) -> str:
+    """Why there is no picture of a job."""
+    was_there = any(name in left(job) for name in SHOWN)
+    return job.error or say("gallery_gone" if was_there else "gallery_nothing", language)
+
+
+def told(job: Job) -> Job:
+    """A job as others are told of it: its files by name, without the folders of this machine."""
+    asked = {
+        name: Path(value).name if name in FILES and value else value
+        for name, value in job.spec.request.items()
+    }
+    return replace(
+        job,
+        spec=job.spec.model_copy(update={"request": asked}),
+        result=None if job.result is None else _told(job.result),
+        error=None if job.error is None else without_folders(job.error),
+    )
+
+
+def _told(result: Result) -> Result:
+    verdicts = {
+        method: {name: without_folders(text) for name, text in verdict.items()}
+        for method, verdict in result.verdicts.items()
+    }
+    notes = [without_folders(note) for note in result.notes]
+    return result.model_copy(update={"verdicts": verdicts, "notes": notes})
 
 
 def caption(job: Job, language: Language) -> str:
@@ -101,6 +165,7 @@ def caption(job: Job, language: Language) -> str:
 
 def details(job: Job, language: Language) -> Markup:
     """A job as HTML: what became of it, how fast it was, and all of its settings."""
+    job = told(job)
     result = job.result
     heads = [say("gallery_setting", language), say("gallery_value", language)]
     return Markup("\n").join(
@@ -138,15 +203,14 @@ def _fields(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def without(jobs: list[Job], language: Language) -> Markup:
-    """A table of the jobs that left no picture, and why."""
+    """A table of jobs of which there is no picture, and why."""
     rows = [
         (
             caption(job, language),
             say(f"part_state_{job.state}", language),
-            job.error or say("gallery_nothing", language),
+            why_none(told(job), language),
         )
         for job in jobs
-        if role(job) is None
     ]
     heads = [say(f"gallery_{name}", language) for name in ("job", "state", "reason")]
     return parts.table(say("gallery_without", language), heads, rows) if rows else parts.NOTHING

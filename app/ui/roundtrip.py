@@ -16,7 +16,7 @@ from typing import Any
 from accel.errors import BadInput
 from accel.plan import Plan
 from app import clips, metadata
-from app.files import slug, without_folders
+from app.files import slug
 from app.metadata import Record
 from app.request import FILES, Request, make
 from app.serve.jobs import Spec
@@ -175,10 +175,7 @@ def from_file(path: Path) -> tuple[Spec, Record]:
         BadInput: If it carries no record that can be read.
         PlanError: If its plan is none that is known here.
     """
-    try:
-        made = clips.record_of(path)
-    except BadInput as error:
-        raise BadInput(without_folders(str(error))) from error
+    made = clips.record_of(path)
     plan = Plan.from_dict(made.plan).to_dict()
     return Spec(request=made.asked.to_dict(), plan=plan, title=title_of(plan)), made
 

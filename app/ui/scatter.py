@@ -21,14 +21,19 @@ RADIUS = 11
 PICK = """
 const pick = (event) => {
   const mark = event.target.closest("[data-index]");
-  if (!mark || (event.type === "keydown" && event.key !== "Enter" && event.key !== " ")) return;
+  const key = event.type === "keydown";
+  if (!mark || (key && mark.localName === "button")) return;
+  if (key && event.key !== "Enter" && event.key !== " ") return;
   event.preventDefault();
   trigger("click", { index: Number(mark.dataset.index) });
 };
 element.addEventListener("click", pick);
 element.addEventListener("keydown", pick);
 """
-"""For ``gr.HTML(js_on_load=…)``: a click event with the index of the mark that was chosen."""
+"""For ``gr.HTML(js_on_load=…)``: a click event with the index of the mark that was chosen.
+
+Of a real button a key makes a click by itself.
+"""
 
 _PLOT = Markup(
     '<div class="accel-plot"><svg viewBox="0 0 {width} {height}" role="group" '
@@ -145,8 +150,9 @@ def _point(index: int, mark: Mark, across: Scale, up: Scale, language: Language)
 
 def state(mark: Mark, language: Language) -> str:
     """What became of a mark that is not in the plot."""
-    name = "explore_incomparable" if mark.state == "done" else f"part_state_{mark.state}"
-    return say(name, language)
+    if mark.state != "done":
+        return say(f"part_state_{mark.state}", language)
+    return say("explore_incomparable" if mark.ssim is None else "explore_untimed", language)
 
 
 def told(mark: Mark, language: Language = "en") -> str:

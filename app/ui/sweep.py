@@ -5,6 +5,7 @@ Nothing here knows of pages. A knob is written ``cache.EasyCache.threshold``, as
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ MOST = 48
 """Points of a sweep: what fits into a page, and into a coffee break."""
 TITLE = 200
 """Characters of a title that a job keeps."""
+KNOB = re.compile(r"(?:^|, )(\w+\.\w+\.\w+) = ")
+"""A knob in the title of a point."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,9 @@ class Mark:
         title: What it was set to; empty for the stock run.
         state: Of the job.
         seconds: Its run; ``None`` before it is done.
-        ratio: How many times faster than stock; ``None`` where that is not known.
-        measured: Whether the ratio comes from several stock runs, not from one of this sweep alone.
+        ratio: How many times faster than stock; ``None`` before a stock time is known that counts:
+            the first run after loading does not.
+        measured: Whether the ratio comes from several stock runs, not from one alone.
         ssim: Against the stock picture of the same seed, 1 for equal; ``None`` where unknown.
         psnr: The same in dB, infinite for equal ones.
     """
@@ -179,6 +183,12 @@ def _point(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Point:
         raise type(error)(f"{title}: {error}") from error
 
 
+def settings(title: str) -> dict[str, str]:
+    """The knobs in the title of a point, and what they were set to."""
+    _, *pieces = KNOB.split(title)
+    return dict(zip(pieces[::2], pieces[1::2], strict=True))
+
+
 def _set(document: Mapping[str, Any], knob: str, value: Any) -> dict[str, Any]:
     family, _, rest = knob.partition(".")
     kind, _, field = rest.partition(".")
@@ -203,14 +213,10 @@ def runs(request: Mapping[str, Any], found: Sequence[Point], stock: str) -> list
 
 def marks(jobs: Sequence[Job]) -> list[Mark]:
     """The runs of a sweep against its stock run, which is the first."""
-    if not jobs:
-        return []
-    stock = jobs[0].result
-    seconds = None if stock is None else stock.seconds
-    return [_mark(job, seconds, first=job is jobs[0]) for job in jobs]
+    return [_mark(job, first=job is jobs[0]) for job in jobs]
 
 
-def _mark(job: Job, stock: float | None, *, first: bool) -> Mark:
+def _mark(job: Job, *, first: bool) -> Mark:
     title = "" if first else job.spec.title
     result = job.result
     if result is None or result.partial:
@@ -218,13 +224,12 @@ def _mark(job: Job, stock: float | None, *, first: bool) -> Mark:
     if first:
         return Mark(job.id, title, job.state, result.seconds, 1.0, True, 1.0, float("inf"))
     speedup = result.speedup
-    ratio = speedup.ratio if speedup else None if stock is None else stock / result.seconds
     return Mark(
         job.id,
         title,
         job.state,
         result.seconds,
-        ratio,
+        None if speedup is None else speedup.ratio,
         speedup is not None and speedup.low < speedup.high,
         _number(result.quality.get("ssim")),
         _number(result.quality.get("psnr")),

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where `accel ui` answers, with a folder of results of its own."""
     folder = tmp_path_factory.mktemp("app")
-    _ask_for_figures(folder / "outputs")
+    ask_for_figures(folder / "outputs")
     with served(folder) as found:
         yield found
 
 
 @contextmanager
-def served(folder: Path, *options: str) -> Iterator[str]:
+def served(folder: Path, *options: str, env: Mapping[str, str] = ALONE) -> Iterator[str]:
     """`accel ui` with options, in a folder; what it said is told at its end."""
     log = folder / "log"
     with log.open("w") as written:
         server = subprocess.Popen(
-            [*COMMAND, "ui", "--port", "0", *options], cwd=folder, stderr=written, env=ALONE
+            [*COMMAND, "ui", "--port", "0", *options], cwd=folder, stderr=written, env=env
         )
     try:
         yield _answering(server, log)
@@ -49,7 +49,7 @@ def served(folder: Path, *options: str) -> Iterator[str]:
         sys.stderr.write(log.read_text())
 
 
-def _ask_for_figures(folder: Path) -> None:
+def ask_for_figures(folder: Path) -> None:
     """The presets count as asked for: else the first picture has them measured, for minutes."""
     service = Service(folder)
     for name in MODELS:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from secrets import randbelow
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from app import metadata
+from app.request import FILES
 from browser.visitor import BEGINS, OVERFLOW, PROMPT, TABS, WATCH, Visitor
 
 Visit = Callable[..., Visitor]
@@ -28,6 +30,14 @@ SCREENS: dict[str, dict[str, Any]] = {
     "small": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
     "small-dark": {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}},
 }
+
+CLIPS = '[...document.querySelectorAll("#compare-clips video")]'
+BOTH = f"(holds) => {CLIPS}.every((video) => new Function('video', 'return ' + holds)(video))"
+NEAR = f"""() => {{
+  const [one, other] = {CLIPS}.map((video) => video.currentTime);
+  return Math.abs(one - other) <= 0.05;
+}}"""
+"""What holds of both clips of a comparison; whether they stand at the same moment."""
 
 
 def record(picture: bytes) -> metadata.Record:
@@ -129,6 +139,43 @@ def test_a_clip_is_made_and_shown(visit: Visit) -> None:
     assert visitor.jobs()[0]["files"].keys() >= {"picture", "record"}
 
 
+@pytest.mark.parametrize("names", [("image",), ("image", "mask")])
+def test_pictures_that_are_brought_go_in(
+    visit: Visit, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    visitor = visit()
+    visitor.at("inputs").locator("button").first.click()
+    brought = {name: tmp_path / f"{name}.png" for name in names}
+    for name, file in brought.items():
+        Image.new("RGB", (128, 128), {"image": "teal", "mask": "white"}[name]).save(file)
+        visitor.page.locator(f"#{name} input[type=file]").set_input_files(file)
+        expect(visitor.page.locator(f"#{name} img")).to_be_visible()
+    visitor.ask(steps="5", strength="0.6")
+    visitor.generate()
+    made = record(visitor.picture())
+    assert made.request["strength"] == 0.6 and made.result.steps < 5
+    digests = {name: sha256(file.read_bytes()).hexdigest() for name, file in brought.items()}
+    assert made.inputs == digests
+    assert {name for name in FILES if made.request.get(name)} == set(names)
+
+
+def test_who_comes_later_sees_how_many_go_before(visit: Visit) -> None:
+    running, waiting, last = visitors = [visit() for _ in range(3)]
+    for visitor, said in zip(visitors, ("step [1-9]", "it is next", "1 before it"), strict=True):
+        visitor.ask(steps="200", width="256", height="256")
+        visitor.press("generate")
+        expect(visitor.at("progress")).to_have_text(re.compile(said))
+    waiting.at("stop").click()
+    waiting.ended()
+    assert "stopped" in waiting.at("banner").inner_text()
+    expect(last.at("progress")).to_have_text(re.compile("it is next"))
+    running.at("stop").click()
+    running.ended()
+    expect(last.at("progress")).to_have_text(re.compile("step [1-9]"))
+    last.at("stop").click()
+    last.ended()
+
+
 def test_a_file_of_ours_brings_its_settings_back(visit: Visit, tmp_path: Path) -> None:
     visitor = visit()
     visitor.ask(prompt="a lighthouse at night", steps="5", guidance="2.5")
@@ -220,6 +267,29 @@ def test_a_comparison_shows_both_sides_and_what_was_measured(visit: Visit) -> No
     job = visitor.jobs()[0]
     assert job["kind"] == "compare" and job["request"]["seed"] == 5
     assert job["files"].keys() >= {"baseline", "accelerated", "difference", "sheet", "report"}
+
+
+def test_two_clips_play_as_one(visit: Visit) -> None:
+    visitor = visit()
+    visitor.choose("model", "scenes-wan")
+    expect(visitor.into("frames")).to_be_enabled()
+    visitor.ask(steps="3", frames="5")
+    compare(visitor)
+    clips = visitor.page.locator("#compare-clips video")
+    expect(clips).to_have_count(2)
+    visitor.page.wait_for_function(BOTH, arg="video.readyState >= 3")
+    visitor.at("compare-play").click()
+    visitor.page.wait_for_function(BOTH, arg="!video.paused")
+    visitor.at("compare-play").click()
+    visitor.page.wait_for_function(BOTH, arg="video.paused")
+    for one in (0, 1):
+        at = clips.nth(one).evaluate(f"(video) => video.currentTime = video.duration * 0.{one + 3}")
+        visitor.page.wait_for_function(BOTH, arg=f"Math.abs(video.currentTime - {at}) < 0.04")
+        clips.nth(one).evaluate("(video) => video.play()")
+        visitor.page.wait_for_function(BOTH, arg="!video.paused")
+        clips.nth(one).evaluate("(video) => video.pause()")
+        visitor.page.wait_for_function(BOTH, arg="video.paused")
+        visitor.page.wait_for_function(NEAR)
 
 
 def test_a_sweep_is_a_grid_and_a_plot_of_which_points_load(visit: Visit) -> None:
