@@ -602,7 +602,7 @@ def test_forty_bad_logins_over_http(served: Memory) -> None:
 def test_a_session_is_over_after_logout(locked: TestClient) -> None:
     session = logged_in(locked, "bob")
     assert locked.get("/api/v1/jobs", headers=session).status_code == 200
-    assert locked.get("/logout", headers=session).status_code == 405, "a link changes nothing"
+    locked.get("/logout", headers=session)  # Gradio's; a link changes nothing
     assert locked.get("/api/v1/jobs", headers=session).status_code == 200
     assert locked.post("/logout", headers=session).status_code == 303
     assert locked.get("/api/v1/jobs", headers=session).status_code == 401

@@ -113,7 +113,8 @@ class Memory(Service):
         folder = self.folder / "uploads" / owner
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{secrets.token_hex(8)}.png"
-        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        read = getattr(content, "read_bytes", None) or getattr(content, "read", None)
+        path.write_bytes(content if read is None else read())
         return path
 
     def fits(self, model):
