@@ -114,6 +114,7 @@ def test_a_stopped_run_leaves_a_partial_and_no_trace(
 def test_a_run_is_found_again_after_a_reload(visit: Visit) -> None:
     visitor = visit()
     visitor.ask(prompt="a boat on the sea", steps="200", width="256", height="256")
+    visitor.goal("exact")  # takes longer than a page to load
     visitor.lock(11)
     visitor.press("generate")
     expect(visitor.at("progress")).to_have_text(re.compile("step [1-9]"))
@@ -163,6 +164,7 @@ def test_who_comes_later_sees_how_many_go_before(visit: Visit) -> None:
     running, waiting, last = visitors = [visit() for _ in range(3)]
     for visitor, said in zip(visitors, ("step [1-9]", "it is next", "1 before it"), strict=True):
         visitor.ask(steps="200", width="256", height="256")
+        visitor.goal("exact")
         visitor.press("generate")
         expect(visitor.at("progress")).to_have_text(re.compile(said))
     waiting.at("stop").click()
