@@ -7,9 +7,7 @@ in the way. What it finds out is kept for as long as model, versions and device 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -41,9 +39,6 @@ LARGE = 2 * 2**30
 
 IDLE = 120.0
 """Seconds without a question after which the process ends, and its memory is free again."""
-
-NICE = 10
-
 
 MANY = 24
 """Groups in one question of a matrix: a plan that is to be checked waits for no more."""
@@ -217,8 +212,6 @@ class Examiner:
 def main(link: Connection, opener: Opener) -> None:
     """The life of the process: one question after another, until the pipe ends, or none comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
-    if sys.platform != "win32":
-        os.nice(NICE)
     warnings.simplefilter("ignore")
     session: Session | None = None
     while link.poll(IDLE):
