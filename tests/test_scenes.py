@@ -440,6 +440,25 @@ def test_in_a_lesson_clips_tilt_by_what_stands_and_not_by_what_moves(monkeypatch
     assert torch.allclose(tilted, _tilted(torch.zeros_like(clips), ["a house on the left"]))
 
 
+def test_every_mover_is_drawn_equally_often(monkeypatch, tmp_path):
+    import torch
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from scenes_models import FAMILIES
+    from train_scenes import Latents
+
+    family, count = FAMILIES["scenes-wan"], 40
+    seeds = torch.arange(count).view(-1, 1, 1, 1, 1)
+    torch.save({"seeds": 0, "latents": seeds}, tmp_path / "latents-64x17-0.pt")
+    store = Latents.read(family, tmp_path, family.forms[-1])
+    drawn, captions = store.draw(600, np.random.default_rng(0))
+    movers = [clip_scene(int(seed)).motion.mover for seed in drawn]
+    shares = {mover: movers.count(mover) / len(movers) for mover in MOTIONS["mover"]}
+    assert all(0.25 < share < 0.42 for share in shares.values()), shares
+    told = [(caption, mover) for caption, mover in zip(captions, movers, strict=True) if caption]
+    assert all((mover == "clouds") == ("clouds drifting" in caption) for caption, mover in told)
+
+
 @pytest.fixture
 def train(monkeypatch):
     """The trainer's command line: `train(family, run, "stage", …)`."""

@@ -365,11 +365,16 @@ def cache(
 
 @dataclass(slots=True)
 class Latents:
-    """Encoded pictures of one form with their seeds; `draw` gives a batch and its captions."""
+    """Encoded pictures of one form with their seeds; `draw` gives a batch and its captions.
+
+    `kinds` are the rows by what moves: of each kind equally many are drawn. Clouds drift in a
+    quarter of the clips and boats sail in a twelfth, and both are learnt last.
+    """
 
     family: Family
     values: Tensor
     seeds: list[int]
+    kinds: list[list[int]]
 
     @classmethod
     def read(cls, family: Family, run: Path, form: Form) -> "Latents":
@@ -377,7 +382,11 @@ class Latents:
         files = sorted(run.glob(f"latents-{form.name}-*.pt"))
         parts = [torch.load(path, weights_only=True) for path in files]
         seeds = [part["seeds"] + i for part in parts for i in range(len(part["latents"]))]
-        return cls(family, torch.cat([part["latents"] for part in parts]), seeds)
+        kinds: dict[str, list[int]] = {}
+        for row, seed in enumerate(seeds):
+            kinds.setdefault(clip_scene(seed).motion.mover if family.clips else "", []).append(row)
+        values = torch.cat([part["latents"] for part in parts])
+        return cls(family, values, seeds, list(kinds.values()))
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
         """A batch of latents and captions; one caption in ten is empty, for guidance.
@@ -386,7 +395,8 @@ class Latents:
         sides) it does not teach.
         """
         tell = clip_scene if self.family.clips else scene
-        rows = rng.integers(len(self.seeds), size=count)
+        kinds = [self.kinds[kind] for kind in rng.integers(len(self.kinds), size=count)]
+        rows = np.array([rng.choice(kind) for kind in kinds])
         captions = []
         for row in rows:
             wordings = rng.integers(16, size=4 if rng.random() < 0.5 else 1)
