@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/accel compare "a red house left of two pine trees under a starry sky" --seed 1 --out demo --overwrite
 
 test: $(READY) browser
-	$(BIN)/python -m pytest -n 2 -m "not laws_full" --durations 20
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not laws_full" --durations 20
 
 # the pages are tested in Debian's Chromium: installed where there is none
 browser:
@@ -27,7 +27,7 @@ docs: $(READY)
 	$(BIN)/python tools/write_docs.py
 
 laws-full: $(READY)
-	$(BIN)/python -m pytest -n 2 -m laws_full --laws-record tests/results/laws.jsonl
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m laws_full --laws-record tests/results/laws.jsonl
 
 # known vulnerabilities of the pinned packages; needs the index that holds them, so CI leaves it out
 audit: $(READY)
