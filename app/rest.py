@@ -26,14 +26,25 @@ from app import request as vocabulary
 from app.files import without_folders
 from app.listing import described
 from app.request import FILES
-from app.serve.jobs import ENDED, STOCK, Busy, Job, ModelInfo, NoSuchJob, Result, Spec, State
+from app.serve.jobs import (
+    ENDED,
+    PLACE,
+    STOCK,
+    Busy,
+    Job,
+    ModelInfo,
+    NoSuchJob,
+    Result,
+    Spec,
+    State,
+)
 from app.serve.service import Service
 
 COOKIE = "accel_session"
 OWNER = "accel.owner"
 """Where in an ASGI scope stands who asks."""
 
-PLACE, VERSION = "/api/v1", "1.0.0"
+VERSION = "1.0.0"
 NOT_OFFERED = {"device", "variant", "revision"}
 UPLOAD = r"^[A-Za-z0-9._-]{1,128}(/[A-Za-z0-9._-]{1,128}){0,4}$"
 SHOWN = ("id", "state", "group", "created", "started", "ended", "deleted", "position", "eta")

@@ -21,6 +21,9 @@ ENDED: tuple[State, ...] = ("done", "stopped", "failed", "quarantined")
 STOCK: dict[str, Any] = {"plan": 1}
 """The plan of the stock pipeline."""
 
+PLACE = "/api/v1"
+"""Below the app: where programs ask, and where a browser gets the files of a job."""
+
 FIRST = "first"
 """Instead of an id in ``against``: the first job of those that are submitted together."""
 

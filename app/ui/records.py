@@ -14,8 +14,7 @@ from markupsafe import Markup
 
 from app.files import without_folders
 from app.request import FILES
-from app.rest import PLACE
-from app.serve.jobs import NoSuchJob, Result
+from app.serve.jobs import PLACE, NoSuchJob, Result
 from app.ui import parts
 from app.ui.words import Language, say
 
