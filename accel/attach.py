@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, field_serializer
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
 from accel import hooks
 from accel.errors import AccelWarning, BrokenAttachment, Conflict, UnsupportedModel
@@ -64,6 +64,13 @@ class Accelerator(BaseModel, ABC):
     seam: ClassVar[str]
     supports: ClassVar[str]
     source: ClassVar[str]
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("nan is no value: it equals nothing, not even the same plan")
+        return value
 
     @field_serializer("*", when_used="json")
     def _infinity_is_text(self, value: Any) -> Any:

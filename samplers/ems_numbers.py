@@ -10,9 +10,9 @@ from samplers.fingerprint import Fingerprint
 
 
 class Scalars(BaseModel):
-    """Statistics of one number a level, small enough to stand in a plan."""
+    """Statistics of one number a level, small enough to stand in a plan; all of them finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     low: float = Field(description="λ of the first numbers, the noisiest ones")
     high: float = Field(description="λ of the last numbers")

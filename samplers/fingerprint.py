@@ -37,7 +37,7 @@ WORDS = {"process": "noise process"}
 
 
 class Fingerprint(BaseModel):
-    """What some numbers were measured on.
+    """What some numbers were measured on; its numbers are finite.
 
     Attributes:
         model: Identity of the pipeline's denoisers: a digest of their classes and configs, and a
@@ -47,7 +47,7 @@ class Fingerprint(BaseModel):
         guidance: Numbers of the call that set its guidance, by name; empty where it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(
         description="digest of classes and configs of the denoisers, and a sample of their weights"

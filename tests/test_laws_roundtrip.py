@@ -115,6 +115,16 @@ def test_what_is_written_is_json(plan):
     json.dumps(plan.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("row", ROSTER.values(), ids=ROSTER)
+def test_what_is_no_number_is_refused(row):
+    """A plan with it would equal no plan, not even itself."""
+    kind, fields = type(row.active), row.active.model_dump()
+    for name, info in kind.model_fields.items():
+        if info.annotation is float:
+            with pytest.raises(ValidationError, match=name):
+                kind(**fields | {name: math.nan})
+
+
 @settings(max_examples=60)
 @given(plan=plans(), data=st.data())
 def test_order_does_not_matter(plan, data):

@@ -518,6 +518,8 @@ def test_numbers_of_a_plan_are_checked():
         ({"low": 1, "high": 0, "l": (0, 0), "s": (0, 0), "b": (0, 0)}, "must be below high"),
         ({"low": 0, "high": 1, "l": (0, 0), "s": (0, 0, 0), "b": (0, 0)}, "of one length"),
         ({"low": 0, "high": 1, "l": (0,), "s": (0,), "b": (0,)}, "at least 2"),
+        ({"low": 0, "high": math.inf, "l": (0, 0), "s": (0, 0), "b": (0, 0)}, "finite number"),
+        ({"low": 0, "high": 1, "l": (0, math.inf), "s": (0, 0), "b": (0, 0)}, "finite number"),
     ):
         with pytest.raises(ValidationError, match=told):
             Scalars(**numbers_)
