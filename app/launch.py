@@ -48,6 +48,12 @@ FORWARDERS = ["127.0.0.1", "::1"]
 COPIES = (3600, 24 * 3600)
 """How often Gradio looks for old copies of what it showed, and how old they get: seconds."""
 
+LOOK = 0.02
+"""Seconds between two looks of Gradio's queue for work, of its own and of others' progress.
+
+Left alone it looks a thousand times a second for each, which disturbs the threads that compute.
+"""
+
 
 def ui(given: Given) -> None:
     """Serve until interrupted, or add a user to the file of ``--auth``.
@@ -182,6 +188,7 @@ def _mount(
     )
     # without this, Gradio takes any path of this machine as a file that was uploaded
     blocks.has_launched = True
+    blocks._queue.sleep_when_free = blocks._queue.progress_update_sleep_when_free = LOOK
 
 
 @asynccontextmanager

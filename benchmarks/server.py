@@ -45,8 +45,10 @@ from app.session import Session
 
 OVERHEAD = 0.05
 """What the app is allowed to cost, as a share of the session's time."""
-SOON, WHOLE = 0.02, 600.0
-"""Seconds between two looks at a job; seconds after which something is wrong."""
+SOON, SELDOM, WHOLE = 0.02, 0.5, 600.0
+"""Seconds: between two looks for a server that starts; between two at a job, which would disturb
+it; after which something is wrong.
+"""
 COMMANDS = 5
 """Whole commands that are timed, at most."""
 COMMAND = (sys.executable, "-c", "import app.cli; app.cli.main()")
@@ -114,7 +116,7 @@ def by_app(address: str, request: Request, preset: str) -> Visit:
     def made() -> float:
         job = _asked(f"{address}/api/v1/generate", body)
         while job["ended"] is None:
-            time.sleep(SOON)
+            time.sleep(SELDOM)
             job = _asked(f"{address}/api/v1/jobs/{job['id']}")
         if job["state"] != "done":
             raise SystemExit(f"The job is {job['state']}: {job['error']}")

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -195,32 +196,55 @@ def test_help_names_every_option() -> None:
         assert f"--{option}" in text
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_starts_answers_and_ends_when_told(tmp_path: Path, end: signal.Signals) -> None:
-    folder = tmp_path / "tmp"
-    folder.mkdir()
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`accel ui` in a process of its own, and its address."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
     options = ["ui", "--port", "0", "--device", "cpu", "--out", "outputs"]
     server = subprocess.Popen(
         [sys.executable, "-c", LIGHT, *options],
-        cwd=tmp_path,
+        cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(folder)},
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
     assert server.stderr is not None
     try:
-        address = next(line for line in server.stderr if line.startswith("http")).split()[0]
-        health = json.loads(_get(f"{address}/api/v1/health"))
-        page = _get(f"{address}/")
-        server.send_signal(end)
-        assert server.wait(60) == 0
+        yield server, next(line for line in server.stderr if line.startswith("http")).split()[0]
     finally:
         server.kill()
         server.wait()
         server.stderr.close()
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_starts_answers_and_ends_when_told(tmp_path: Path, end: signal.Signals) -> None:
+    with served(tmp_path) as (server, address):
+        health = json.loads(_get(f"{address}/api/v1/health"))
+        page = _get(f"{address}/")
+        server.send_signal(end)
+        assert server.wait(60) == 0
     assert health["status"] == "ok" and b"gradio" in page
-    assert (tmp_path / "outputs" / "closed").exists() and not list(folder.glob("accel-ui-*"))
+    assert (tmp_path / "outputs" / "closed").exists()
+    assert not list((tmp_path / "tmp").glob("accel-ui-*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "tmp"]
+
+
+def test_it_sleeps_while_nobody_asks(tmp_path: Path) -> None:
+    """Gradio's queue wakes two thousand times a second, unless it is told not to."""
+    with served(tmp_path) as (server, address):
+        _get(f"{address}/")
+        before, begin = _wakes(server.pid), time.monotonic()
+        time.sleep(2)
+        assert _wakes(server.pid) - before < 400 * (time.monotonic() - begin)
+
+
+def _wakes(process: int) -> int:
+    """How often the threads of a process have waited for something, and gone on."""
+    known = Path(f"/proc/{process}/task").glob("*/status")
+    lines = [line for path in known for line in path.read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
 
 
 def _get(address: str) -> bytes:
