@@ -418,9 +418,11 @@ def test_in_a_lesson_clips_drift_as_told(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
     from train_scenes import _lesson
 
-    captions = ["clouds drifting slowly to the right", "a boat sailing fast to the left", ""]
+    motions = ["clouds drifting slowly to the right", "sailing fast to the left"]
     clips = torch.randn(3, 4, 5, 6, 8)
-    right, left, none = _lesson(clips, captions)
+    drifting, told = _lesson(clips, [f"a house, a boat, {motion}" for motion in motions] + [""])
+    assert told == [*motions, ""]
+    right, left, none = drifting
     assert torch.equal(none, clips[2])
     for found, whole, shift in ((right, clips[0], 1), (left, clips[1], -2)):
         assert torch.equal(found[:, :2], whole[:, :2])
@@ -428,16 +430,34 @@ def test_in_a_lesson_clips_drift_as_told(monkeypatch):
             assert torch.equal(found[:, frame], found[:, frame - 1].roll(shift, -1))
 
 
-def test_in_a_lesson_clips_tilt_by_what_stands_and_not_by_what_moves(monkeypatch):
+def test_errors_that_move_count_most_and_steady_ones_as_they_were(monkeypatch):
+    """Of a clip's error, changes of coarse means weigh as 4 and 8 times their square."""
     import torch
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
-    from train_scenes import _drifting, _lesson, _tilted
+    from scenes_models import COARSE, STEADY, _loss
 
-    clips = torch.randn(1, 4, 5, 6, 8)
-    told = ["a house on the left, clouds drifting slowly to the right"]
-    tilted = _lesson(clips, told) - _drifting(clips, told)
-    assert torch.allclose(tilted, _tilted(torch.zeros_like(clips), ["a house on the left"]))
+    steady = torch.randn(2, 3, 1, 8, 8).expand(-1, -1, 5, -1, -1)
+    assert torch.allclose(_loss(steady), _loss(steady[:, :, :1]))
+    level = torch.randn(2, 3, 5, 1, 1)
+    moved = level.diff(dim=2).square().mean()
+    expected = (1 + COARSE) * (level.square().mean() + STEADY * moved)
+    assert torch.allclose(_loss(level.expand(-1, -1, -1, 8, 8)), expected)
+
+
+@pytest.mark.parametrize("family", ["scenes-flux", "scenes-unet", "scenes-wan"])
+def test_every_parameter_has_one_optimiser(monkeypatch, family):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "tools"))
+    from scenes_models import FAMILIES
+    from train_scenes import Optimizers
+
+    kind = FAMILIES[family]
+    modules = dict(kind.modules(kind.build(kind.vae())))
+    found = Optimizers.of(modules)
+    held = [id(p) for group in found.param_groups for p in group["params"]]
+    assert sorted(held) == sorted({id(p) for m in modules.values() for p in m.parameters()})
+    muon = [p for group in found.each["muon"].param_groups for p in group["params"]]
+    assert muon and {p.ndim for p in muon} == {2}
 
 
 def test_every_mover_is_drawn_equally_often(monkeypatch, tmp_path):
@@ -493,7 +513,8 @@ def test_clips_are_trained_from_crops_and_first_frames_on(train, tmp_path):
             "1",
             "--big-after",
             "1",
-            "--lesson-until",
+            "--lessons",
+            "2",
             "1",
         ),
     )

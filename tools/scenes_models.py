@@ -289,7 +289,11 @@ def _loss(error: Tensor) -> Tensor:
     loss = error.square().mean() + COARSE * coarse.square().mean()
     if clip.shape[2] == 1:
         return loss
-    return loss + STEADY * clip.diff(dim=2).square().mean()
+    return (
+        loss
+        + STEADY * clip.diff(dim=2).square().mean()
+        + COARSE * STEADY * coarse.diff(dim=2).square().mean()
+    )
 
 
 def _unpacked(tokens: Tensor, height: int, width: int) -> Tensor:

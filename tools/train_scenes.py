@@ -151,21 +151,65 @@ class Average:
         return {k[len(start) :]: v for k, v in self.weights.items() if k.startswith(start)}
 
 
-def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Optimizers:
+    """Optimisers that step together, each for its own parameters."""
+
+    each: dict[str, torch.optim.Optimizer]
+
+    @classmethod
+    def of(cls, modules: dict[str, nn.Module]) -> "Optimizers":
+        """Muon for the matrices within networks, AdamW for all else, at one learning rate.
+
+        All else is vectors, convolutions, what looks words up and what writes the answer.
+        """
+        matrices, others = [], []
+        for name, value in (each for m in modules.values() for each in m.named_parameters()):
+            inner = value.ndim == 2 and not re.search("embed|shared|relative|proj_out", name)
+            (matrices if inner else others).append(value)
+        muon = torch.optim.Muon(
+            matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        )
+        return cls({"muon": muon, "adamw": _adamw(others)})
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all of them."""
+        return [group for one in self.each.values() for group in one.param_groups]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for one in self.each.values():
+            one.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Change all parameters."""
+        for one in self.each.values():
+            one.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Their states by name."""
+        return {name: one.state_dict() for name, one in self.each.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over their states."""
+        for name, one in self.each.items():
+            one.load_state_dict(state[name])
+
+
+def _step(loss: Tensor, optimizer: torch.optim.Optimizer | Optimizers, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     torch.nn.utils.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)
     optimizer.step()
 
 
-def _optimizer(modules: dict[str, nn.Module]) -> torch.optim.AdamW:
-    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=1e-3, betas=(0.9, 0.97), weight_decay=0.01, foreach=True
-    )
+def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    learnt = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.optim.AdamW(learnt, lr=1e-3, betas=(0.9, 0.97), weight_decay=0.01, foreach=True)
 
 
 def _pixels(pictures: np.ndarray) -> Tensor:
@@ -304,7 +348,7 @@ def vae(
     if decoder_only:
         model.encoder.requires_grad_(False)
     store = _store(kind, pictures)
-    optimizer, plan = _optimizer({"vae": model}), Schedule(rate, steps)
+    optimizer, plan = _adamw(model.parameters()), Schedule(rate, steps)
     start = time.time()
     for step in _track(range(first, steps), "vae"):
         pixels = _crops(kind, store, batch, rng, step >= large_after).to(at.device)
@@ -540,10 +584,14 @@ def _drifting(latents: Tensor, captions: list[str]) -> Tensor:
     return clips
 
 
-def _lesson(latents: Tensor, captions: list[str]) -> Tensor:
-    """What is learnt from in a lesson: pictures and clips tilt, and clips drift below the tilt."""
-    clips = latents.ndim == 5 and latents.shape[2] > 1
-    return _tilted(_drifting(latents, captions) if clips else latents, captions)
+def _lesson(latents: Tensor, captions: list[str]) -> tuple[Tensor, list[str]]:
+    """What is learnt from in a lesson: pictures tilt, clips drift.
+
+    Of a clip that drifts only the motion is told, so that what whole captions say stays true.
+    """
+    if latents.ndim == 5 and latents.shape[2] > 1:
+        return _drifting(latents, captions), [told.rpartition(", ")[2] for told in captions]
+    return _tilted(latents, captions), captions
 
 
 @dataclass(slots=True)
@@ -553,7 +601,7 @@ class Training:
     at: Setting
     pipe: Any
     modules: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     average: Average
     first: int = 0
 
@@ -564,7 +612,7 @@ class Training:
         modules = dict(at.family.modules(pipe))
         for module in modules.values():
             module.train().requires_grad_(True)
-        training = cls(at, pipe, modules, _optimizer(modules), Average(0.998))
+        training = cls(at, pipe, modules, Optimizers.of(modules), Average(0.998))
         if training.path.exists():
             training.resume(torch.load(training.path, weights_only=True))
         return training
@@ -594,7 +642,8 @@ class Training:
     ) -> Tensor:
         """Loss of a batch of cached latents; in a lesson, of what `_lesson` makes of them."""
         latents = _scaled(self.at.family, self.pipe.vae, latents.to(self.at.device))
-        latents = _lesson(latents, captions) if lesson else latents
+        if lesson:
+            latents, captions = _lesson(latents, captions)
         with self.at.autocast(), _attention(self.at.device, form):
             return self.at.family.loss(self.pipe, latents, captions)
 
@@ -624,10 +673,13 @@ def denoiser(
         bool,
         typer.Option("--compile", help="minutes at the start, then faster steps"),
     ] = False,
-    lesson_until: Annotated[
-        int,
-        typer.Option(help="before this step, pictures tilt and clips drift as captions tell"),
-    ] = 0,
+    lessons: Annotated[
+        tuple[int, float],
+        typer.Option(
+            help="before this step, this share of batches (not of first frames) are lessons, in "
+            "which pictures tilt and clips drift as captions tell"
+        ),
+    ] = (0, 1.0),
 ) -> None:
     """Train denoiser and text encoders together on cached latents."""
     at: Setting = context.obj
@@ -641,15 +693,17 @@ def denoiser(
     batches = dict(zip(at.family.forms, batch, strict=True))
     rng = np.random.default_rng([at.seed, first])
     torch.manual_seed(at.seed + first)
-    start, losses = time.time(), dict.fromkeys((form.name for form in known), 1.0)
+    start, losses = time.time(), {}
     for step in _track(range(first, steps), "denoiser"):
         big = step >= big_after and rng.random() < big_share
         form = known[-1 if big else 0]
+        lesson = step < lessons[0] and form.frames != 1 and rng.random() < lessons[1]
         latents, captions = stores[form].draw(batches[form], rng)
-        loss = training.loss(latents, captions, form, lesson=step < lesson_until)
+        loss = training.loss(latents, captions, form, lesson=lesson)
         _step(loss, training.optimizer, plan.at(step))
         training.average.update(training.modules, step)
-        losses[form.name] += 0.02 * (loss.item() - losses[form.name])
+        name = form.name + " lesson" * lesson
+        losses[name] = 0.98 * losses.get(name, loss.item()) + 0.02 * loss.item()
         done = step + 1
         if done % 50 == 0 or done == steps:
             pace = (done - first) / (time.time() - start)
@@ -803,7 +857,7 @@ def oracle(
     at: Setting = context.obj
     rng, model, first = np.random.default_rng(at.seed), Oracle(), 0
     path = at.run / "oracle.pt"
-    optimizer, plan = _optimizer({"oracle": model}), Schedule(rate, steps, descent=0.6)
+    optimizer, plan = _adamw(model.parameters()), Schedule(rate, steps, descent=0.6)
     if path.exists():
         state = torch.load(path, weights_only=True)
         first = state["step"]
@@ -903,7 +957,7 @@ def clip_oracle(
     at: Setting = context.obj
     rng, model, first = np.random.default_rng(at.seed), MotionReader(), 0
     path = at.run / "motion.pt"
-    optimizer, plan = _optimizer({"motion": model}), Schedule(rate, steps, descent=0.6)
+    optimizer, plan = _adamw(model.parameters()), Schedule(rate, steps, descent=0.6)
     if path.exists():
         state = torch.load(path, weights_only=True)
         first = state["step"]
