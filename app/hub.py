@@ -37,12 +37,20 @@ def fetch_pipeline(name: str, revision: str | None, variant: str | None) -> Path
     cached = cached_pipeline(name, revision)
     if cached is not None:
         return cached
-    info = _info(name, revision)
-    say(f"downloading {name}: {_size(info.siblings, variant) / 1e9:.2f} GB into the hub cache")
+    say(f"downloading {name}: {size(name, revision, variant) / 1e9:.2f} GB into the hub cache")
     try:
         return Path(DiffusionPipeline.download(name, **options))
     except Exception as error:
         raise _unreachable(name, error) from error
+
+
+def size(name: str, revision: str | None = None, variant: str | None = None) -> int:
+    """Bytes that a download of a hub model brings, as the hub tells them.
+
+    Raises:
+        BadModel: If the hub cannot be reached, or has none of that id.
+    """
+    return _size(_info(name, revision).siblings, variant)
 
 
 def cached_pipeline(name: str, revision: str | None = None) -> Path | None:
@@ -62,8 +70,7 @@ def fetch_part(name: str, variant: str | None) -> Path:
     cached = _cached(name, None, "config.json")
     if cached is not None:
         return cached
-    info = _info(name, None)
-    say(f"downloading {name}: {_size(info.siblings, variant) / 1e9:.2f} GB into the hub cache")
+    say(f"downloading {name}: {size(name, None, variant) / 1e9:.2f} GB into the hub cache")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:

@@ -100,7 +100,8 @@ def info(name: str, limits: Limits) -> ModelInfo:
     """What a model is. Imports diffusers, to look at the call of its pipeline."""
     here = folder(name)
     if here is None:
-        return ModelInfo(name, "image", {}, ("prompt", "negative", "guidance", "image"), None)
+        likely = ("prompt", "negative", "guidance", "image")
+        return ModelInfo(name, "image", {}, likely, None, here=False)
     own = call_of(here)
     size = sum(path.stat().st_size for path in files_of(name))
     inputs = _inputs(json.loads((here / INDEX).read_text()).get("_class_name", ""), limits)

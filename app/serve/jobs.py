@@ -193,7 +193,8 @@ class ModelInfo:
         call: Arguments of a normal call (``height``, ``num_inference_steps``, …), if known.
         inputs: Which of ``prompt``, ``negative``, ``guidance``, ``image``, ``mask``, ``control``,
             ``lora`` and ``frames`` it takes.
-        bytes: Size of its files; of a hub model that is not here yet ``None``.
+        bytes: Size of its files, or of their download; ``None`` where the hub has not told it.
+        here: Whether its files are on this machine: else the first picture downloads them.
     """
 
     name: str
@@ -201,6 +202,7 @@ class ModelInfo:
     call: dict[str, Any]
     inputs: tuple[str, ...]
     bytes: int | None
+    here: bool = True
 
 
 class Figure(Entry):

@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import Lock
 
@@ -19,7 +19,7 @@ from accel.bundled import asset
 from accel.errors import BadInput
 from accel.plan import Plan
 from app.request import FILES, Request, Source, make
-from app.serve import catalogue, limits, uploads
+from app.serve import catalogue, downloads, limits, uploads
 from app.serve.board import Board
 from app.serve.fitting import Examiner, Fits
 from app.serve.folders import Folders
@@ -87,6 +87,7 @@ class Service:
         self._uploading = Lock()
         self._devices = devices
         self._examiner = Examiner(self._store, opener, next(iter(devices), None))
+        self._downloads = downloads.Downloads(limits.models, self._store.keep)
         self._supervisors = [
             Supervisor(
                 self._store, self._board, self._folders, opener, device, self._ahead(device), room
@@ -129,6 +130,7 @@ class Service:
                 f"Another server runs on {self.folder}: stop that one, or give another folder."
             ) from error
         recover(self._store, self._folders)
+        self._downloads.start()
         for supervisor in self._supervisors:
             supervisor.start()
 
@@ -136,6 +138,7 @@ class Service:
         """Stop the workers. A running job is queued again, and the attempt does not count."""
         for supervisor in self._supervisors:
             supervisor.close()
+        self._downloads.close()
         self._examiner.close()
         self._store.close()
         self._lock.release()
@@ -371,10 +374,15 @@ class Service:
         fact = f"model {catalogue.signature(name)} {catalogue.controls(self.limits)}"
         known = self._store.fact(fact)
         if known is not None:
-            return adapter.validate_json(known)
+            return self._sized(adapter.validate_json(known))
         found = catalogue.info(name, self.limits)
         self._store.keep(fact, adapter.dump_json(found).decode())
-        return found
+        return self._sized(found)
+
+    def _sized(self, info: ModelInfo) -> ModelInfo:
+        """With the size of the download, where it is one and the hub has told it."""
+        told = None if info.here else self._store.fact(downloads.fact(info.name))
+        return info if told is None else replace(info, bytes=int(told))
 
     def fits(self, model: str) -> Fits:
         """Which methods fit a model, and which go together. Waits where it is not known yet.

@@ -442,9 +442,9 @@ def offered(service: Service, language: Language) -> list[tuple[str, str]]:
 def _named(info: ModelInfo, language: Language) -> str:
     """A model with the size of its files, or that they are yet to be downloaded."""
     if info.bytes is None:
-        told = say("generate_absent", language)
-    else:
-        told = say("generate_size", language, size=number(info.bytes / 1e6, 0, language))
+        return f"{info.name} ({say('generate_absent', language)})"
+    size = say("generate_size", language, size=number(info.bytes / 1e6, 0, language))
+    told = size if info.here else say("generate_download", language, size=size)
     return f"{info.name} ({told})"
 
 
