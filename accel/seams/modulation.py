@@ -227,9 +227,12 @@ def _rows(time: Any, block: Block, arguments: dict[str, Any]) -> Tensor:
 def _run(
     part: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any], device: torch.device
 ) -> Any:
-    """Call a part outside of its block: an offloaded block's weights are not there yet."""
+    """Call a part outside of its block: an offloaded block's weights are not there yet.
+
+    Weights on ``meta`` are those of sequential offload, which brings each layer's when it is called.
+    """
     weights = dict(part.named_parameters())
-    if all(weight.device == device for weight in weights.values()):
+    if all(weight.device == device or weight.is_meta for weight in weights.values()):
         return part(*args, **named)
     moved = {name: weight.to(device) for name, weight in weights.items()}
     return torch.func.functional_call(part, moved, args, named)

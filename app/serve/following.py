@@ -172,6 +172,6 @@ class Follower:
         if now < self._look_due or not self._control.watched.is_set():
             return None
         picture = self.picture()
-        spent = time.monotonic() - now
-        self._look_due = now + max(LOOKS, SHARE * spent)
+        if picture is not None:  # before that, the first one is due at every step
+            self._look_due = now + max(LOOKS, SHARE * (time.monotonic() - now))
         return picture

@@ -168,8 +168,13 @@ class Watched(ABC):
         yield from self._followed(job.id, request)
 
     def _followed(self, id: str, request: gr.Request) -> Iterator[Updates]:
+        """Show what has changed: a page draws anew all that it is sent."""
+        shown: View = {}
         for view in follow(self.service, owner_of(request), id, language_for(request)):
-            yield self.updates(view, request)
+            new = {name: value for name, value in view.items() if shown.get(name, ...) != value}
+            shown |= view
+            if new:
+                yield self.updates(new, request)
 
     def stop(self, watching: str | None, request: gr.Request) -> Updates:
         """Stop the job that is watched."""
