@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
@@ -44,6 +44,7 @@ LAYERS = (
 """The onion around every call of a denoiser, outermost first."""
 
 Undo = Callable[[], None]
+T = TypeVar("T")
 
 
 class Accelerator(BaseModel, ABC):
@@ -140,6 +141,13 @@ class Site:
 
         return undo
 
+    def shared(self, make: Callable[[], T]) -> T:
+        """What the methods of this plan have in common: made for the first that asks for it."""
+        if make not in self._run.shared:
+            self._run.shared[make] = make()
+        found: T = self._run.shared[make]
+        return found
+
     def around(self, denoiser: Denoiser, layer: Layer) -> Undo:
         """Put ``layer(call, inner)`` around every call of a denoiser, at the method's depth."""
         depth = LAYERS.index(self._method.layer)
@@ -226,6 +234,7 @@ class Run:
     trajectory: Trajectory
     onions: dict[str, Onion]
     claims: dict[str, str]
+    shared: dict[Callable[[], Any], Any]
 
     def __init__(self, methods: tuple[Accelerator, ...], pipe: Any) -> None:
         from accel.seams.branches import Reader, layout_of
@@ -236,6 +245,7 @@ class Run:
         self.denoisers = find_denoisers(pipe)
         self._refuse_second_plan()
         self.claims = {}
+        self.shared = {}
         self.onions = {}
         self.report = Report(
             type(pipe).__name__,

@@ -1,1 +1,7 @@
-"""Parallel strategies over several devices. None has been built yet."""
+"""Parallel strategies: one picture over several devices. One method a file."""
+
+from parallel.cfg import CFG as CFG
+from parallel.distrifusion import DistriFusion as DistriFusion
+from parallel.pcpp import PCPP as PCPP
+
+__all__ = ["CFG", "PCPP", "DistriFusion"]

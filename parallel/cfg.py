@@ -1,0 +1,177 @@
+"""CFG parallelism: the two guidance branches are computed by two processes at the same time.
+
+Source: DistriFusion (arXiv 2402.19481, section 4) and xDiT (arXiv 2411.01738, section 3) describe
+the split. Where a pipeline calls its network once for each branch, one after the other, the second
+call is foreseen: it differs from the first as it did at the step before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from accel.attach import Accelerator, Site, Undo
+
+if TYPE_CHECKING:
+    from accel.report import Tally
+    from accel.seams.denoisers import Call, Inner, Result
+    from parallel.mesh import Axis
+
+
+class CFG(Accelerator):
+    """Compute each guidance branch in a process of its own: up to twice as fast, and exact.
+
+    One exchange of the network's output a step. Pipelines that call their network for each branch
+    in turn have no gain at their first step, nor where what they pass to the second call cannot be
+    foreseen; it is compared with what they do pass, so the output is right in any case. Without
+    guidance there is nothing to split. Outputs equal a single process's up to the rounding that
+    its own batch size makes; two calls are equal to the bit.
+    """
+
+    name: ClassVar[str] = "parallel.CFG"
+    layer: ClassVar[str] = "parallel"
+    seam: ClassVar[str] = "branches over processes"
+    supports: ClassVar[str] = "every denoiser with two guidance branches, on two processes or more"
+    source: ClassVar[str] = "arXiv 2402.19481, section 4; 2411.01738, section 3"
+
+    degree: int = Field(
+        default=2, ge=1, le=2, description="processes along this axis; 1 is off, 2 one a branch"
+    )
+
+    @classmethod
+    def off(cls) -> CFG:
+        """A degree of 1."""
+        return cls(degree=1)
+
+    def why_off(self) -> str | None:
+        """A degree of 1."""
+        return "degree is 1" if self.degree == 1 else None
+
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Put it around every denoiser.
+
+        Raises:
+            BadInput: At the first call of the pipeline, if there are not as many processes.
+        """
+        from parallel.mesh import Mesh
+
+        axis = site.shared(Mesh).claim("cfg", self.degree, self.name)
+        yield axis.release
+        site.tally.reason = lambda: "the run had one guidance branch"
+        yield site.on_start(axis.reset)
+        for denoiser in site.denoisers:
+            branches = Branches(axis, site.tally)
+            yield site.on_start(branches.reset)
+            yield site.around(denoiser, branches)
+
+
+class Branches:
+    """Splits the calls of one network by branch."""
+
+    def __init__(self, axis: Axis, tally: Tally) -> None:
+        self._axis = axis
+        self._tally = tally
+        self._pair: tuple[Call, Call] | None = None
+        self._first: Call | None = None
+        self._ahead: tuple[Call, Result] | None = None
+
+    def reset(self) -> None:
+        """Forget the run before."""
+        self._pair = self._first = self._ahead = None
+        self._tally.change = None
+
+    def __call__(self, call: Call, inner: Inner) -> Result:
+        """Compute one branch here, and take the others from where they are computed."""
+        branches = tuple(dict.fromkeys(row.branch for row in call.rows))
+        if len(branches) > 1:
+            return self._split(call, branches, inner)
+        if self._first is None or self._first.step.index != call.step.index:
+            return self._lead(call, inner)
+        return self._follow(call, inner)
+
+    def _split(self, call: Call, branches: tuple[str, ...], inner: Inner) -> Result:
+        """A call of all branches: its rows are shared out."""
+        from accel.seams.denoisers import Result
+        from accel.seams.rows import scatter
+
+        exchange = self._axis.exchange(call.sample.device.type)
+        parts = [
+            call.where(lambda row, rank=rank: branches.index(row.branch) % exchange.size == rank)
+            for rank in range(exchange.size)
+        ]
+        mine = inner(call.take(parts[exchange.rank])).value
+        found = exchange.begin(mine, [len(part) for part in parts]).parts()
+        self._say(exchange.bytes)
+        value = scatter(list(zip(parts, found, strict=True)), len(call.rows))
+        return Result(value, (True,) * len(call.rows))
+
+    def _lead(self, call: Call, inner: Inner) -> Result:
+        """The first call of a step: the second one is computed at the same time, if foreseen."""
+        wasted, self._first = self._ahead is not None, call
+        foreseen = None if wasted else self._foreseen(call)
+        self._ahead = None
+        if wasted:
+            self._pair = None  # the other branch was left out: not again before it is asked for
+        if foreseen is None:
+            return inner(call)
+        exchange = self._axis.exchange(call.sample.device.type)
+        mine = inner((call, foreseen)[exchange.rank])
+        ours, theirs = exchange.begin(mine.value).parts()
+        self._say(exchange.bytes)
+        self._ahead = foreseen, _answer(theirs)
+        return _answer(ours)
+
+    def _follow(self, call: Call, inner: Inner) -> Result:
+        """The second call of a step: known already if it is as it was foreseen."""
+        assert self._first is not None
+        ahead, self._ahead = self._ahead, None
+        self._pair = self._first, call
+        if ahead is None or ahead[0].rows != call.rows:
+            return inner(call)
+        return ahead[1] if _same(ahead[0].arguments, call.arguments) else inner(call)
+
+    def _foreseen(self, call: Call) -> Call | None:
+        """The second call of this step, if it differs from the first as at the step before."""
+        from dataclasses import replace
+
+        if self._pair is None:
+            return None
+        before, other = self._pair
+        if before.rows != call.rows or before.arguments.keys() != other.arguments.keys():
+            return None
+        arguments = {
+            name: call.arguments.get(name)
+            if _same(value, other.arguments[name])
+            else other.arguments[name]
+            for name, value in before.arguments.items()
+        }
+        return replace(call, rows=other.rows, arguments=arguments)
+
+    def _say(self, sent: int) -> None:
+        self._tally.change = f"two processes computed a branch each; this one sent {sent:,} bytes"
+
+
+def _answer(value: Any) -> Result:
+    from accel.seams.denoisers import Result
+
+    return Result(value, (True,) * len(value))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal; tensors that are the same are not read."""
+    from torch import Tensor, equal
+
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+        return alike and equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

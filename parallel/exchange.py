@@ -1,0 +1,211 @@
+"""What processes of one axis tell each other: whole tensors, borders, sums; now or a step later.
+
+*Sync* means that everybody waits for what is fresh. *Stale* means that a site works with what the
+others sent when it was last computed, while what is fresh travels: the answer is an approximation,
+and no process waits. Both count the bytes that this process sends.
+
+Every process has to ask for the same things in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import P2POp, ProcessGroup
+
+
+class Exchange:
+    """The processes of one axis.
+
+    Attributes:
+        size: How many they are.
+        rank: Which of them this is.
+        bytes: What this process has sent, in all.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
+        self.size = distributed.get_world_size(group)
+        self.rank = distributed.get_rank(group)
+        self.bytes = 0
+
+    def gather(self, x: Tensor, lengths: Sequence[int] | None = None, dim: int = 0) -> Tensor:
+        """The tensors of all processes one after the other.
+
+        Args:
+            x: What this one has; alike in all but ``dim``.
+            lengths: Of each process along ``dim``; ``None``: all as long as this one.
+            dim: The axis.
+        """
+        return torch.cat(self.begin(x, lengths, dim).parts(), dim)
+
+    def begin(
+        self,
+        x: Tensor,
+        lengths: Sequence[int] | None = None,
+        dim: int = 0,
+        kept: Pending | None = None,
+    ) -> Pending:
+        """Send a tensor to all others, and wait for nothing yet.
+
+        Args:
+            x: As for `gather`.
+            lengths: As for `gather`; shorter tensors are padded on their way.
+            dim: As for `gather`.
+            kept: What an earlier call for tensors of this shape returned, which nobody reads any
+                more: its buffers are used again.
+        """
+        lengths = tuple(lengths or [x.shape[dim]] * self.size)
+        padded = _padded(x, max(lengths), dim).contiguous()
+        buffers = kept.buffers if kept is not None else _empty(padded, self.size)
+        work = distributed.all_gather(buffers, padded, group=self._group, async_op=True)
+        self.bytes += (self.size - 1) * padded.nbytes
+        return Pending(buffers, lengths, dim, [work], padded)
+
+    def borders(self, first: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Swap borders with both neighbours, and wait: see `begin_borders`."""
+        return self.begin_borders(first, last).pair()
+
+    def begin_borders(self, first: Tensor, last: Tensor) -> Borders:
+        """Send the first slice to the process before, and the last one to the process after.
+
+        Args:
+            first: Of what this process has; as large as ``last`` is.
+            last: Likewise.
+        """
+        operations, found = [], []
+        for other, border in ((self.rank - 1, first), (self.rank + 1, last)):
+            if not 0 <= other < self.size:
+                found.append(None)
+                continue
+            mine = border.contiguous()
+            theirs = torch.empty_like(mine)
+            peer = distributed.get_global_rank(self._group, other)
+            operations += [
+                P2POp(distributed.isend, mine, peer, self._group),
+                P2POp(distributed.irecv, theirs, peer, self._group),
+            ]
+            self.bytes += mine.nbytes
+            found.append(theirs)
+        works = distributed.batch_isend_irecv(operations) if operations else []
+        tensors = [operation.tensor for operation in operations]
+        return Borders(found[0], found[1], works, tensors, first.shape)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all processes, alike in each."""
+        summed = x.clone()
+        distributed.all_reduce(summed, group=self._group)
+        self.bytes += (self.size - 1) * x.nbytes
+        return summed
+
+
+def _padded(x: Tensor, length: int, dim: int) -> Tensor:
+    missing = length - x.shape[dim]
+    if not missing:
+        return x
+    shape = list(x.shape)
+    shape[dim] = missing
+    return torch.cat([x, x.new_zeros(shape)], dim)
+
+
+def _empty(like: Tensor, count: int) -> list[Tensor]:
+    return [torch.empty_like(like) for _ in range(count)]
+
+
+@dataclass(eq=False)
+class Pending:
+    """Tensors of all processes that are under way.
+
+    Attributes:
+        buffers: Where they arrive, one a process, as long as the longest.
+        lengths: Of each along ``dim``.
+        dim: The axis.
+    """
+
+    buffers: list[Tensor]
+    lengths: tuple[int, ...]
+    dim: int
+    works: list[Any]
+    sent: Tensor
+
+    def fits(self, x: Tensor, lengths: Sequence[int] | None, dim: int) -> bool:
+        """Whether it was begun for tensors of this shape and these lengths."""
+        asked = tuple(lengths or [x.shape[dim]] * len(self.buffers))
+        shape = [*x.shape]
+        shape[dim] = max(asked)
+        same = tuple(shape) == tuple(self.sent.shape) and x.dtype == self.sent.dtype
+        return same and (self.lengths, self.dim) == (asked, dim)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in (*self.buffers, self.sent))
+
+    def parts(self) -> list[Tensor]:
+        """They, one a process; waits until they are here."""
+        self.wait()
+        found = zip(self.buffers, self.lengths, strict=True)
+        return [buffer.narrow(self.dim, 0, length) for buffer, length in found]
+
+    def wait(self) -> None:
+        """Wait until they are here."""
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+
+
+@dataclass(eq=False)
+class Borders:
+    """Slices of the neighbours that are under way; ``None`` where there is no neighbour."""
+
+    before: Tensor | None
+    after: Tensor | None
+    works: list[Any]
+    tensors: list[Tensor]
+    shape: torch.Size
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def pair(self) -> tuple[Tensor | None, Tensor | None]:
+        """The last slice of the process before, and the first of the process after; waits."""
+        self.wait()
+        return self.before, self.after
+
+    def wait(self) -> None:
+        """Wait until they are here."""
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+
+
+class Kept:
+    """What was sent at an earlier step, by the site that sent it and for what."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, Pending | Borders] = {}
+
+    def take(self, key: Hashable) -> Pending | Borders | None:
+        """What was last begun under a key, or ``None``; it is not kept any longer."""
+        return self._under_way.pop(key, None)
+
+    def put(self, key: Hashable, sent: Pending | Borders) -> None:
+        """Keep what has been begun."""
+        self._under_way[key] = sent
+
+    def reset(self) -> None:
+        """Let everything arrive, so that nobody is left waiting, and forget it."""
+        for sent in self._under_way.values():
+            sent.wait()
+        self._under_way.clear()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is kept."""
+        return sum(sent.bytes for sent in self._under_way.values())

@@ -1,0 +1,98 @@
+"""What the tests of `parallel` run in every rank of a world: see `worlds`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tiny import PIPELINES
+from torch import distributed
+
+from accel import Accelerator, Plan
+from parallel.exchange import Exchange
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one rank saw.
+
+    Attributes:
+        stock: Output of the pipeline by itself.
+        found: Output under the plan, run by run.
+        calls: Calls of a network, run by run.
+        rows: Rows that went through a network here, run by run.
+        details: Of each method's verdict in the last run.
+        after: Output once the plan was off.
+    """
+
+    stock: torch.Tensor
+    found: list[torch.Tensor]
+    calls: list[int]
+    rows: list[int]
+    details: dict[str, str]
+    after: torch.Tensor
+
+
+def outcome(
+    name: str,
+    methods: Sequence[Accelerator],
+    runs: int = 1,
+    beside: Sequence[Accelerator] = (),
+    **call: Any,
+) -> Outcome:
+    """Run a tiny pipeline under a plan, and before and after it.
+
+    Args:
+        name: Of the pipeline.
+        methods: The plan.
+        runs: How often under the plan.
+        beside: Methods that the other runs have as well.
+        **call: For `Tiny.call`.
+    """
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+
+    def plain() -> torch.Tensor:
+        with Plan(*beside).attach(pipe):
+            return torch.as_tensor(tiny.call(pipe, **call)).clone()
+
+    stock = plain()
+    found, calls, rows = [], [], []
+    with Plan(*methods, *beside).attach(pipe) as run:
+        for _ in range(runs):
+            found.append(torch.as_tensor(tiny.call(pipe, **call)).clone())
+            calls.append(run.report.calls)
+            rows.append(run.report.rows)
+        details = {method: verdict.detail for method, verdict in run.report.verdicts.items()}
+    return Outcome(stock, found, calls, rows, details, plain())
+
+
+def exchanged(shapes: Sequence[tuple[int, ...]], dim: int) -> dict[str, Any]:
+    """Gather, borders and a sum of numbers that tell their rank; `shapes` has one a rank."""
+    exchange = Exchange(distributed.group.WORLD)
+    rank, shape = exchange.rank, shapes[exchange.rank]
+    mine = (
+        torch.full(shape, float(rank))
+        + torch.arange(shape[dim]).view([-1 if axis == dim else 1 for axis in range(len(shape))])
+        / 100
+    )
+    lengths = [each[dim] for each in shapes]
+    gathered = exchange.gather(mine, lengths, dim)
+    after_gather = exchange.bytes
+    border = torch.full((2, 3), float(rank))
+    before, after = exchange.borders(border, border + 0.5)
+    return {
+        "gathered": gathered,
+        "gather_bytes": after_gather,
+        "before": before,
+        "after": after,
+        "border_bytes": exchange.bytes - after_gather,
+        "total": exchange.total(torch.tensor([1.0, float(rank)])),
+    }
+
+
+def fails(rank: int) -> None:
+    """Fail in one rank, and leave the others waiting."""
+    if distributed.get_rank() == rank:
+        raise ValueError("on purpose")
+    distributed.barrier()
