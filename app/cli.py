@@ -23,6 +23,7 @@ from app.request import (
     Serving,
     Source,
     Target,
+    Together,
 )
 
 app = typer.Typer(
@@ -54,7 +55,7 @@ def root(
 
 
 @app.command()
-@takes(Request, Choice, Like, Target, Printing)
+@takes(Request, Choice, Together, Like, Target, Printing)
 def generate(given: Given) -> None:
     """Make one picture or clip (MP4); without --plan, --preset or --set by the stock pipeline."""
     from app.generate import generate as run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel.errors import BadInput
 from accel.plan import Plan
@@ -15,9 +15,12 @@ from app.flags import Given
 from app.metadata import Record
 from app.plans import chosen
 from app.progress import Bar
-from app.request import Choice, Like, Printing, Request, Target, make
+from app.request import Choice, Like, Printing, Request, Target, Together, make
 from app.session import Outcome, Session
 from app.tables import print_report, print_result
+
+if TYPE_CHECKING:
+    from parallel.launch import Place
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,31 @@ def generate(given: Given) -> None:
     Raises:
         AccelError: Of any kind; nothing was written then.
     """
+    from app.together import run
+
+    run(given, make(Together, given).devices, alone)
+
+
+def alone(given: Given, place: Place | None = None) -> None:
+    """Make a picture in this process, and write it.
+
+    Args:
+        given: The options that were typed.
+        place: Which of several processes this is, that make it together: the first one writes it.
+    """
     example = _example(make(Like, given).like)
     request = _request(given, example)
     plan = chosen(make(Choice, given), None if example is None else example.record.plan)
     metadata.digests(request)
-    out = _target(make(Target, given), request, example)
+    first = place is None or place.rank == 0
+    out = _target(make(Target, given), request, example) if first else Path()
     session = Session.open(request.source)
     with Bar() as bar:
-        outcome = session.run(request, plan, bar.follow, memory=True)
-    made = metadata.record(request, plan, session.model, outcome)
+        outcome = session.run(request, plan, bar.follow if first else None, memory=True)
+    if not first:
+        return
+    processes = 1 if place is None else place.size
+    made = metadata.record(request, plan, session.model, outcome, processes=processes)
     files = clips.files(out, outcome.pictures, made, request.fps)
     write(files)
     assert outcome.report is not None

@@ -48,6 +48,7 @@ class Fingerprint(Entry):
     threads: int
     dtype: str
     savings: tuple[str, ...] = Field((), description="what was changed to take less memory")
+    processes: int = Field(1, description="how many made it together")
 
     @property
     def machine(self) -> str:
@@ -119,9 +120,24 @@ class Record(Entry):
 
 
 def record(
-    request: Request, plan: Plan, model: Model, outcome: Outcome, *, partial: bool = False
+    request: Request,
+    plan: Plan,
+    model: Model,
+    outcome: Outcome,
+    *,
+    partial: bool = False,
+    processes: int = 1,
 ) -> Record:
-    """The record of a run; ``partial``: one that was stopped before its last step."""
+    """The record of a run.
+
+    Args:
+        request: What was asked for.
+        plan: The plan that it ran under.
+        model: The model.
+        outcome: What the run gave.
+        partial: Whether it was stopped before its last step.
+        processes: How many made it together.
+    """
     report = outcome.report
     assert report is not None
     told = report.to_dict()
@@ -130,7 +146,7 @@ def record(
         plan=plan.to_dict(),
         call=outcome.call,
         inputs=digests(request),
-        fingerprint=fingerprint(model),
+        fingerprint=fingerprint(model).model_copy(update={"processes": processes}),
         pixels=pixels(outcome.pictures),
         result=Result(
             seconds=outcome.seconds,

@@ -190,6 +190,21 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Together:
+    """How many processes make one picture."""
+
+    devices: Annotated[
+        int,
+        Option(
+            min=1,
+            help="devices that make one picture together, a process each; the plan says how they "
+            "share the work (parallel.…)",
+            rich_help_panel=PLAN,
+        ),
+    ] = 1
+
+
+@dataclass(frozen=True)
 class Like:
     """A file to reproduce."""
 

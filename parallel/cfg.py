@@ -97,9 +97,10 @@ class Branches:
         from accel.seams.rows import scatter
 
         exchange = self._axis.exchange(call.sample.device.type)
+        whose = [branches.index(row.branch) % exchange.size for row in call.rows]
         parts = [
-            call.where(lambda row, rank=rank: branches.index(row.branch) % exchange.size == rank)
-            for rank in range(exchange.size)
+            [index for index, rank in enumerate(whose) if rank == each]
+            for each in range(exchange.size)
         ]
         mine = inner(call.take(parts[exchange.rank])).value
         found = exchange.begin(mine, [len(part) for part in parts]).parts()

@@ -77,7 +77,8 @@ class Exchange:
             first: Of what this process has; as large as ``last`` is.
             last: Likewise.
         """
-        operations, found = [], []
+        operations: list[P2POp] = []
+        found: list[Tensor | None] = []
         for other, border in ((self.rank - 1, first), (self.rank + 1, last)):
             if not 0 <= other < self.size:
                 found.append(None)

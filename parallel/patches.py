@@ -236,7 +236,8 @@ class Patches:
         if module.weight is None:
             return normal
         form = (1, -1, *[1] * (x.ndim - 2))
-        return normal * module.weight.view(form) + module.bias.view(form)
+        found: Tensor = normal * module.weight.view(form) + module.bias.view(form)
+        return found
 
     def _shares(self, now: Now, x: Tensor, path: str) -> Tensor:
         """How much of the picture each process has."""
@@ -271,7 +272,8 @@ class Patches:
         lengths = now.bands.of_tokens(now.exchange.rank, both.shape[2])
         known = self._known(lengths, path, both)
         seen = self._seen((path, now.who), now, both, known)
-        key, value = seen.split([asked.key.shape[1], asked.value.shape[1]], 1)
+        heads = asked.key.shape[1]
+        key, value = seen[:, :heads], seen[:, heads:]
         return replace(asked, key=key, value=value).dense()
 
     def _seen(self, key: Hashable, now: Now, both: Tensor, lengths: tuple[int, ...]) -> Tensor:

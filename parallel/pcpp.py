@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from parallel.distrifusion import DistriFusion
+from parallel.patch_parallel import PatchParallel
 
 if TYPE_CHECKING:
     from parallel.patches import Options
 
 
-class PCPP(DistriFusion):
+class PCPP(PatchParallel):
     """As DistriFusion, but a band's self-attention sees itself and the rows next to it alone.
 
     Keys and values go to two neighbours, a ``fraction`` of a band each, rather than all of them to
@@ -30,13 +30,8 @@ class PCPP(DistriFusion):
         default=0.3, gt=0.0, le=1.0, description="share of a band that its neighbours see"
     )
 
-    @classmethod
-    def off(cls) -> PCPP:
-        """A degree of 1."""
-        return cls(degree=1)
-
     def options(self) -> Options:
-        """How the outside of a band is had."""
+        """Every band sees a part of its neighbours."""
         from parallel.patches import Options
 
         return Options(self.warmup, self.mode, self.norm, self.fraction)

@@ -1,5 +1,8 @@
 """What the tests of `parallel` run in every rank of a world: see `worlds`."""
 
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +12,10 @@ from tiny import PIPELINES
 from torch import distributed
 
 from accel import Accelerator, Plan
+from accel.errors import BadInput
+from parallel import launch
 from parallel.exchange import Exchange
+from parallel.launch import Place, agreed
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,42 @@ def fails(rank: int) -> None:
     if distributed.get_rank() == rank:
         raise ValueError("on purpose")
     distributed.barrier()
+
+
+def summed(place: Place, number: float) -> tuple[Place, float]:
+    """The sum of a number over all processes."""
+    total = torch.tensor(number * (place.rank + 1))
+    distributed.all_reduce(total)
+    return place, float(total)
+
+
+def drawn(place: Place) -> float:
+    """A number that the first process draws."""
+    return float(agreed(place.rank + 0.5))
+
+
+def breaks(place: Place, how: str, rank: int) -> None:
+    """One process fails in some way, and the others wait for it."""
+    if place.rank == rank:
+        if how == "refuses":
+            raise BadInput("there is no such thing: take another.")
+        if how == "bug":
+            raise KeyError("oops")
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(30)
+    distributed.barrier()
+
+
+def other_versions(rank: int) -> str:
+    """What a process says when one has another torch."""
+    place = Place(distributed.get_rank(), distributed.get_world_size(), 0)
+    before = launch.version
+    launch.version = lambda name: "0.0" if place.rank == rank and name == "torch" else before(name)
+    try:
+        launch._compare_versions(place)
+    except BadInput as error:
+        return str(error)
+    finally:
+        launch.version = before
+    return ""

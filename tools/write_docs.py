@@ -23,7 +23,9 @@ RESULT = ROOT / "benchmarks" / "results" / "presets-scenes-flux.json"
 def ordered() -> list[type[Accelerator]]:
     """Every method of this project in the order of the onion."""
     kinds = accel.methods().values()
-    ours = (kind for kind in kinds if kind.__module__.split(".")[0] in ("accel", "samplers"))
+    ours = (
+        kind for kind in kinds if kind.__module__.split(".")[0] in ("accel", "samplers", "parallel")
+    )
     return sorted(ours, key=lambda kind: (LAYERS.index(kind.layer), kind.name))
 
 

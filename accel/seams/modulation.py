@@ -229,7 +229,7 @@ def _run(
 ) -> Any:
     """Call a part outside of its block: an offloaded block's weights are not there yet.
 
-    Weights on ``meta`` are those of sequential offload, which brings each layer's when it is called.
+    Weights on ``meta`` are those of sequential offload, which brings a layer's when it is called.
     """
     weights = dict(part.named_parameters())
     if all(weight.device == device or weight.is_meta for weight in weights.values()):

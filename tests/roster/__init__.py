@@ -20,6 +20,7 @@ from roster import (
     memory,
     modules,
     network,
+    parallel,
     solver_coupled,
     solvers,
     tokens,
@@ -40,6 +41,7 @@ ROWS: dict[str, Row] = (
     | memory.ROWS
     | attention.ROWS
     | tokens.ROWS
+    | parallel.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
