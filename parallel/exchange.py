@@ -96,12 +96,48 @@ class Exchange:
         tensors = [operation.tensor for operation in operations]
         return Borders(found[0], found[1], works, tensors, first.shape)
 
+    def share(self, mine: Sequence[Tensor], like: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Give everybody what everybody has.
+
+        Args:
+            mine: Tensors of this process.
+            like: By process, tensors of the shapes and types that it gives; they are not read.
+
+        Returns:
+            By process, what it has given: new tensors, but for this one's own.
+        """
+        flat: list[Tensor | None] = []
+        works = []
+        for rank, theirs in enumerate(like):
+            given = mine if rank == self.rank else [torch.empty_like(each) for each in theirs]
+            if not given:
+                flat.append(None)
+                continue
+            one = torch.cat([each.reshape(-1).view(torch.uint8) for each in given])
+            source = distributed.get_global_rank(self._group, rank)
+            works.append(distributed.broadcast(one, source, group=self._group, async_op=True))
+            self.bytes += (self.size - 1) * one.nbytes if rank == self.rank else 0
+            flat.append(one)
+        for work in works:
+            work.wait()
+        return [
+            list(mine) if rank == self.rank else _unpacked(flat[rank], theirs)
+            for rank, theirs in enumerate(like)
+        ]
+
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes, alike in each."""
         summed = x.clone()
         distributed.all_reduce(summed, group=self._group)
         self.bytes += (self.size - 1) * x.nbytes
         return summed
+
+
+def _unpacked(flat: Tensor | None, like: Sequence[Tensor]) -> list[Tensor]:
+    found = () if flat is None else torch.split(flat, [each.nbytes for each in like])
+    return [
+        part.view(each.dtype).reshape(each.shape) for part, each in zip(found, like, strict=True)
+    ]
 
 
 def _padded(x: Tensor, length: int, dim: int) -> Tensor:

@@ -1,5 +1,6 @@
 """One picture in several processes: that of one process where it is promised, near it elsewhere."""
 
+import itertools
 import math
 
 import pytest
@@ -12,8 +13,10 @@ from worlds import Failed, World
 
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, Conflict, UnsupportedModel
-from parallel import CFG, PCPP, DistriFusion
+from accel.seams.denoisers import find_denoisers
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion
 from parallel.bands import Bands
+from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
 
 CLOSE = 1e-5
@@ -223,3 +226,56 @@ def test_neighbours_alone_take_fewer_bytes(worlds):
         return sum(int(number.replace(",", "")) for number in told)
 
     assert sent(PCPP(warmup=0)) < sent(DistriFusion(warmup=0))
+
+
+# AsyncDiff
+
+
+@given(costs=st.lists(st.floats(0.1, 9.0), min_size=1, max_size=8), count=st.integers(1, 5))
+def test_components_are_cut_as_evenly_as_can_be(costs, count):
+    if count > len(costs):
+        with pytest.raises(BadInput, match=f"start {len(costs)} at most"):
+            cut(costs, count)
+        return
+    ends = cut(costs, count)
+    assert len(ends) == count and ends[-1] == len(costs) and list(ends) == sorted({*ends})
+
+    def dearest(ends):
+        return max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *ends)))
+
+    others = itertools.combinations(range(1, len(costs)), count - 1)
+    assert dearest(ends) <= min(dearest((*each, len(costs))) for each in others) + 1e-9
+
+
+BLOCKS = ["sd15", "sd3", "flux_cfg", "wan22", "sd_controlnet"]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_components_are_exact_while_they_warm_up(worlds, name, size):
+    if not enough_blocks(name, size):
+        pytest.skip("a network of fewer blocks")
+    for one in agree(worlds[size].run(outcome, name, [AsyncDiff(warmup=3)], runs=2, steps=4)):
+        assert all(torch.equal(each, one.stock) for each in one.found)
+        assert "no step after the warm-up" in one.details["parallel.AsyncDiff"]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_components_a_step_old_are_near_and_nearer_the_later_they_begin(worlds, name, size):
+    if not enough_blocks(name, size):
+        pytest.skip("a network of fewer blocks")
+    errors = []
+    for warmup in (0, 4, 7):
+        method = AsyncDiff(warmup=warmup)
+        found = agree(worlds[size].run(outcome, name, [method], runs=2, steps=8))
+        assert torch.equal(*found[0].found)
+        errors.append(distance(found[0].found[0], found[0].stock))
+    assert 0 < errors[0] < 1 and errors[1] < errors[0] and errors[2] == 0
+
+
+def enough_blocks(name, count):
+    """Whether every network of a tiny pipeline has as many blocks."""
+    pipe = PIPELINES[name].build()
+    found = [Components(one, None, 0, None) for one in find_denoisers(pipe)]
+    return all(len(each._units) >= count for each in found)

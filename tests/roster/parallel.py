@@ -2,7 +2,7 @@
 
 from tiny import PIPELINES
 
-from parallel import CFG, PCPP, DistriFusion
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion
 from roster.row import Row
 
 ALONE = frozenset(PIPELINES)
@@ -11,6 +11,7 @@ ALONE = frozenset(PIPELINES)
 NO_UNET = frozenset(tiny.blocks for tiny in PIPELINES.values() if tiny.blocks != "unet")
 
 ROWS = {
+    "parallel.AsyncDiff": Row("processes", AsyncDiff(), idle=ALONE),
     "parallel.CFG": Row("processes", CFG(), idle=ALONE, branches=True),
     "parallel.DistriFusion": Row(
         "processes",
