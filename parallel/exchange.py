@@ -9,6 +9,7 @@ Every process has to ask for the same things in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,47 @@ class Exchange:
             list(mine) if rank == self.rank else _unpacked(flat[rank], theirs)
             for rank, theirs in enumerate(like)
         ]
+
+    def heads_for_tokens(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Give away the other heads of own tokens for the other tokens of own heads.
+
+        Args:
+            x: ``[…, heads, own tokens, width]``; heads are padded to a multiple of the processes.
+            lengths: Tokens of each process.
+
+        Returns:
+            ``[…, own heads, all tokens, width]``, tokens in the order of the processes.
+        """
+        heads, _, width = x.shape[-3:]
+        each = -(-heads // self.size)
+        parts = torch.split(_padded(x, each * self.size, x.ndim - 3), each, -3)
+        shapes = [(*x.shape[:-3], each, length, width) for length in lengths]
+        return torch.cat(self._swapped(list(parts), shapes), -2)
+
+    def tokens_for_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The way back.
+
+        Args:
+            x: ``[…, own heads, all tokens, width]``.
+            lengths: Tokens of each process.
+
+        Returns:
+            ``[…, all heads and what they were padded with, own tokens, width]``.
+        """
+        parts = list(torch.split(x, list(lengths), -2))
+        own = parts[self.rank].shape
+        return torch.cat(self._swapped(parts, [own] * self.size), -3)
+
+    def _swapped(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Send a part to each process, and get one of the given shape from each."""
+        sent = torch.cat([part.reshape(-1) for part in parts])
+        sizes = [math.prod(shape) for shape in shapes]
+        got = sent.new_empty(sum(sizes))
+        counts = [part.numel() for part in parts]
+        distributed.all_to_all_single(got, sent, sizes, counts, group=self._group)
+        self.bytes += (sent.numel() - counts[self.rank]) * sent.element_size()
+        found = torch.split(got, sizes)
+        return [part.reshape(shape) for part, shape in zip(found, shapes, strict=True)]
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all processes, alike in each."""

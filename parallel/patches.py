@@ -319,7 +319,10 @@ def _unit(denoiser: Denoiser) -> int:
         UnsupportedModel: For a network that is no UNet over pictures.
     """
     core = denoiser.core
-    if not hasattr(core, "down_blocks") or any(isinstance(m, nn.Conv3d) for m in core.modules()):
+    flat = hasattr(core, "down_blocks") and not any(
+        isinstance(module, nn.Conv3d) or "motion" in path for path, module in core.named_modules()
+    )
+    if not flat:
         raise UnsupportedModel(
             f"{type(core).__name__} is no UNet over pictures, whose rows patch parallelism shares "
             "out: use parallel.CFG."

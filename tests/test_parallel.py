@@ -8,13 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel_jobs import Outcome, exchanged, fails, outcome
+from roster import ROSTER, full
 from tiny import PIPELINES
 from worlds import Failed, World
 
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ulysses
 from parallel.bands import Bands
 from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
@@ -32,6 +33,12 @@ def worlds():
     yield known
     for world in known.values():
         world.close()
+
+
+def every(in_ci, method):
+    """The pipelines that a method serves; those that CI leaves out are `laws_full`."""
+    served = [name for name, tiny in PIPELINES.items() if ROSTER[method].serves(tiny)]
+    return [pytest.param(name, marks=full(name not in in_ci)) for name in served]
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -183,7 +190,7 @@ def test_without_guidance_there_is_nothing_to_share_out(worlds):
 
 
 @pytest.mark.parametrize("size", WORLDS)
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", every(UNETS, "parallel.DistriFusion"))
 def test_in_sync_bands_are_the_picture(worlds, name, size):
     for one in agree(worlds[size].run(outcome, name, [DistriFusion(mode="sync")])):
         assert distance(one.found[0], one.stock) <= CLOSE
@@ -251,7 +258,7 @@ BLOCKS = ["sd15", "sd3", "flux_cfg", "wan22", "sd_controlnet"]
 
 
 @pytest.mark.parametrize("size", WORLDS)
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", every(BLOCKS, "parallel.AsyncDiff"))
 def test_components_are_exact_while_they_warm_up(worlds, name, size):
     if not enough_blocks(name, size):
         pytest.skip("a network of fewer blocks")
@@ -261,7 +268,7 @@ def test_components_are_exact_while_they_warm_up(worlds, name, size):
 
 
 @pytest.mark.parametrize("size", WORLDS)
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", every(BLOCKS, "parallel.AsyncDiff"))
 def test_components_a_step_old_are_near_and_nearer_the_later_they_begin(worlds, name, size):
     if not enough_blocks(name, size):
         pytest.skip("a network of fewer blocks")
@@ -279,3 +286,30 @@ def enough_blocks(name, count):
     pipe = PIPELINES[name].build()
     found = [Components(one, None, 0, None) for one in find_denoisers(pipe)]
     return all(len(each._units) >= count for each in found)
+
+
+# Ulysses
+
+
+SEQUENCES = ["flux_cfg", "sd3", "wan22", "qwenimage", "pixart_sigma", "sd3_controlnet"]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", every(SEQUENCES, "parallel.Ulysses"))
+def test_shared_tokens_are_the_picture(worlds, name, size):
+    """Whatever the number of tokens and heads: three processes divide none of them."""
+    for one in agree(worlds[size].run(outcome, name, [Ulysses()], runs=2)):
+        assert all(distance(each, one.stock) <= CLOSE for each in one.found)
+        assert "a part of the tokens each" in one.details["parallel.Ulysses"]
+
+
+@pytest.mark.parametrize("beside", [cache.EasyCache(threshold=0.3), guidance.Interval(high=0.6)])
+def test_tokens_are_shared_out_below_caches_and_guidance(worlds, beside):
+    for one in agree(worlds[2].run(outcome, "flux_cfg", [Ulysses()], beside=[beside], steps=6)):
+        assert distance(one.found[0], one.stock) <= CLOSE
+
+
+def test_branches_and_tokens_take_four(worlds):
+    plan = [CFG(), Ulysses()]
+    for one in agree(worlds[4].run(outcome, "flux_cfg", plan, steps=3)):
+        assert distance(one.found[0], one.stock) <= CLOSE

@@ -2,13 +2,25 @@
 
 from tiny import PIPELINES
 
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ulysses
 from roster.row import Row
 
 ALONE = frozenset(PIPELINES)
 """In the one process of the laws they find nothing to do, or refuse the run."""
 
 NO_UNET = frozenset(tiny.blocks for tiny in PIPELINES.values() if tiny.blocks != "unet")
+IN_TIME = frozenset({"animatediff", "svd"})
+
+SHARED = frozenset(
+    {
+        *("sd3", "sd35_skip_layer", "sd3_controlnet", "qwenimage", "pixart_sigma", "ltx"),
+        *("flux", "flux_schnell", "flux_cfg", "flux_controlnet", "flux_img2img", "flux_kontext"),
+        *("wan21", "wan22"),
+    }
+)
+"""Tiny pipelines of whose networks it is known where their tokens are shared out."""
+
+NO_PLAN = frozenset(PIPELINES) - SHARED
 
 ROWS = {
     "parallel.AsyncDiff": Row("processes", AsyncDiff(), idle=ALONE),
@@ -17,8 +29,10 @@ ROWS = {
         "processes",
         DistriFusion(),
         unserved=NO_UNET,
+        refused=IN_TIME,
         idle=ALONE,
         variants=(DistriFusion(mode="sync"),),
     ),
-    "parallel.PCPP": Row("processes", PCPP(), unserved=NO_UNET, idle=ALONE),
+    "parallel.PCPP": Row("processes", PCPP(), unserved=NO_UNET, refused=IN_TIME, idle=ALONE),
+    "parallel.Ulysses": Row("processes", Ulysses(), refused=NO_PLAN, idle=ALONE),
 }
