@@ -4,6 +4,8 @@ from parallel.asyncdiff import AsyncDiff as AsyncDiff
 from parallel.cfg import CFG as CFG
 from parallel.distrifusion import DistriFusion as DistriFusion
 from parallel.pcpp import PCPP as PCPP
+from parallel.ring import Ring as Ring
 from parallel.ulysses import Ulysses as Ulysses
+from parallel.usp import USP as USP
 
-__all__ = ["CFG", "PCPP", "AsyncDiff", "DistriFusion", "Ulysses"]
+__all__ = ["CFG", "PCPP", "USP", "AsyncDiff", "DistriFusion", "Ring", "Ulysses"]

@@ -10,7 +10,7 @@ Every process has to ask for the same things in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,37 @@ class Exchange:
             list(mine) if rank == self.rank else _unpacked(flat[rank], theirs)
             for rank, theirs in enumerate(like)
         ]
+
+    def rotated(self, x: Tensor, lengths: Sequence[int], dim: int) -> Iterator[Tensor]:
+        """Own tensor, then those of the processes before, each while the next is under way.
+
+        Args:
+            x: What this process has; alike in all but ``dim``.
+            lengths: Of each process along ``dim``.
+            dim: The axis.
+        """
+        before, after = (
+            distributed.get_global_rank(self._group, (self.rank + step) % self.size)
+            for step in (-1, 1)
+        )
+        current = x.contiguous()
+        for turn in range(1, self.size + 1):
+            works: list[Any] = []
+            if turn < self.size:
+                shape = list(x.shape)
+                shape[dim] = lengths[(self.rank - turn) % self.size]
+                coming = current.new_empty(shape)
+                pair = [
+                    P2POp(distributed.isend, current, after, self._group),
+                    P2POp(distributed.irecv, coming, before, self._group),
+                ]
+                works = distributed.batch_isend_irecv(pair)
+                self.bytes += current.nbytes
+            yield current
+            for work in works:
+                work.wait()
+            if turn < self.size:
+                current = coming
 
     def heads_for_tokens(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Give away the other heads of own tokens for the other tokens of own heads.

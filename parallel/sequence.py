@@ -3,12 +3,15 @@
 Where a network's tokens are shared out and put together again is what diffusers' context parallel
 plans say, for networks that have one; for others we say it here. Only the plans are taken over:
 lengths may be any, and so may the number of heads. For attention, tokens are exchanged for heads
-(Ulysses): each process then has all tokens of some heads.
+(Ulysses), so that each process has all tokens of some heads; or keys and values go round (Ring) and
+what each part of them answers is merged; or both (USP): parts of the ring are shared out by heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -71,24 +74,26 @@ class Sequence:
 
     Args:
         denoiser: The network.
-        axis: Who shares them.
+        axes: Who shares them: ``ring``, ``ulysses``, or parts of the ring by ``ulysses``.
         tally: Is told what was done.
 
     Raises:
         UnsupportedModel: If it is not known where.
     """
 
-    def __init__(self, denoiser: Denoiser, axis: Axis, tally: Tally) -> None:
+    def __init__(self, denoiser: Denoiser, axes: Iterable[Axis], tally: Tally) -> None:
         self._denoiser = denoiser
-        self._axis = axis
+        self._axes = tuple(axes)
         self._tally = tally
         self._plan = plan_of(denoiser)
-        self._exchange: Exchange | None = None
+        self._exchanges: dict[str, Exchange] = {}
         self._lengths: dict[Any, tuple[int, ...]] = {}
+        self._who: Hashable = None
 
     def reset(self) -> None:
         """Forget the run before."""
-        self._exchange = self._tally.change = None
+        self._exchanges = {}
+        self._tally.change = None
         self._lengths.clear()
 
     def attach(self, site: Site) -> Iterator[Undo]:
@@ -103,10 +108,11 @@ class Sequence:
 
     def __call__(self, call: Call, inner: Inner) -> Result:
         """Compute with a part of the tokens here; the answer is whole."""
-        if self._axis.size == 1:
+        device = call.sample.device.type
+        self._exchanges = {axis.name: axis.exchange(device) for axis in self._axes if axis.size > 1}
+        if not self._exchanges:
             return inner(call)
-        self._exchange = exchange = self._axis.exchange(call.sample.device.type)
-        root = self._plan.get("")
+        self._who, root = call.rows, self._plan.get("")
         arguments = dict(call.arguments)
         if isinstance(root, Mapping):
             arguments |= {
@@ -120,10 +126,10 @@ class Sequence:
         try:
             result = inner(replace(call, arguments=arguments))
         finally:
-            self._exchange = None
+            shared, self._exchanges = self._exchanges.values(), {}
+        count, sent = (math.prod(one.size for one in shared), sum(one.bytes for one in shared))
         self._tally.change = (
-            f"a part of the tokens each in {exchange.size} processes; this one sent "
-            f"{exchange.bytes:,} bytes"
+            f"a part of the tokens each in {count} processes; this one sent {sent:,} bytes"
         )
         return Result(result.value, result.fresh)
 
@@ -131,7 +137,7 @@ class Sequence:
         self, module: Any, part: Part, inner: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """A module whose input or output is cut, or whose output is put together."""
-        if self._exchange is None:
+        if not self._exchanges:
             return inner(*args, **kwargs)
         if not isinstance(part, Mapping):
             return self._joined(inner(*args, **kwargs), part)
@@ -159,50 +165,94 @@ class Sequence:
             return type(value)(self._cut(*pair) for pair in zip(value, how, strict=True))
         if how.expected_dims not in (None, value.ndim):
             return value
-        assert self._exchange is not None
-        parts = value.tensor_split(self._exchange.size, how.split_dim)
-        return parts[self._exchange.rank]
+        for exchange in self._exchanges.values():
+            value = value.tensor_split(exchange.size, how.split_dim)[exchange.rank]
+        return value
 
     def _joined(self, answer: Any, part: Any) -> Any:
         """The whole of a tensor, or of each of several."""
         if isinstance(answer, Tensor):
-            how = part[0] if isinstance(part, (list, tuple)) else part
-            assert self._exchange is not None
-            length = answer.shape[how.gather_dim]
-            lengths = self._known(("joined", how.gather_dim), length, answer.device)
-            return self._exchange.gather(answer, lengths, how.gather_dim)
+            dim = (part[0] if isinstance(part, (list, tuple)) else part).gather_dim
+            for exchange in reversed(self._exchanges.values()):
+                lengths = self._known(exchange, ("joined", dim), answer, dim)
+                answer = exchange.gather(answer, lengths, dim)
+            return answer
         pairs = zip(answer, part, strict=True)
         return tuple(one if how is None else self._joined(one, how) for one, how in pairs)
 
-    def _known(self, key: Any, length: int, device: torch.device) -> tuple[int, ...]:
-        """How much of something each process has; asked for once a run and length."""
-        assert self._exchange is not None
-        place = (key, length)
-        if place not in self._lengths:
-            found = self._exchange.gather(torch.tensor([length], device=device))
-            self._lengths[place] = tuple(found.tolist())
-        return self._lengths[place]
+    def _known(self, exchange: Exchange, place: Any, like: Tensor, dim: int) -> tuple[int, ...]:
+        """How much of something each process has; they tell each other once a run and branch.
+
+        All of them do, or none: what a branch has of tokens does not change during a run, while
+        another branch's text may be longer in one process alone.
+        """
+        key = (place, exchange, self._who)
+        if key not in self._lengths:
+            mine = torch.tensor([like.shape[dim]], device=like.device)
+            self._lengths[key] = tuple(exchange.gather(mine).tolist())
+        return self._lengths[key]
 
     def _attention(self, path: str, asked: Asked) -> Tensor:
-        exchange = self._exchange
-        if exchange is None:
+        if not self._exchanges:
             return asked.dense()
         if asked.attn_mask is not None:
             raise UnsupportedModel(
-                f"{self._denoiser.name}.{path} attends under a mask, which parallel.Ulysses does "
-                "not share out: leave it out for this pipeline."
+                f"{self._denoiser.name}.{path} attends under a mask, which sequence parallelism "
+                "does not share out: leave it out for this pipeline."
             )
-        heads = asked.query.shape[1]
-        lengths = self._known(path, asked.query.shape[2], asked.query.device)
+        ulysses = self._exchanges.get("ulysses")
+        if ulysses is None:
+            return self._ring(path, asked)
+        heads, lengths = asked.query.shape[1], self._known(ulysses, path, asked.query, 2)
         groups = heads // asked.key.shape[1]
         key, value = (
             one.repeat_interleave(groups, 1) if groups > 1 else one
             for one in (asked.key, asked.value)
         )
-        held = exchange.heads_for_tokens(torch.stack([asked.query, key, value]), lengths)
+        held = ulysses.heads_for_tokens(torch.stack([asked.query, key, value]), lengths)
         query, key, value = held.unbind()
-        found = replace(asked, query=query, key=key, value=value, enable_gqa=False).dense()
-        return exchange.tokens_for_heads(found[None], lengths)[0, :, :heads]
+        found = self._ring(
+            path, replace(asked, query=query, key=key, value=value, enable_gqa=False)
+        )
+        return ulysses.tokens_for_heads(found[None], lengths)[0, :, :heads]
+
+    def _ring(self, path: str, asked: Asked) -> Tensor:
+        """Attention to the keys of all processes of the ring, which go round."""
+        ring = self._exchanges.get("ring")
+        if ring is None:
+            return asked.dense()
+        both = torch.stack([asked.key, asked.value])
+        lengths = self._known(ring, ("ring", path), both, 3)
+        found: Tensor | None = None
+        for key, value in (held.unbind() for held in ring.rotated(both, lengths, 3)):
+            part, level = with_level(replace(asked, key=key, value=value))
+            if found is None:
+                found, levels = part, level
+                continue
+            share = torch.sigmoid(level - levels)[..., None]  # exp(l₂) / (exp(l₁) + exp(l₂))
+            found = found + share * (part - found)
+            levels = torch.logaddexp(levels, level)
+        assert found is not None
+        return found.to(asked.query.dtype)
+
+
+def with_level(asked: Asked) -> tuple[Tensor, Tensor]:
+    """What an attention answers, ``[B, H, S, D]`` in float32, and log Σ exp of its scores.
+
+    Kernels that give both are torch's own: one for the CPU, one for CUDA.
+    """
+    query, key, value, scale = asked.query, asked.key, asked.value, asked.scale
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    if query.device.type == "cpu":
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        found, level = flash(query, key, value, 0.0, asked.is_causal, scale=scale)
+    else:
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        found, level, *_ = efficient(query, key, value, None, True, scale=scale)
+        level = level[..., : query.shape[2]]  # it is padded to a multiple of 32
+    return found.float(), level.float()
 
 
 def _modules(core: Any, path: str) -> list[Any]:
@@ -218,7 +268,5 @@ def _modules(core: Any, path: str) -> list[Any]:
 
 
 def _parameters(module: Any) -> list[str]:
-    import inspect
-
     core = getattr(module, "_orig_mod", module)
     return list(inspect.signature(type(core).forward).parameters)[1:]

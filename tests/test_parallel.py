@@ -15,7 +15,7 @@ from worlds import Failed, World
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ulysses
+from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, Ring, Ulysses
 from parallel.bands import Bands
 from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
@@ -295,12 +295,13 @@ SEQUENCES = ["flux_cfg", "sd3", "wan22", "qwenimage", "pixart_sigma", "sd3_contr
 
 
 @pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("method", [Ulysses(), Ring()], ids=["ulysses", "ring"])
 @pytest.mark.parametrize("name", every(SEQUENCES, "parallel.Ulysses"))
-def test_shared_tokens_are_the_picture(worlds, name, size):
+def test_shared_tokens_are_the_picture(worlds, name, method, size):
     """Whatever the number of tokens and heads: three processes divide none of them."""
-    for one in agree(worlds[size].run(outcome, name, [Ulysses()], runs=2)):
+    for one in agree(worlds[size].run(outcome, name, [method], runs=2)):
         assert all(distance(each, one.stock) <= CLOSE for each in one.found)
-        assert "a part of the tokens each" in one.details["parallel.Ulysses"]
+        assert "a part of the tokens each" in one.details[method.name]
 
 
 @pytest.mark.parametrize("beside", [cache.EasyCache(threshold=0.3), guidance.Interval(high=0.6)])
@@ -309,7 +310,8 @@ def test_tokens_are_shared_out_below_caches_and_guidance(worlds, beside):
         assert distance(one.found[0], one.stock) <= CLOSE
 
 
-def test_branches_and_tokens_take_four(worlds):
-    plan = [CFG(), Ulysses()]
-    for one in agree(worlds[4].run(outcome, "flux_cfg", plan, steps=3)):
+@pytest.mark.parametrize("name", ["flux_cfg", "wan22"])
+@pytest.mark.parametrize("plan", [[CFG(), Ulysses()], [USP()]], ids=["branches and tokens", "usp"])
+def test_two_axes_take_four(worlds, name, plan):
+    for one in agree(worlds[4].run(outcome, name, plan, steps=3)):
         assert distance(one.found[0], one.stock) <= CLOSE

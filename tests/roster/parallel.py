@@ -2,7 +2,7 @@
 
 from tiny import PIPELINES
 
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ulysses
+from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, Ring, Ulysses
 from roster.row import Row
 
 ALONE = frozenset(PIPELINES)
@@ -34,5 +34,7 @@ ROWS = {
         variants=(DistriFusion(mode="sync"),),
     ),
     "parallel.PCPP": Row("processes", PCPP(), unserved=NO_UNET, refused=IN_TIME, idle=ALONE),
+    "parallel.Ring": Row("processes", Ring(), refused=NO_PLAN, idle=ALONE),
+    "parallel.USP": Row("processes", USP(), refused=NO_PLAN, idle=ALONE),
     "parallel.Ulysses": Row("processes", Ulysses(), refused=NO_PLAN, idle=ALONE),
 }
