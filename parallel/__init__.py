@@ -7,5 +7,6 @@ from parallel.pcpp import PCPP as PCPP
 from parallel.ring import Ring as Ring
 from parallel.ulysses import Ulysses as Ulysses
 from parallel.usp import USP as USP
+from parallel.vae import VAE as VAE
 
-__all__ = ["CFG", "PCPP", "USP", "AsyncDiff", "DistriFusion", "Ring", "Ulysses"]
+__all__ = ["CFG", "PCPP", "USP", "VAE", "AsyncDiff", "DistriFusion", "Ring", "Ulysses"]

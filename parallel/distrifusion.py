@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from parallel.patch_parallel import PatchParallel
 
 if TYPE_CHECKING:
-    from parallel.patches import Options
+    from parallel.outside import Options
 
 
 class DistriFusion(PatchParallel):
@@ -28,6 +28,6 @@ class DistriFusion(PatchParallel):
 
     def options(self) -> Options:
         """Every band sees all others."""
-        from parallel.patches import Options
+        from parallel.outside import Options
 
         return Options(self.warmup, self.mode, self.norm)

@@ -14,7 +14,7 @@ from pydantic import Field
 from accel.attach import Accelerator, Site, Undo
 
 if TYPE_CHECKING:
-    from parallel.patches import Options
+    from parallel.outside import Options
 
 
 class PatchParallel(Accelerator):

@@ -12,7 +12,7 @@ from pydantic import Field
 from parallel.patch_parallel import PatchParallel
 
 if TYPE_CHECKING:
-    from parallel.patches import Options
+    from parallel.outside import Options
 
 
 class PCPP(PatchParallel):
@@ -32,6 +32,6 @@ class PCPP(PatchParallel):
 
     def options(self) -> Options:
         """Every band sees a part of its neighbours."""
-        from parallel.patches import Options
+        from parallel.outside import Options
 
         return Options(self.warmup, self.mode, self.norm, self.fraction)

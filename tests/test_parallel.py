@@ -15,7 +15,7 @@ from worlds import Failed, World
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
-from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, Ring, Ulysses
+from parallel import CFG, PCPP, USP, VAE, AsyncDiff, DistriFusion, Ring, Ulysses
 from parallel.bands import Bands
 from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
@@ -314,4 +314,21 @@ def test_tokens_are_shared_out_below_caches_and_guidance(worlds, beside):
 @pytest.mark.parametrize("plan", [[CFG(), Ulysses()], [USP()]], ids=["branches and tokens", "usp"])
 def test_two_axes_take_four(worlds, name, plan):
     for one in agree(worlds[4].run(outcome, name, plan, steps=3)):
+        assert distance(one.found[0], one.stock) <= CLOSE
+
+
+# VAE
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", every(["sd15", "flux_cfg"], "parallel.VAE"))
+def test_bands_are_decoded_as_the_whole(worlds, name, size):
+    for one in agree(worlds[size].run(outcome, name, [VAE()], steps=2, output_type="pt")):
+        assert distance(one.found[0], one.stock) <= CLOSE
+        assert "a band each" in one.details["parallel.VAE"]
+
+
+def test_a_decoder_goes_with_what_shares_the_network_out(worlds):
+    plan = [VAE(), CFG()]
+    for one in agree(worlds[2].run(outcome, "sd15", plan, steps=2, output_type="pt")):
         assert distance(one.found[0], one.stock) <= CLOSE

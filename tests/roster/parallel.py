@@ -2,7 +2,7 @@
 
 from tiny import PIPELINES
 
-from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, Ring, Ulysses
+from parallel import CFG, PCPP, USP, VAE, AsyncDiff, DistriFusion, Ring, Ulysses
 from roster.row import Row
 
 ALONE = frozenset(PIPELINES)
@@ -22,6 +22,12 @@ SHARED = frozenset(
 
 NO_PLAN = frozenset(PIPELINES) - SHARED
 
+OTHER_DECODER = frozenset(
+    {"svd", "hunyuanimage", "qwenimage", "sana", "wan21", "wan22"}
+    | {"ltx", "cogvideox", "hunyuanvideo", "mochi"}
+)
+"""Tiny pipelines whose decoder is another than the one of Stable Diffusion and Flux."""
+
 ROWS = {
     "parallel.AsyncDiff": Row("processes", AsyncDiff(), idle=ALONE),
     "parallel.CFG": Row("processes", CFG(), idle=ALONE, branches=True),
@@ -37,4 +43,5 @@ ROWS = {
     "parallel.Ring": Row("processes", Ring(), refused=NO_PLAN, idle=ALONE),
     "parallel.USP": Row("processes", USP(), refused=NO_PLAN, idle=ALONE),
     "parallel.Ulysses": Row("processes", Ulysses(), refused=NO_PLAN, idle=ALONE),
+    "parallel.VAE": Row("processes", VAE(), refused=OTHER_DECODER, idle=ALONE, lossless=None),
 }
