@@ -98,9 +98,12 @@ def methods(given: Given) -> None:
 
 
 @app.command()
-@takes(Source, Measuring, Printing)
+@takes(Source, Measuring, Together, Printing)
 def explain(given: Given) -> None:
-    """Say what a model's pipeline is, which methods fit it, and why not the others."""
+    """Say what a model's pipeline is, which methods fit it, and why not the others.
+
+    With --devices, which way of sharing one picture out pays here: measured and predicted.
+    """
     from app.listing import explain as run
 
     run(given)

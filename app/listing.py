@@ -21,7 +21,7 @@ from accel.attach import LAYERS, Accelerator
 from accel.plan import method_class
 from accel.plan import methods as all_methods
 from app.flags import Given
-from app.request import Listing, Measuring, Printing, Source, make
+from app.request import Listing, Measuring, Printing, Source, Together, make
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
@@ -140,6 +140,12 @@ def explain(given: Given) -> None:
     import accel
     from app import models
 
+    devices = make(Together, given).devices
+    if devices > 1:
+        from app.advice import advise
+
+        advise(given, devices)
+        return
     model = models.load(make(Source, given))
     measured = make(Measuring, given).sparse
     explanation = accel.explain(model.pipe, PROMPT | model.call if measured else None)
