@@ -103,10 +103,11 @@ def bands(work: Work, devices: int, fraction: float | None, hidden: bool) -> Cos
         raise Unfit("it is no UNet over pictures")
     if work.rows < devices:
         raise Unfit(f"a latent of {work.rows} rows has no band for each")
-    borders = min(2, devices - 1) * sum(work.borders)
+    neighbours = min(2, devices - 1)
+    borders = neighbours * sum(work.borders)
     moments = (devices - 1) * sum(work.moments)
     band = sum(work.tokens) / devices
-    tokens = (devices - 1) * band if fraction is None else 2 * fraction * band
+    tokens = band * (devices - 1 if fraction is None else neighbours * fraction)
     output = (devices - 1) * work.output / devices
     calls = len(work.borders) + len(work.moments) + len(work.tokens) + 1
     return Cost(1 / devices, borders + moments + tokens + output, calls, hidden, work.calls)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import accel
+import parallel
 import samplers
 from accel import errors
 from accel.plan import PRESETS
@@ -107,10 +108,14 @@ def test_names():
     ]
 
 
+APART = {"samplers": samplers, "parallel": parallel}
+"""Families that are packages of their own."""
+
+
 def test_every_method_is_reached_by_its_name():
     for name, kind in accel.methods().items():
         family, method = name.split(".")
-        home = samplers if family == "samplers" else getattr(accel, family)
+        home = APART.get(family) or getattr(accel, family)
         assert getattr(home, method) is kind
         assert kind.name == name
 
