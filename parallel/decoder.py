@@ -37,8 +37,8 @@ class Decoder:
         known = bool(blocks) and all(hasattr(block, "upsamplers") for block in blocks)
         if not known or any(isinstance(module, nn.Conv3d) for module in vae.modules()):
             raise UnsupportedModel(
-                f"{type(vae).__name__} is no convolutional autoencoder of pictures, whose rows "
-                "parallel.VAE shares out: leave it out for this pipeline."
+                f"{type(vae).__name__} is no convolutional autoencoder of pictures, so "
+                "parallel.VAE, which shares their rows out, does not fit: leave it out."
             )
         self._vae = vae
         self._tally = tally

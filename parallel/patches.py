@@ -127,14 +127,14 @@ def _unit(denoiser: Denoiser) -> int:
     )
     if not flat:
         raise UnsupportedModel(
-            f"{type(core).__name__} is no UNet over pictures, whose rows patch parallelism shares "
-            "out: use parallel.CFG."
+            f"{type(core).__name__} is no UNet over pictures, so patch parallelism, which shares "
+            "their rows out, does not fit: use parallel.CFG."
         )
     for path, module in core.named_modules():
         if getattr(module, "residual_connection", False) or type(module).__name__ in APART:
             raise UnsupportedModel(
-                f"{denoiser.name}.{path} is a {type(module).__name__} of its own kind, of which "
-                "patch parallelism does not know what it sees: use parallel.CFG."
+                f"{denoiser.name}.{path} is a {type(module).__name__} of its own kind: it is "
+                "not known what it sees, so patch parallelism does not fit. Use parallel.CFG."
             )
     halvings = sum(bool(getattr(block, "downsamplers", None)) for block in core.down_blocks)
     return 1 << halvings

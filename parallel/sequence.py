@@ -63,8 +63,9 @@ def plan_of(denoiser: Denoiser) -> dict[str, Part]:
     found: dict[str, Part] | None = getattr(denoiser.core, "_cp_plan", None) or PLANS.get(kind)
     if found is None:
         raise UnsupportedModel(
-            f"{kind}: nobody has said where its tokens are shared out. Add it to PLANS in "
-            "parallel/sequence.py, or use parallel.CFG or parallel.AsyncDiff."
+            f"{kind}: nobody has said where its tokens are shared out, so sequence parallelism "
+            "does not fit. Use parallel.CFG or parallel.AsyncDiff, or add it to PLANS in "
+            "parallel/sequence.py."
         )
     return found
 
