@@ -25,7 +25,7 @@ FORMS = [
     )
     for name, row in ROSTER.items()
     for tiny in PIPELINES.values()
-    if row.acts(tiny) and tiny.batchable
+    if row.acts(tiny) and tiny.batchable and tiny.name not in row.unsteady
 ]
 
 

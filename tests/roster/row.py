@@ -35,6 +35,8 @@ class Row:
         follows: Branches whose tokens, steps or modules are chosen by what other branches answered:
             their answers change with the other's prompt, though nothing of it is in them.
         fixed: Whether it refuses runs of another number of steps than ``STEPS``.
+        unsteady: Tiny pipelines on which it decides when rounding has grown, so that ties turn over
+            between alone and together on some machines.
     """
 
     engine: str
@@ -51,6 +53,7 @@ class Row:
     unready: frozenset[str] = field(default_factory=frozenset)
     follows: frozenset[str] = field(default_factory=frozenset)
     fixed: bool = False
+    unsteady: frozenset[str] = field(default_factory=frozenset)
 
     def serves(self, tiny: Tiny) -> bool:
         """Whether it attaches to a pipeline."""
