@@ -80,8 +80,8 @@ ROWS = {
     ),
     "attention.Searched": Row(
         engine="searched attention",
-        # one search, before rounding has grown: later it turns ties over between alone and together,
-        # and so it does in the second network of Wan 2.2, whose first step is one in the middle
+        # one search, before rounding has grown: later it turns ties over between alone and
+        # together, as it does in the second network of Wan 2.2, which begins in the middle
         unsteady=frozenset({"wan22"}),
         active=Searched(
             block=8, cell=4, share=0.6, likeness=-1.0, when=(0.0,), warm_up=0.0, **FORCED
