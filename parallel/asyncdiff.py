@@ -70,5 +70,5 @@ class AsyncDiff(Accelerator):
         site.tally.memory = lambda: sum(one.bytes for one in components)
         for one in components:
             yield site.on_start(one.reset)
-            yield one.reset
+            yield one.release
             yield from one.attach(site)

@@ -117,8 +117,13 @@ class Components:
 
     def reset(self) -> None:
         """Forget the run before; what the units cost is known for good."""
+        self.release()
+        self._tally.change = None
+
+    def release(self) -> None:
+        """Let go of what is kept."""
         self._kept.clear()
-        self._now = self._tally.change = None
+        self._now = None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook the units, and the network."""

@@ -74,5 +74,5 @@ class PatchParallel(Accelerator):
         site.tally.memory = lambda: sum(one.bytes for one in patches)
         for one in patches:
             yield site.on_start(one.reset)
-            yield one.reset
+            yield one.release
             yield from one.attach(site)

@@ -67,7 +67,11 @@ class Patches:
 
     def reset(self) -> None:
         """Forget the run before."""
+        self.release()
         self._tally.change = None
+
+    def release(self) -> None:
+        """Let go of what is kept."""
         self._outside.reset()
 
     def attach(self, site: Site) -> Iterator[Undo]:

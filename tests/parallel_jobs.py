@@ -69,7 +69,7 @@ def outcome(
             found.append(torch.as_tensor(tiny.call(pipe, **call)).clone())
             calls.append(run.report.calls)
             rows.append(run.report.rows)
-        details = {method: verdict.detail for method, verdict in run.report.verdicts.items()}
+    details = {method: verdict.detail for method, verdict in run.report.verdicts.items()}
     return Outcome(stock, found, calls, rows, details, plain())
 
 
