@@ -10,10 +10,11 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from parallel.degree import ALONE, OneAxis
 
 
-class AsyncDiff(Accelerator):
+class AsyncDiff(OneAxis):
     """Cut the network into components, a process each, that all run at the same time.
 
     A component takes in what the one before it answered at the previous step. The cut is made so
@@ -24,26 +25,13 @@ class AsyncDiff(Accelerator):
     """
 
     name: ClassVar[str] = "parallel.AsyncDiff"
-    layer: ClassVar[str] = "parallel"
     seam: ClassVar[str] = "blocks over processes"
     supports: ClassVar[str] = "UNets, and transformers with a plain list of blocks"
     source: ClassVar[str] = "arXiv 2406.06911, section 3"
 
-    degree: int = Field(
-        default=0, ge=0, description="processes along this axis; 0 all that are left, 1 is off"
-    )
     warmup: int = Field(
         default=3, ge=0, description="steps after the first one that are computed in full"
     )
-
-    @classmethod
-    def off(cls) -> AsyncDiff:
-        """A degree of 1."""
-        return cls(degree=1)
-
-    def why_off(self) -> str | None:
-        """A degree of 1."""
-        return "degree is 1" if self.degree == 1 else None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook the blocks of every network.
@@ -60,9 +48,7 @@ class AsyncDiff(Accelerator):
         yield axis.release
         yield site.on_start(axis.reset)
         site.tally.reason = lambda: (
-            "there is one process: start more (`--devices`, or torchrun)"
-            if world() == 1
-            else "the run had no step after the warm-up"
+            ALONE if world() == 1 else "the run had no step after the warm-up"
         )
         components = [
             Components(denoiser, axis, self.warmup, site.tally) for denoiser in site.denoisers

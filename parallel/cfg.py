@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from parallel.degree import OneAxis
 
 if TYPE_CHECKING:
     from accel.report import Tally
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from parallel.mesh import Axis
 
 
-class CFG(Accelerator):
+class CFG(OneAxis):
     """Compute each guidance branch in a process of its own: up to twice as fast, and exact.
 
     One exchange of the network's output a step. Pipelines that call their network for each branch
@@ -31,7 +32,6 @@ class CFG(Accelerator):
     """
 
     name: ClassVar[str] = "parallel.CFG"
-    layer: ClassVar[str] = "parallel"
     seam: ClassVar[str] = "branches over processes"
     supports: ClassVar[str] = "every denoiser with two guidance branches, on two processes or more"
     source: ClassVar[str] = "arXiv 2402.19481, section 4; 2411.01738, section 3"
@@ -39,15 +39,6 @@ class CFG(Accelerator):
     degree: int = Field(
         default=2, ge=1, le=2, description="processes along this axis; 1 is off, 2 one a branch"
     )
-
-    @classmethod
-    def off(cls) -> CFG:
-        """A degree of 1."""
-        return cls(degree=1)
-
-    def why_off(self) -> str | None:
-        """A degree of 1."""
-        return "degree is 1" if self.degree == 1 else None
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser.

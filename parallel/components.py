@@ -98,7 +98,7 @@ class Components:
         self._tally = tally
         self._blocks: tuple[Block, ...] = ()
         if hasattr(denoiser.core, "down_blocks"):
-            self._units = _unet(denoiser.core)
+            self._units = unet_blocks(denoiser.core)
             self._all_kept = True  # the up blocks take in what the down blocks gave
         else:
             self._blocks = find_blocks(denoiser)
@@ -216,7 +216,7 @@ class Components:
         return now.answers[len(self._units) - 1]
 
 
-def _unet(core: Any) -> list[Any]:
+def unet_blocks(core: Any) -> list[Any]:
     """The down, mid and up blocks of a UNet in the order in which they run."""
     middle = [core.mid_block] if getattr(core, "mid_block", None) is not None else []
     return [*core.down_blocks, *middle, *core.up_blocks]

@@ -67,10 +67,6 @@ class Exchange:
         self.bytes += (self.size - 1) * padded.nbytes
         return Pending(buffers, lengths, dim, [work], padded)
 
-    def borders(self, first: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Swap borders with both neighbours, and wait: see `begin_borders`."""
-        return self.begin_borders(first, last).pair()
-
     def begin_borders(self, first: Tensor, last: Tensor) -> Borders:
         """Send the first slice to the process before, and the last one to the process after.
 
@@ -197,13 +193,6 @@ class Exchange:
         self.bytes += (sent.numel() - counts[self.rank]) * sent.element_size()
         found = torch.split(got, sizes)
         return [part.reshape(shape) for part, shape in zip(found, shapes, strict=True)]
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over all processes, alike in each."""
-        summed = x.clone()
-        distributed.all_reduce(summed, group=self._group)
-        self.bytes += (self.size - 1) * x.nbytes
-        return summed
 
 
 def _unpacked(flat: Tensor | None, like: Sequence[Tensor]) -> list[Tensor]:

@@ -8,6 +8,7 @@ what these tell every process. Either way all processes compare their versions f
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 import traceback
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 600.0
 """Seconds that a process waits for the others at one exchange."""
+
+PORTS = 20_000
+"""Jobs of Slurm meet at a port from here on, which follows from the job's number."""
 
 GRACE = 1.0
 """Seconds that a failure waits for others, which may have been there before it."""
@@ -72,6 +76,24 @@ def told(told_by: Mapping[str, str]) -> Place | None:
     return None
 
 
+def meeting(told_by: Mapping[str, str]) -> str:
+    """Where processes meet that others have started: torchrun says it; Slurm names its nodes.
+
+    Raises:
+        BadInput: If neither has.
+    """
+    if "MASTER_ADDR" in told_by:
+        return "env://"
+    nodes, job = told_by.get("SLURM_STEP_NODELIST", ""), told_by.get("SLURM_JOB_ID", "0")
+    first = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)  # "gpu[03-05,9],other": gpu03
+    if first is None:
+        raise BadInput(
+            "Several processes were started, and nobody says where they meet: set MASTER_ADDR and "
+            "MASTER_PORT to the first one's machine and a free port."
+        )
+    return f"tcp://{first[1]}{first[2] or ''}:{PORTS + int(job) % 10_000}"
+
+
 @contextmanager
 def joined(place: Place, store: Store | None = None, patience: float = PATIENCE) -> Iterator[None]:
     """Inside, this process is one of several, which all are there and of the same versions.
@@ -91,14 +113,14 @@ def joined(place: Place, store: Store | None = None, patience: float = PATIENCE)
     if torch.cuda.is_available():
         torch.cuda.set_device(place.local)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    meeting: dict[str, Any] = {} if store is None else {"store": store}
+    met: dict[str, Any] = {"store": store} if store else {"init_method": meeting(os.environ)}
     try:
         distributed.init_process_group(
             backend,
             rank=place.rank,
             world_size=place.size,
             timeout=timedelta(seconds=patience),
-            **meeting,
+            **met,
         )
     except (RuntimeError, ValueError) as error:
         raise Lost(

@@ -210,17 +210,17 @@ class Outside:
         found: Tensor = normal * module.weight.view(form) + module.bias.view(form)
         return found
 
-    def _shares(self, now: Now, x: Tensor, path: str) -> Tensor:
+    def _shares(self, now: Now, x: Tensor, path: str) -> list[float]:
         """How much of the picture each process has."""
         rank = now.exchange.rank
         if x.ndim == 4:
             lengths = now.bands.of_rows(rank, *x.shape[2:])
         else:
             lengths = now.bands.of_tokens(rank, x.shape[-1])
-        found = torch.tensor(self._known(lengths, path, x), dtype=torch.float64, device=x.device)
-        return found / found.sum()
+        known = self._known(lengths, path, x)
+        return [length / sum(known) for length in known]
 
-    def _moments(self, key: Hashable, now: Now, own: Tensor, shares: Tensor) -> Tensor:
+    def _moments(self, key: Hashable, now: Now, own: Tensor, shares: list[float]) -> Tensor:
         """Mean and mean square of the whole picture, ``[2, rows, groups]``."""
         if self._options.norm == "local" and not now.fresh:
             return own
@@ -265,8 +265,9 @@ class Outside:
         return lengths
 
 
-def _weighted(parts: list[Tensor], shares: Tensor) -> Tensor:
-    return (torch.stack(parts) * shares.view(-1, *[1] * parts[0].ndim)).sum(0)
+def _weighted(parts: list[Tensor], shares: list[float]) -> Tensor:
+    weighted = [part * share for part, share in zip(parts, shares, strict=True)]
+    return torch.stack(weighted).sum(0)
 
 
 def _pair(padding: Any) -> tuple[int, int]:

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from accel.attach import Accelerator, Site, Undo
+from accel.attach import Site, Undo
+from parallel.degree import ALONE, OneAxis
 
 if TYPE_CHECKING:
     from parallel.outside import Options
 
 
-class PatchParallel(Accelerator):
+class PatchParallel(OneAxis):
     """Compute a band of rows of every picture in each process."""
 
-    layer: ClassVar[str] = "parallel"
     seam: ClassVar[str] = "rows over processes"
     supports: ClassVar[str] = "UNets over pictures (SD 1.5, 2, SDXL and kin), with ControlNets"
 
-    degree: int = Field(
-        default=0, ge=0, description="processes along this axis; 0 all that are left, 1 is off"
-    )
     warmup: int = Field(
         default=4, ge=0, description="steps after the first one in which everything is fresh"
     )
@@ -38,15 +35,6 @@ class PatchParallel(Accelerator):
         description="statistics in stale mode: those of the step before and how this band's own "
         "have changed; or but for this band's own; or this band's own alone",
     )
-
-    @classmethod
-    def off(cls) -> Self:
-        """A degree of 1."""
-        return cls(degree=1)
-
-    def why_off(self) -> str | None:
-        """A degree of 1."""
-        return "degree is 1" if self.degree == 1 else None
 
     @abstractmethod
     def options(self) -> Options:
@@ -67,7 +55,7 @@ class PatchParallel(Accelerator):
         axis = site.shared(Mesh).claim("patch", self.degree, self.name)
         yield axis.release
         yield site.on_start(axis.reset)
-        site.tally.reason = lambda: "there is one process: start more (`--devices`, or torchrun)"
+        site.tally.reason = lambda: ALONE
         patches = [
             Patches(denoiser, axis, self.options(), site.tally) for denoiser in site.denoisers
         ]

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
+from parallel.degree import OneAxis
 from parallel.sequence_parallel import SequenceParallel
 
 if TYPE_CHECKING:
     from parallel.mesh import Name
 
 
-class Ring(SequenceParallel):
+class Ring(SequenceParallel, OneAxis):
     """Share the tokens of a transformer out; exact, for pictures and clips of any length.
 
     Each process attends to one part of the keys after the other while the next part is under way,
@@ -25,19 +24,6 @@ class Ring(SequenceParallel):
 
     name: ClassVar[str] = "parallel.Ring"
     source: ClassVar[str] = "arXiv 2310.01889, section 3"
-
-    degree: int = Field(
-        default=0, ge=0, description="processes along this axis; 0 all that are left, 1 is off"
-    )
-
-    @classmethod
-    def off(cls) -> Ring:
-        """A degree of 1."""
-        return cls(degree=1)
-
-    def why_off(self) -> str | None:
-        """A degree of 1."""
-        return "degree is 1" if self.degree == 1 else None
 
     def degrees(self) -> dict[Name, int]:
         """One axis."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from accel.attach import Accelerator, Site, Undo
+from parallel.degree import ALONE
 
 if TYPE_CHECKING:
     from parallel.mesh import Name
@@ -44,7 +45,7 @@ class SequenceParallel(Accelerator):
             axes.append(site.shared(Mesh).claim(name, degree, self.name))
             yield axes[-1].release
             yield site.on_start(axes[-1].reset)
-        site.tally.reason = lambda: "there is one process: start more (`--devices`, or torchrun)"
+        site.tally.reason = lambda: ALONE
         for denoiser in site.denoisers:
             sequence = Sequence(denoiser, axes, site.tally)
             yield site.on_start(sequence.reset)

@@ -20,7 +20,7 @@ from accel.seams.attention import Asked, Interception
 from accel.seams.blocks import find_blocks, wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
-from parallel.components import tensors
+from parallel.components import tensors, unet_blocks
 
 
 @dataclass
@@ -143,8 +143,7 @@ def _attentions(denoiser: Denoiser) -> list[Any]:
 def _units(denoiser: Denoiser) -> list[Any]:
     core = denoiser.core
     if hasattr(core, "down_blocks"):
-        middle = [core.mid_block] if getattr(core, "mid_block", None) is not None else []
-        return [*core.down_blocks, *middle, *core.up_blocks]
+        return unet_blocks(core)
     try:
         return [block.module for block in find_blocks(denoiser)]
     except UnsupportedModel:

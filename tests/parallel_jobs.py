@@ -74,7 +74,7 @@ def outcome(
 
 
 def exchanged(shapes: Sequence[tuple[int, ...]], dim: int) -> dict[str, Any]:
-    """Gather, borders and a sum of numbers that tell their rank; `shapes` has one a rank."""
+    """Gather, and borders, of numbers that tell their rank; `shapes` has one a rank."""
     exchange = Exchange(distributed.group.WORLD)
     rank, shape = exchange.rank, shapes[exchange.rank]
     mine = (
@@ -86,14 +86,13 @@ def exchanged(shapes: Sequence[tuple[int, ...]], dim: int) -> dict[str, Any]:
     gathered = exchange.gather(mine, lengths, dim)
     after_gather = exchange.bytes
     border = torch.full((2, 3), float(rank))
-    before, after = exchange.borders(border, border + 0.5)
+    before, after = exchange.begin_borders(border, border + 0.5).pair()
     return {
         "gathered": gathered,
         "gather_bytes": after_gather,
         "before": before,
         "after": after,
         "border_bytes": exchange.bytes - after_gather,
-        "total": exchange.total(torch.tensor([1.0, float(rank)])),
     }
 
 

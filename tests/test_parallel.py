@@ -144,7 +144,6 @@ def test_tensors_of_any_length_are_gathered_and_counted(worlds, size, dim):
         )
         if rank:
             assert (one["before"] == rank - 0.5).all()
-        assert one["total"].tolist() == [size, size * (size - 1) / 2]
 
 
 def test_a_rank_that_fails_ends_the_world():
@@ -261,7 +260,9 @@ BLOCKS = ["sd15", "sd3", "flux_cfg", "wan22", "sd_controlnet"]
 @pytest.mark.parametrize("name", every(BLOCKS, "parallel.AsyncDiff"))
 def test_components_are_exact_while_they_warm_up(worlds, name, size):
     if not enough_blocks(name, size):
-        pytest.skip("a network of fewer blocks")
+        with pytest.raises(Failed, match="at most"):
+            worlds[size].run(outcome, name, [AsyncDiff(warmup=0)])
+        return
     for one in agree(worlds[size].run(outcome, name, [AsyncDiff(warmup=3)], runs=2, steps=4)):
         assert all(torch.equal(each, one.stock) for each in one.found)
         assert "no step after the warm-up" in one.details["parallel.AsyncDiff"]
@@ -271,7 +272,9 @@ def test_components_are_exact_while_they_warm_up(worlds, name, size):
 @pytest.mark.parametrize("name", every(BLOCKS, "parallel.AsyncDiff"))
 def test_components_a_step_old_are_near_and_nearer_the_later_they_begin(worlds, name, size):
     if not enough_blocks(name, size):
-        pytest.skip("a network of fewer blocks")
+        with pytest.raises(Failed, match="at most"):
+            worlds[size].run(outcome, name, [AsyncDiff(warmup=0)])
+        return
     errors = []
     for warmup in (0, 4, 7):
         method = AsyncDiff(warmup=warmup)

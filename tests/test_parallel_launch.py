@@ -2,6 +2,8 @@
 
 import multiprocessing
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,12 @@ from worlds import World
 from accel.errors import AccelError, BadInput
 from app import metadata
 from app.together import _device
-from parallel.launch import Lost, Place, joined, spread, told
+from parallel.launch import Lost, Place, joined, meeting, spread, told
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Folders:
+    return Folders(tmp_path_factory.getbasetemp() / "saved-models")
 
 
 def test_they_find_each_other_and_the_first_one_answers():
@@ -58,6 +65,33 @@ def test_torchrun_and_slurm_tell_a_process_its_place(names, place):
     assert told(names) == place
 
 
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        ({"MASTER_ADDR": "one", "SLURM_STEP_NODELIST": "two"}, "env://"),
+        ({"SLURM_STEP_NODELIST": "gpu[03-05,9],other", "SLURM_JOB_ID": "12"}, "tcp://gpu03:20012"),
+        ({"SLURM_STEP_NODELIST": "a-1,a-2", "SLURM_JOB_ID": "10001"}, "tcp://a-1:20001"),
+    ],
+)
+def test_they_meet_where_torchrun_says_or_at_the_first_node(names, place):
+    assert meeting(names) == place
+    with pytest.raises(BadInput, match="set MASTER_ADDR"):
+        meeting({})
+
+
+def test_the_command_works_under_torchrun(models, tmp_path):
+    """Each process parses the command, and one seed is drawn for both."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    accel = ["--no-python", sys.executable, "-c", "import app.cli; app.cli.main()", "generate"]
+    asked = ["fox", "--model", models("flux_cfg"), "--steps", "2", "--device", "cpu"]
+    plan = ["--set", "parallel.CFG.degree=2", "--out", "a.png"]
+    command = [*torchrun, *accel, *asked, *plan]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert metadata.read(tmp_path / "a.png")[0].fingerprint.processes == 2
+    assert done.stdout.decode().split() == ["a.png"]
+
+
 def test_those_that_do_not_come_are_not_waited_for(tmp_path):
     store = FileStore(str(tmp_path / "store"), 2)
     missed = pytest.raises(AccelError, match="did not find the others")
@@ -79,11 +113,6 @@ def test_other_versions_are_named_in_every_process():
     found = world.run(other_versions, 2)
     world.close()
     assert len(set(found)) == 1 and "Process 2 has torch 0.0" in found[0]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Folders:
-    return Folders(tmp_path_factory.getbasetemp() / "saved-models")
 
 
 def test_the_command_makes_the_picture_of_one_process(models, tmp_path, monkeypatch, capfd):
