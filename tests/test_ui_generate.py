@@ -69,7 +69,7 @@ def values(drawn: generate.Page, **more: Any) -> list[Any]:
 def named(drawn: generate.Page, updates: dict[Any, Any]) -> dict[str, Any]:
     """Updates by what they are of; of a component that is replaced, its new value."""
     names = {component: name for name, component in (drawn.fields | drawn.shown).items()}
-    names |= {drawn.watching: "watching", drawn.redraw: "redraw"}
+    names |= {drawn.watching: "watching", drawn.redraw: "redraw", drawn.told: "told"}
     return {
         names[component]: getattr(value, "value", value)
         if isinstance(value, gr.Image | gr.Video)
@@ -393,10 +393,13 @@ def test_a_model_that_is_not_here_yet_says_that_it_will_be_downloaded(
 ) -> None:
     here, absent = service.offered[0], replace(service.offered[1], bytes=None)
     service.offered = [here, absent]
-    choices = named(drawn, drawn.offered(browser(language=language)))["model"]["choices"]
+    who = browser(language=language)
+    updates = drawn.offered(generate.offered(drawn.service, "en")[:1], who)
+    choices = named(drawn, updates)["model"]["choices"]
     assert [name for _, name in choices] == [here.name, absent.name]
     assert "1 MB" in choices[0][0] and says not in choices[0][0]
     assert says in choices[1][0] and "MB" not in choices[1][0]
+    assert drawn.offered(updates[drawn.told], who) == generate.NOTHING  # it would undo a choice
 
 
 @pytest.mark.parametrize("goal", forms.GOALS)

@@ -70,6 +70,8 @@ CLEARED: View = {
 }
 BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "copy-python"}
 """What may be done with a result, with the id of its button."""
+Choices = list[tuple[str, str]]
+"""What a list shows, and what it means."""
 CLIPBOARD = "(text) => navigator.clipboard?.writeText(text)"
 
 
@@ -80,10 +82,12 @@ class Page(Watched):
     Attributes:
         fields: The settings, by the names in ``WIDGETS`` and in that order.
         redraw: Holds the knobs as they were when a method was last added or taken away.
+        told: Holds the models as the page offers them.
     """
 
     fields: dict[str, Component]
     redraw: Component
+    told: Component
     cleared: ClassVar[View] = CLEARED
 
     @property
@@ -192,10 +196,15 @@ class Page(Watched):
             found["placeholder"] = t("generate_own") if own in (None, "") else str(own)
         return {one: gr.update(**changes) for one, changes in updates.items()}
 
-    def offered(self, request: gr.Request) -> Updates:
-        """The models, with their sizes: one may have been downloaded in the meantime."""
+    def offered(self, told: Choices, request: gr.Request) -> Updates:
+        """The models, if there is news of them: one may have been downloaded in the meantime.
+
+        Nothing otherwise: new choices undo one that is just being made.
+        """
         found = offered(self.service, language_for(request))
-        return {self.fields["model"]: gr.update(choices=found)}
+        if found == [tuple(one) for one in told]:
+            return NOTHING
+        return {self.fields["model"]: gr.update(choices=found), self.told: found}
 
     def emptied(self, model: str) -> Updates:
         """What another model has no use for is emptied when a person chooses that model."""
@@ -345,6 +354,7 @@ def captions(service: Service, model: str, language: Language) -> list[tuple[str
 def tab(service: Service) -> Page:
     """The page; it is drawn inside of the present block."""
     watching = gr.BrowserState(None, storage_key="accel-watching", secret="accel")
+    told = gr.State(offered(service, "en"))
     redraw = _kept(Plan(), "knobs-drawn")
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -357,6 +367,7 @@ def tab(service: Service) -> Page:
         watching=watching,
         fields={name: fields[name] for name in WIDGETS},
         redraw=redraw,
+        told=told,
     )
     _wire(page)
     return page
@@ -434,7 +445,7 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
     return fields, {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
 
 
-def offered(service: Service, language: Language) -> list[tuple[str, str]]:
+def offered(service: Service, language: Language) -> Choices:
     """The models as choices: what there is to know before one is chosen, and its name."""
     return [(_named(one, language), one.name) for one in service.models()]
 
@@ -570,7 +581,7 @@ def _wire(page: Page) -> None:
     asked = shown["measure"].click(page.measure, model, measured, **LIVE)
     for done in (first, asked):
         done.then(page.refreshed, page.watching, shown["badge"], **QUIET)
-    ran.then(page.offered, None, model, **QUIET)
+    ran.then(page.offered, page.told, [model, page.told], **QUIET)
     shown["drop"].upload(page.restore, shown["drop"], page.settings, **QUIET)
     goal.input(page.preset, [goal, text], [text, page.redraw], **QUIET)
     model.change(page.adapt, model, page.adapted, **QUIET)

@@ -105,7 +105,7 @@ def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page
     goal = [making.fields["goal"], making.shown["measure"]]
     demo.load(making.adapt, model, making.adapted, **QUIET)
     demo.load(making.captions, model, goal, **QUIET)
-    demo.load(making.offered, None, model, **QUIET)
+    demo.load(making.offered, making.told, [model, making.told], **QUIET)
     demo.load(making.resume, making.watching, making.settings, **QUIET)
     demo.load(making.reattach, making.watching, making.results, **LIVE)
     demo.load(measuring.reattach, measuring.watching, measuring.outputs, **LIVE)

@@ -88,7 +88,7 @@ class Visitor:
         self.page.goto(self.address, wait_until="commit")
         del self.wrong[heard:]  # of the page that was left: its connections end
         expect(self.at("generate")).to_be_enabled(timeout=PATIENCE)
-        expect(self.into("steps")).to_have_attribute("placeholder", re.compile("."))
+        expect(self.into("steps")).to_have_attribute("placeholder", re.compile(r"\d"))
 
     def at(self, id: str) -> Locator:
         """What carries an id of the page."""
