@@ -9,65 +9,26 @@ what each part of them answers is merged; or both (USP): parts of the ring are s
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from torch import Tensor
 
 from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, answer_attention
-from accel.seams.blocks import wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
+from accel.seams.places import Places
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo
     from accel.report import Tally
     from parallel.exchange import Exchange
     from parallel.mesh import Axis
-
-Part = Any
-"""What a plan says of a place: how inputs (by name) and outputs (by index) are cut, or how the
-output is put together again."""
-
-GIVEN = {0: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True)}
-WHOLE = ContextParallelOutput(gather_dim=1, expected_dims=3)
-
-PLANS: dict[str, dict[str, Part]] = {
-    "SD3Transformer2DModel": {"pos_embed": GIVEN, "context_embedder": GIVEN, "proj_out": WHOLE},
-    "PixArtTransformer2DModel": {"pos_embed": GIVEN, "proj_out": WHOLE},
-}
-"""Of networks that have none in diffusers, by class."""
-
-RESIDUALS = (
-    "block_controlnet_hidden_states",
-    "controlnet_block_samples",
-    "controlnet_single_block_samples",
-)
-"""Arguments that hold tokens for the blocks: what ControlNets add."""
-
-
-def plan_of(denoiser: Denoiser) -> dict[str, Part]:
-    """Where a network's tokens are shared out and put together again.
-
-    Raises:
-        UnsupportedModel: If nobody has said it.
-    """
-    kind = type(denoiser.core).__name__
-    found: dict[str, Part] | None = getattr(denoiser.core, "_cp_plan", None) or PLANS.get(kind)
-    if found is None:
-        raise UnsupportedModel(
-            f"{kind}: nobody has said where its tokens are shared out, so sequence parallelism "
-            "does not fit. Use parallel.CFG or parallel.AsyncDiff, or add it to PLANS in "
-            "parallel/sequence.py."
-        )
-    return found
 
 
 class Sequence:
@@ -86,7 +47,7 @@ class Sequence:
         self._denoiser = denoiser
         self._axes = tuple(axes)
         self._tally = tally
-        self._plan = plan_of(denoiser)
+        self._places = Places(denoiser)
         self._exchanges: dict[str, Exchange] = {}
         self._lengths: dict[Any, tuple[int, ...]] = {}
         self._who: Hashable = None
@@ -99,9 +60,7 @@ class Sequence:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook the places of the plan, and attention."""
-        for path, part in self._plan.items():
-            for module in _modules(self._denoiser.core, path):
-                yield wrap_call(module, partial(self._place, module, part))
+        yield from self._places.attach()
         for one in find_modules(self._denoiser):
             if one.kind == "self":
                 yield answer_attention(one, partial(self._attention, one.path))
@@ -113,73 +72,30 @@ class Sequence:
         self._exchanges = {axis.name: axis.exchange(device) for axis in self._axes if axis.size > 1}
         if not self._exchanges:
             return inner(call)
-        self._who, root = call.rows, self._plan.get("")
-        arguments = dict(call.arguments)
-        if isinstance(root, Mapping):
-            arguments |= {
-                name: self._cut(arguments[name], how)
-                for name, how in root.items()
-                if arguments.get(name) is not None
-            }
-        for name in RESIDUALS:
-            if arguments.get(name) is not None:
-                arguments[name] = [self._cut(one, GIVEN[0]) for one in arguments[name]]
+        self._who, self._places.shares = call.rows, self
         try:
-            result = inner(replace(call, arguments=arguments))
+            result = inner(replace(call, arguments=self._places.arguments(call)))
         finally:
             shared, self._exchanges = self._exchanges.values(), {}
+            self._places.shares = None
         count, sent = (math.prod(one.size for one in shared), sum(one.bytes for one in shared))
         self._tally.change = (
             f"a part of the tokens each in {count} processes; this one sent {sent:,} bytes"
         )
         return Result(result.value, result.fresh)
 
-    def _place(
-        self, module: Any, part: Part, inner: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """A module whose input or output is cut, or whose output is put together."""
-        if not self._exchanges:
-            return inner(*args, **kwargs)
-        if not isinstance(part, Mapping):
-            return self._joined(inner(*args, **kwargs), part)
-        names = _parameters(module)
-        given = dict(zip(names, args, strict=False)) | kwargs
-        for name, how in part.items():
-            if isinstance(name, str) and given.get(name) is not None:
-                given[name] = self._cut(given[name], how)
-        positional = [given.pop(name) for name in names[: len(args)]]
-        return self._outputs(inner(*positional, *args[len(names) :], **given), part)
-
-    def _outputs(self, answer: Any, part: Mapping[Any, Any]) -> Any:
-        """An answer of which some tensors are cut."""
-        cut = {index: how for index, how in part.items() if isinstance(index, int)}
-        if not cut:
-            return answer
-        values = [answer] if isinstance(answer, Tensor) else list(answer)
-        for index, how in cut.items():
-            values[index] = self._cut(values[index], how)
-        return values[0] if isinstance(answer, Tensor) else tuple(values)
-
-    def _cut(self, value: Any, how: Any) -> Any:
-        """The part of this process of a tensor, or of each of several."""
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._cut(*pair) for pair in zip(value, how, strict=True))
-        if how.expected_dims not in (None, value.ndim):
-            return value
+    def cut(self, value: Tensor, dim: int, _text: bool, /) -> Tensor:
+        """The part of this process, of the picture's tokens as of the text's."""
         for exchange in self._exchanges.values():
-            value = value.tensor_split(exchange.size, how.split_dim)[exchange.rank]
+            value = value.tensor_split(exchange.size, dim)[exchange.rank]
         return value
 
-    def _joined(self, answer: Any, part: Any) -> Any:
-        """The whole of a tensor, or of each of several."""
-        if isinstance(answer, Tensor):
-            dim = (part[0] if isinstance(part, (list, tuple)) else part).gather_dim
-            for exchange in reversed(self._exchanges.values()):
-                lengths = self._known(exchange, ("joined", dim), answer, dim)
-                answer = exchange.gather(answer, lengths, dim)
-            return answer
-        pairs = zip(answer, part, strict=True)
-        return tuple(one if how is None else self._joined(one, how) for one, how in pairs)
+    def joined(self, value: Tensor, dim: int) -> Tensor:
+        """The parts of all processes one after the other."""
+        for exchange in reversed(self._exchanges.values()):
+            lengths = self._known(exchange, ("joined", dim), value, dim)
+            value = exchange.gather(value, lengths, dim)
+        return value
 
     def _known(self, exchange: Exchange, place: Any, like: Tensor, dim: int) -> tuple[int, ...]:
         """How much of something each process has; they tell each other once a run and branch.
@@ -254,20 +170,3 @@ def with_level(asked: Asked) -> tuple[Tensor, Tensor]:
         found, level, *_ = efficient(query, key, value, None, True, scale=scale)
         level = level[..., : query.shape[2]]  # it is padded to a multiple of 32
     return found.float(), level.float()
-
-
-def _modules(core: Any, path: str) -> list[Any]:
-    """The modules that a path of a plan names: ``blocks.*`` all in a list; none for the root."""
-    found = [core] if path else []
-    for name in path.split(".") if path else ():
-        found = (
-            [child for one in found for child in one]
-            if name == "*"
-            else [getattr(one, name) for one in found]
-        )
-    return found
-
-
-def _parameters(module: Any) -> list[str]:
-    core = getattr(module, "_orig_mod", module)
-    return list(inspect.signature(type(core).forward).parameters)[1:]
