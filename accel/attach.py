@@ -34,6 +34,7 @@ LAYERS = (
     "resolution",
     "region",
     "step cache",
+    "branches",
     "block cache",
     "tokens",
     "attention",
@@ -148,9 +149,15 @@ class Site:
         found: T = self._run.shared[make]
         return found
 
-    def around(self, denoiser: Denoiser, layer: Layer) -> Undo:
-        """Put ``layer(call, inner)`` around every call of a denoiser, at the method's depth."""
-        depth = LAYERS.index(self._method.layer)
+    def around(self, denoiser: Denoiser, layer: Layer, at: str | None = None) -> Undo:
+        """Put ``layer(call, inner)`` around every call of a denoiser.
+
+        Args:
+            denoiser: The network.
+            layer: The method's.
+            at: One of ``LAYERS``, the depth; ``None``: the method's own.
+        """
+        depth = LAYERS.index(at or self._method.layer)
         return self._run.onions[denoiser.name].add(depth, layer)
 
     def blocks(self, denoiser: Denoiser) -> tuple[Block, ...]:

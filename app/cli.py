@@ -21,6 +21,7 @@ from app.request import (
     Repeats,
     Request,
     Serving,
+    Sharing,
     Source,
     Target,
     Together,
@@ -98,11 +99,12 @@ def methods(given: Given) -> None:
 
 
 @app.command()
-@takes(Source, Measuring, Together, Printing)
+@takes(Source, Measuring, Sharing, Printing)
 def explain(given: Given) -> None:
     """Say what a model's pipeline is, which methods fit it, and why not the others.
 
-    With --devices, which way of sharing one picture out pays here: measured and predicted.
+    With --devices, which way of sharing one picture out pays here: a step and the link are
+    measured, and time and memory predicted. With --cluster they are predicted for other devices.
     """
     from app.listing import explain as run
 

@@ -21,7 +21,7 @@ from accel.attach import LAYERS, Accelerator
 from accel.plan import method_class
 from accel.plan import methods as all_methods
 from app.flags import Given
-from app.request import Listing, Measuring, Printing, Source, Together, make
+from app.request import Listing, Measuring, Printing, Sharing, Source, make
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
@@ -140,11 +140,10 @@ def explain(given: Given) -> None:
     import accel
     from app import models
 
-    devices = make(Together, given).devices
-    if devices > 1:
+    if make(Sharing, given) != Sharing():
         from app.advice import advise
 
-        advise(given, devices)
+        advise(given)
         return
     model = models.load(make(Source, given))
     measured = make(Measuring, given).sparse

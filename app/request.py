@@ -205,6 +205,29 @@ class Together:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """For how many devices it is said which way of sharing one picture out pays, and where."""
+
+    devices: Annotated[
+        str,
+        Option(
+            metavar="N or N-M",
+            help="devices that could make one picture together; with --cluster a range too, such "
+            "as 2-64: doubled from the first to the last",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "1"
+    cluster: Annotated[
+        str | None,
+        Option(
+            help="predict for these devices rather than for this machine: a name (a100-nvlink, "
+            "a100-pcie, h100-nvlink, a5000-pcie, 4090-pcie), or a TOML or JSON file",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Like:
     """A file to reproduce."""
 

@@ -77,7 +77,7 @@ def _device(given: Given, place: Place) -> str:
 def _check_plan(given: Given, processes: int) -> None:
     """Refuse processes that would all do the same."""
     plan = chosen(make(Choice, given))
-    if "like" not in given and not any(method.layer == "parallel" for method in plan):
+    if "like" not in given and not any(one.name.startswith("parallel.") for one in plan):
         raise BadInput(
             f"{processes} processes would all do the same: the plan shares no work out. Add "
             "--set parallel.CFG.degree=2 (a guidance branch each), or --set "

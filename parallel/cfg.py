@@ -16,6 +16,8 @@ from accel.attach import Site, Undo
 from parallel.degree import OneAxis
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from accel.report import Tally
     from accel.seams.denoisers import Call, Inner, Result
     from parallel.mesh import Axis
@@ -27,7 +29,9 @@ class CFG(OneAxis):
     One exchange of the network's output a step. Pipelines that call their network for each branch
     in turn have no gain at their first step, nor where what they pass to the second call cannot be
     foreseen; it is compared with what they do pass, so the output is right in any case. Without
-    guidance there is nothing to split. Outputs equal a single process's up to the rounding that
+    guidance there is nothing to split. It sits above whatever works inside the network (caches of
+    blocks, fewer tokens, sparse attention), which sees one branch in each process; both go on with
+    the same bits. Outputs equal a single process's up to the rounding that
     its own batch size makes; two calls are equal to the bit.
     """
 
@@ -48,6 +52,7 @@ class CFG(OneAxis):
         """
         from parallel.mesh import Mesh
 
+        yield site.claim("branches over processes")
         axis = site.shared(Mesh).claim("cfg", self.degree, self.name)
         yield axis.release
         site.tally.reason = lambda: "the run had one guidance branch"
@@ -55,7 +60,7 @@ class CFG(OneAxis):
         for denoiser in site.denoisers:
             branches = Branches(axis, site.tally)
             yield site.on_start(branches.reset)
-            yield site.around(denoiser, branches)
+            yield site.around(denoiser, branches, at="branches")
 
 
 class Branches:
@@ -84,7 +89,6 @@ class Branches:
 
     def _split(self, call: Call, branches: tuple[str, ...], inner: Inner) -> Result:
         """A call of all branches: its rows are shared out."""
-        from accel.seams.denoisers import Result
         from accel.seams.rows import scatter
 
         exchange = self._axis.exchange(call.sample.device.type)
@@ -93,11 +97,11 @@ class Branches:
             [index for index, rank in enumerate(whose) if rank == each]
             for each in range(exchange.size)
         ]
-        mine = inner(call.take(parts[exchange.rank])).value
-        found = exchange.begin(mine, [len(part) for part in parts]).parts()
+        mine = inner(call.take(parts[exchange.rank]))
+        found = exchange.begin(_packed(mine), [len(part) for part in parts]).parts()
         self._say(exchange.bytes)
-        value = scatter(list(zip(parts, found, strict=True)), len(call.rows))
-        return Result(value, (True,) * len(call.rows))
+        whole = scatter(list(zip(parts, found, strict=True)), len(call.rows))
+        return _unpacked(whole, mine)
 
     def _lead(self, call: Call, inner: Inner) -> Result:
         """The first call of a step: the second one is computed at the same time, if foreseen."""
@@ -107,22 +111,30 @@ class Branches:
         if wasted:
             self._pair = None  # the other branch was left out: not again before it is asked for
         if foreseen is None:
-            return inner(call)
+            return self._agreed(inner(call), 0, call)
         exchange = self._axis.exchange(call.sample.device.type)
         mine = inner((call, foreseen)[exchange.rank])
-        ours, theirs = exchange.begin(mine.value).parts()
+        ours, theirs = exchange.begin(_packed(mine)).parts()
         self._say(exchange.bytes)
-        self._ahead = foreseen, _answer(theirs)
-        return _answer(ours)
+        self._ahead = foreseen, _unpacked(theirs, mine)
+        return _unpacked(ours, mine)
 
     def _follow(self, call: Call, inner: Inner) -> Result:
         """The second call of a step: known already if it is as it was foreseen."""
         assert self._first is not None
         ahead, self._ahead = self._ahead, None
         self._pair = self._first, call
-        if ahead is None or ahead[0].rows != call.rows:
-            return inner(call)
-        return ahead[1] if _same(ahead[0].arguments, call.arguments) else inner(call)
+        if ahead and ahead[0].rows == call.rows and _same(ahead[0].arguments, call.arguments):
+            return ahead[1]
+        return self._agreed(inner(call), 1, call)
+
+    def _agreed(self, result: Result, rank: int, call: Call) -> Result:
+        """What a process has answered that has the branch: what others keep of it is old."""
+        exchange = self._axis.exchange(call.sample.device.type)
+        packed = _packed(result)
+        like = [[packed] if each == rank else [] for each in range(exchange.size)]
+        [value] = exchange.share([packed] if exchange.rank == rank else [], like)[rank]
+        return _unpacked(value, result)
 
     def _foreseen(self, call: Call) -> Call | None:
         """The second call of this step, if it differs from the first as at the step before."""
@@ -145,10 +157,20 @@ class Branches:
         self._tally.change = f"two processes computed a branch each; this one sent {sent:,} bytes"
 
 
-def _answer(value: Any) -> Result:
+def _packed(result: Result) -> Tensor:
+    """An answer, and behind it whether each row was computed in full: ``[rows, …]``."""
+    import torch
+
+    fresh = result.value.new_tensor(result.fresh)[:, None]
+    return torch.cat([result.value.flatten(1), fresh], 1)
+
+
+def _unpacked(packed: Tensor, like: Result) -> Result:
+    """The answer that was packed, of rows such as another answer has."""
     from accel.seams.denoisers import Result
 
-    return Result(value, (True,) * len(value))
+    value = packed[:, :-1].reshape(len(packed), *like.value.shape[1:])
+    return Result(value, tuple(fresh != 0 for fresh in packed[:, -1].tolist()))
 
 
 def _same(one: Any, other: Any) -> bool:

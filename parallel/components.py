@@ -63,6 +63,47 @@ def cut(costs: Sequence[float], count: int) -> tuple[int, ...]:
     return best[len(costs)][1]
 
 
+class Balance:
+    """Shares the units of a network out in a row: counted once, then cut evenly.
+
+    Args:
+        count: Units.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._costs: dict[int, float] = {}
+        self._ends: tuple[int, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether every unit has been counted."""
+        return len(self._costs) == self._count
+
+    def counted(self, index: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a unit, and count once what it costs, in operations."""
+        if index in self._costs:
+            return inner(*args, **kwargs)
+        with FlopCounterMode(display=False) as counter:
+            answer = inner(*args, **kwargs)
+        self._costs[index] = float(counter.get_total_flops())
+        return answer
+
+    def ends(self, processes: int) -> tuple[int, ...]:
+        """Where the units of each process end; all have to be counted.
+
+        Raises:
+            BadInput: If there are fewer units than processes.
+        """
+        if len(self._ends) != processes:
+            self._ends = cut([self._costs[unit] for unit in range(self._count)], processes)
+        return self._ends
+
+    def owner(self, index: int, processes: int) -> int:
+        """The process that has a unit."""
+        return next(rank for rank, end in enumerate(self.ends(processes)) if index < end)
+
+
 @dataclass
 class Now:
     """The call that is under way.
@@ -104,8 +145,7 @@ class Components:
             self._blocks = find_blocks(denoiser)
             self._units = [block.module for block in self._blocks]
             self._all_kept = crosses_long_skips(self._blocks, range(1))
-        self._costs: dict[int, float] = {}
-        self._ends: tuple[int, ...] = ()
+        self._balance = Balance(len(self._units))
         self._kept: dict[Hashable, dict[int, Any]] = {}
         self._now: Now | None = None
 
@@ -145,10 +185,10 @@ class Components:
         finally:
             self._now = None
         if stale is not None:
+            ends = self._balance.ends(exchange.size)
             self._tally.change = (
                 f"{exchange.size} components of {len(self._units)} blocks (cut behind "
-                f"{', '.join(map(str, self._ends[:-1]))}); this process sent {exchange.bytes:,} "
-                "bytes"
+                f"{', '.join(map(str, ends[:-1]))}); this process sent {exchange.bytes:,} bytes"
             )
         return result
 
@@ -157,12 +197,12 @@ class Components:
         if now is None:
             return inner(*args, **kwargs)
         if now.stale is None:
-            answer = self._counted(index, inner, *args, **kwargs)
+            answer = self._balance.counted(index, inner, *args, **kwargs)
             if self._blocks:
                 self._blocks[index].outputs(answer)  # so that it knows how it answers
             self._keep(index, answer, now)
             return answer
-        if self._owner(index, now) == now.exchange.rank:
+        if self._balance.owner(index, now.exchange.size) == now.exchange.rank:
             answer = inner(*args, **kwargs)
             self._keep(index, answer, now)
         elif index in now.stale:
@@ -171,29 +211,13 @@ class Components:
             answer = self._passed(index, args, kwargs)
         return answer if index < len(self._units) - 1 else self._shared(now)
 
-    def _counted(self, index: int, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a unit, and count once what it costs."""
-        if index in self._costs:
-            return inner(*args, **kwargs)
-        with FlopCounterMode(display=False) as counter:
-            answer = inner(*args, **kwargs)
-        self._costs[index] = float(counter.get_total_flops())
-        return answer
-
-    def _owner(self, index: int, now: Now) -> int:
-        """The process that computes a unit."""
-        if len(self._ends) != now.exchange.size:
-            costs = [self._costs[unit] for unit in range(len(self._units))]
-            self._ends = cut(costs, now.exchange.size)
-        return next(rank for rank, end in enumerate(self._ends) if index < end)
-
     def _keep(self, index: int, answer: Any, now: Now) -> None:
         """Keep what is asked of a unit at the next step: where a component ends, or everywhere."""
         if self._all_kept or now.stale is None or index in now.stale:
             now.answers[index] = answer
         if now.stale is None and index == len(self._units) - 1 and not self._all_kept:
-            self._owner(0, now)
-            now.answers = {end - 1: now.answers[end - 1] for end in self._ends}
+            ends = self._balance.ends(now.exchange.size)
+            now.answers = {end - 1: now.answers[end - 1] for end in ends}
 
     def _passed(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What stands for a unit whose answer nobody reads."""
@@ -203,10 +227,11 @@ class Components:
     def _shared(self, now: Now) -> Any:
         """Tell everybody what was computed here; the answer of the last unit."""
         assert now.stale is not None
-        owners = {index: self._owner(index, now) for index in now.stale}
+        size = now.exchange.size
+        owners = {index: self._balance.owner(index, size) for index in now.stale}
         like = [
             [t for index in now.stale if owners[index] == rank for t in tensors(now.stale[index])]
-            for rank in range(now.exchange.size)
+            for rank in range(size)
         ]
         mine = [t for index in now.answers for t in tensors(now.answers[index])]
         found = [iter(part) for part in now.exchange.share(mine, like)]

@@ -26,13 +26,23 @@ class Exchange:
         size: How many they are.
         rank: Which of them this is.
         bytes: What this process has sent, in all.
+        messages: In how many messages; one to all others counts once.
     """
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
         self.size = distributed.get_world_size(group)
         self.rank = distributed.get_rank(group)
-        self.bytes = 0
+        self.bytes = self.messages = 0
+
+    def reset(self) -> None:
+        """Count from here."""
+        self.bytes = self.messages = 0
+
+    def count(self, size: int) -> None:
+        """A message of so many bytes is sent."""
+        self.bytes += size
+        self.messages += 1
 
     def gather(self, x: Tensor, lengths: Sequence[int] | None = None, dim: int = 0) -> Tensor:
         """The tensors of all processes one after the other.
@@ -61,11 +71,11 @@ class Exchange:
                 more: its buffers are used again.
         """
         lengths = tuple(lengths or [x.shape[dim]] * self.size)
-        padded = _padded(x, max(lengths), dim).contiguous()
-        buffers = kept.buffers if kept is not None else _empty(padded, self.size)
-        work = distributed.all_gather(buffers, padded, group=self._group, async_op=True)
-        self.bytes += (self.size - 1) * padded.nbytes
-        return Pending(buffers, lengths, dim, [work], padded)
+        whole = padded(x, max(lengths), dim).contiguous()
+        buffers = kept.buffers if kept is not None else _empty(whole, self.size)
+        work = distributed.all_gather(buffers, whole, group=self._group, async_op=True)
+        self.count((self.size - 1) * whole.nbytes)
+        return Pending(buffers, lengths, dim, [work], whole)
 
     def begin_borders(self, first: Tensor, last: Tensor) -> Borders:
         """Send the first slice to the process before, and the last one to the process after.
@@ -87,11 +97,35 @@ class Exchange:
                 P2POp(distributed.isend, mine, peer, self._group),
                 P2POp(distributed.irecv, theirs, peer, self._group),
             ]
-            self.bytes += mine.nbytes
+            self.count(mine.nbytes)
             found.append(theirs)
         works = distributed.batch_isend_irecv(operations) if operations else []
         tensors = [operation.tensor for operation in operations]
         return Borders(found[0], found[1], works, tensors, first.shape)
+
+    def begin_parts(self, parts: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> Parts:
+        """Send a part to each other process, and get one of each; wait for nothing yet.
+
+        Args:
+            parts: What each process gets, in one message; this one's own is not sent, nor is what
+                is empty.
+            shapes: Of what each process sends to this one.
+        """
+        operations: list[P2POp] = []
+        found: list[Tensor] = []
+        for other, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+            found.append(part.new_empty(tuple(shape) if other != self.rank else (0,)))
+            if other == self.rank:
+                continue
+            peer = distributed.get_global_rank(self._group, other)
+            if part.numel():
+                mine = part.contiguous()
+                operations.append(P2POp(distributed.isend, mine, peer, self._group))
+                self.count(mine.nbytes)
+            if found[-1].numel():
+                operations.append(P2POp(distributed.irecv, found[-1], peer, self._group))
+        works = distributed.batch_isend_irecv(operations) if operations else []
+        return Parts(found, works, [operation.tensor for operation in operations])
 
     def share(self, mine: Sequence[Tensor], like: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
         """Give everybody what everybody has.
@@ -110,10 +144,11 @@ class Exchange:
             if not given:
                 flat.append(None)
                 continue
-            one = torch.cat([each.reshape(-1).view(torch.uint8) for each in given])
+            one = _packed(given)
             source = distributed.get_global_rank(self._group, rank)
             works.append(distributed.broadcast(one, source, group=self._group, async_op=True))
-            self.bytes += (self.size - 1) * one.nbytes if rank == self.rank else 0
+            if rank == self.rank:
+                self.count((self.size - 1) * one.nbytes)
             flat.append(one)
         for work in works:
             work.wait()
@@ -121,6 +156,33 @@ class Exchange:
             list(mine) if rank == self.rank else _unpacked(flat[rank], theirs)
             for rank, theirs in enumerate(like)
         ]
+
+    def send(self, tensors: Sequence[Tensor], to: int) -> Sent:
+        """Send tensors to one process in one message, and wait for nothing yet.
+
+        Args:
+            tensors: What it gets; all empty: nothing is sent.
+            to: Its rank along the axis.
+        """
+        flat = _packed(tensors)
+        if not flat.numel():
+            return Sent(flat, None)
+        self.count(flat.nbytes)
+        peer = distributed.get_global_rank(self._group, to)
+        return Sent(flat, distributed.isend(flat, peer, group=self._group))
+
+    def receive(self, like: Sequence[Tensor], source: int) -> list[Tensor]:
+        """What a process has sent to this one; waits for it.
+
+        Args:
+            like: Tensors of the shapes and types that come; they are not read.
+            source: Its rank along the axis.
+        """
+        size = sum(each.nbytes for each in like)
+        flat = torch.empty(size, dtype=torch.uint8, device=like[0].device)
+        if size:
+            distributed.recv(flat, distributed.get_global_rank(self._group, source), self._group)
+        return _unpacked(flat, like)
 
     def rotated(self, x: Tensor, lengths: Sequence[int], dim: int) -> Iterator[Tensor]:
         """Own tensor, then those of the processes before, each while the next is under way.
@@ -146,7 +208,7 @@ class Exchange:
                     P2POp(distributed.irecv, coming, before, self._group),
                 ]
                 works = distributed.batch_isend_irecv(pair)
-                self.bytes += current.nbytes
+                self.count(current.nbytes)
             yield current
             for work in works:
                 work.wait()
@@ -165,7 +227,7 @@ class Exchange:
         """
         heads, _, width = x.shape[-3:]
         each = -(-heads // self.size)
-        parts = torch.split(_padded(x, each * self.size, x.ndim - 3), each, -3)
+        parts = torch.split(padded(x, each * self.size, x.ndim - 3), each, -3)
         shapes = [(*x.shape[:-3], each, length, width) for length in lengths]
         return torch.cat(self._swapped(list(parts), shapes), -2)
 
@@ -190,9 +252,13 @@ class Exchange:
         got = sent.new_empty(sum(sizes))
         counts = [part.numel() for part in parts]
         distributed.all_to_all_single(got, sent, sizes, counts, group=self._group)
-        self.bytes += (sent.numel() - counts[self.rank]) * sent.element_size()
+        self.count((sent.numel() - counts[self.rank]) * sent.element_size())
         found = torch.split(got, sizes)
         return [part.reshape(shape) for part, shape in zip(found, shapes, strict=True)]
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([each.reshape(-1).view(torch.uint8) for each in tensors])
 
 
 def _unpacked(flat: Tensor | None, like: Sequence[Tensor]) -> list[Tensor]:
@@ -202,13 +268,30 @@ def _unpacked(flat: Tensor | None, like: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _padded(x: Tensor, length: int, dim: int) -> Tensor:
+def padded(x: Tensor, length: int, dim: int) -> Tensor:
+    """A tensor with zeros behind its end along ``dim``, up to a length."""
     missing = length - x.shape[dim]
     if not missing:
         return x
     shape = list(x.shape)
     shape[dim] = missing
     return torch.cat([x, x.new_zeros(shape)], dim)
+
+
+def fits(
+    written: torch.Size,
+    dtype: torch.dtype,
+    known: tuple[int, ...],
+    along: int,
+    x: Tensor,
+    lengths: Sequence[int] | None,
+    dim: int,
+) -> bool:
+    """Whether what was sent, padded to one shape, is of the shape and lengths of another tensor."""
+    asked = tuple(lengths or [x.shape[dim]] * len(known))
+    shape = [*x.shape]
+    shape[dim] = max(asked)
+    return (tuple(shape), x.dtype, asked, dim) == (tuple(written), dtype, known, along)
 
 
 def _empty(like: Tensor, count: int) -> list[Tensor]:
@@ -233,11 +316,8 @@ class Pending:
 
     def fits(self, x: Tensor, lengths: Sequence[int] | None, dim: int) -> bool:
         """Whether it was begun for tensors of this shape and these lengths."""
-        asked = tuple(lengths or [x.shape[dim]] * len(self.buffers))
-        shape = [*x.shape]
-        shape[dim] = max(asked)
-        same = tuple(shape) == tuple(self.sent.shape) and x.dtype == self.sent.dtype
-        return same and (self.lengths, self.dim) == (asked, dim)
+        sent = self.sent
+        return fits(sent.shape, sent.dtype, self.lengths, self.dim, x, lengths, dim)
 
     @property
     def bytes(self) -> int:
@@ -255,6 +335,19 @@ class Pending:
         for work in self.works:
             work.wait()
         self.works.clear()
+
+
+@dataclass(eq=False)
+class Sent:
+    """A message that is under way to one process."""
+
+    flat: Tensor
+    work: Any
+
+    def wait(self) -> None:
+        """Wait until it is there."""
+        if self.work is not None:
+            self.work.wait()
 
 
 @dataclass(eq=False)
@@ -284,17 +377,42 @@ class Borders:
         self.works.clear()
 
 
+@dataclass(eq=False)
+class Parts:
+    """What each other process sends to this one; in its own place there is nothing."""
+
+    found: list[Tensor]
+    works: list[Any]
+    tensors: list[Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def arrived(self) -> list[Tensor]:
+        """They, one a process; waits until they are here."""
+        self.wait()
+        return self.found
+
+    def wait(self) -> None:
+        """Wait until they are here."""
+        for work in self.works:
+            work.wait()
+        self.works.clear()
+
+
 class Kept:
     """What was sent at an earlier step, by the site that sent it and for what."""
 
     def __init__(self) -> None:
-        self._under_way: dict[Hashable, Pending | Borders] = {}
+        self._under_way: dict[Hashable, Pending | Borders | Parts] = {}
 
-    def take(self, key: Hashable) -> Pending | Borders | None:
+    def take(self, key: Hashable) -> Pending | Borders | Parts | None:
         """What was last begun under a key, or ``None``; it is not kept any longer."""
         return self._under_way.pop(key, None)
 
-    def put(self, key: Hashable, sent: Pending | Borders) -> None:
+    def put(self, key: Hashable, sent: Pending | Borders | Parts) -> None:
         """Keep what has been begun."""
         self._under_way[key] = sent
 

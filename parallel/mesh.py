@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from parallel.exchange import Exchange
 
-Name = Literal["dp", "cfg", "pipe", "ring", "ulysses", "patch"]
-AXES: tuple[Name, ...] = ("dp", "cfg", "pipe", "ring", "ulysses", "patch")
+Name = Literal["dp", "cfg", "pipe", "clip", "ring", "ulysses", "patch"]
+AXES: tuple[Name, ...] = ("dp", "cfg", "pipe", "clip", "ring", "ulysses", "patch")
 """From the one that communicates least to the one that communicates most: neighbours of the last
 axis are neighbouring processes, which as a rule have the fastest link."""
 
@@ -168,7 +168,7 @@ class Axis:
             BadInput: If the axes do not multiply to the number of processes.
         """
         if self.size > 1 and self._exchange is not None:
-            self._exchange.bytes = 0
+            self._exchange.reset()
 
     def release(self) -> None:
         """The method is off."""

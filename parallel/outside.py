@@ -16,7 +16,8 @@ from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, Interception
 from accel.seams.blocks import wrap_call
 from parallel.bands import Bands
-from parallel.exchange import Borders, Exchange, Kept, Pending
+from parallel.exchange import Borders, Exchange, Pending
+from parallel.mail import Mail, ToAll, ToNeighbours
 
 if TYPE_CHECKING:
     from accel.attach import Undo
@@ -75,18 +76,18 @@ class Outside:
     def __init__(self, name: str, options: Options) -> None:
         self._name = name
         self._options = options
-        self._kept = Kept()
+        self._mail = Mail()
         self._now: Now | None = None
 
     @property
     def bytes(self) -> int:
         """Memory of what is kept for the next step."""
-        return self._kept.bytes
+        return self._mail.bytes
 
     def reset(self) -> None:
         """Forget the run before."""
         self._now = None
-        self._kept.reset()
+        self._mail.reset()
 
     @contextmanager
     def of(self, now: Now) -> Iterator[None]:
@@ -94,6 +95,7 @@ class Outside:
         self._now = now
         try:
             yield
+            self._mail.close()
         finally:
             self._now = None
 
@@ -131,10 +133,10 @@ class Outside:
     def _due(self, key: Hashable, alike: Callable[[Any], bool]) -> Any:
         """What was sent at the step before, where that will do."""
         assert self._now is not None
-        before = self._kept.take(key)
+        before = self._mail.take(key)
         if before is None or alike(before):
             return before
-        before.wait()
+        self._mail.drop(before)
         return None
 
     def _convolution(
@@ -160,14 +162,19 @@ class Outside:
         self, key: Hashable, now: Now, first: Tensor, last: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """The slices next to this process's: fresh ones, or those of the step before."""
-        known: Borders | None = self._due(key, lambda sent: sent.shape == first.shape)
+        known: Borders | ToNeighbours | None = self._due(
+            key, lambda sent: sent.shape == first.shape
+        )
+        if known is not None and not now.fresh:
+            found = known.pair()
+            self._mail.write_borders(now.exchange, key, first, last)
+            return found
+        if known is not None:
+            self._mail.drop(known)
         fresh = now.exchange.begin_borders(first, last)
-        used = fresh if known is None or now.fresh else known
-        if known is not None and used is not known:
-            known.wait()
         if self._options.mode == "stale":
-            self._kept.put(key, fresh)
-        return used.pair()
+            self._mail.put(key, fresh)
+        return fresh.pair()
 
     def _gathered(
         self, key: Hashable, now: Now, x: Tensor, lengths: tuple[int, ...] | None, dim: int
@@ -176,19 +183,22 @@ class Outside:
 
         This one's is among them as it is now; the second is ``None`` where they are fresh.
         """
-        known: Pending | None = self._due(key, lambda sent: sent.fits(x, lengths, dim))
+        known: Pending | ToAll | None = self._due(key, lambda sent: sent.fits(x, lengths, dim))
         rank = now.exchange.rank
-        stale = known is not None and not now.fresh
-        arrived = [] if known is None else known.parts()
-        parts = [part.clone() for part in arrived] if stale else []
-        own = parts[rank] if stale else None
-        fresh = now.exchange.begin(x, lengths, dim, kept=known)
-        if not stale:
-            parts = fresh.parts()
+        if known is not None and not now.fresh:
+            parts = known.parts()
+            own, parts[rank] = parts[rank], x
+            self._mail.write_all(now.exchange, key, x, lengths, dim)
+            return parts, own
+        kept = known if isinstance(known, Pending) else None
+        if known is not None:
+            self._mail.drop(known)
+        fresh = now.exchange.begin(x, lengths, dim, kept=kept)
+        parts = fresh.parts()
         if self._options.mode == "stale":
-            self._kept.put(key, fresh)
+            self._mail.put(key, fresh)
         parts[rank] = x
-        return parts, own
+        return parts, None
 
     def _norm(
         self, path: str, module: nn.GroupNorm, inner: Callable[..., Tensor], x: Tensor

@@ -57,7 +57,7 @@ class Patches:
         self._tally = tally
         self._axis = axis
         self._options = options
-        self._unit = _unit(denoiser)
+        self._unit = unit_of(denoiser)
         self._outside = Outside(denoiser.name, options)
 
     @property
@@ -95,7 +95,8 @@ class Patches:
             value = inner(self._band(call, bands, exchange.rank)).value
         whole = exchange.gather(value, bands.lengths(1), dim=2)
         self._tally.change = (
-            f"a band each in {exchange.size} processes; this one sent {exchange.bytes:,} bytes"
+            f"a band each in {exchange.size} processes; this one sent {exchange.bytes:,} bytes "
+            f"in {exchange.messages:,} messages"
         )
         return Result(whole, (True,) * len(call.rows))
 
@@ -119,7 +120,7 @@ def _cut(value: Any, bands: Bands, rank: int) -> Any:
     return value
 
 
-def _unit(denoiser: Denoiser) -> int:
+def unit_of(denoiser: Denoiser) -> int:
     """2^L, where L counts how often a UNet halves its input.
 
     Raises:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+from parallel.clusters import Cluster
 from parallel.launch import Place
-from parallel.simulate import Cluster
 from parallel.work import Work, work_of
 
 SHORT, LONG = 8, 4 * 2**20
@@ -19,8 +19,8 @@ STEPS = 4
 """Steps of a run that is timed; two runs of a different number tell what a step takes."""
 
 
-def measured(place: Place, pipe: Any, call: dict[str, Any]) -> tuple[Work, Cluster]:
-    """The work of a step of a pipeline, and the cluster that these processes are.
+def measured(place: Place, pipe: Any, call: dict[str, Any]) -> tuple[Work, Work, Cluster]:
+    """The work of a step of a pipeline, that of its decoder, and what these processes can do.
 
     The first process computes alone, while the others wait; then all talk to each other. Operations
     a second and what is fixed come from the call and one of half its height and width.
@@ -33,26 +33,43 @@ def measured(place: Place, pipe: Any, call: dict[str, Any]) -> tuple[Work, Clust
     from torch import distributed
 
     sizes = [call, _halved(pipe, call)]
-    works = [_all(work_of(pipe, one)) for one in sizes]
+    (large, decoding), (small, _) = (counted(pipe, one) for one in sizes)
     seconds = []
     for one in sizes:
         distributed.barrier()
-        seconds.append(_step(pipe, one) if place.rank == 0 else 0.0)
+        seconds.append(_step(pipe, one) if place.rank == 0 else 1.0)
         distributed.barrier()
     latency = _message(SHORT) / (place.size - 1)
     long = _message(LONG) / (place.size - 1)
     bandwidth = LONG / max(long - latency, 1e-9)
-    (large, small), (slow, quick) = works, seconds
-    operations = (large.operations - small.operations) / max(slow - quick, 1e-9)
-    fixed = max(0.0, slow - large.operations / operations) / large.calls
-    if place.rank == 0 and fixed == 0.0:
-        operations = large.operations / slow
-    return large, Cluster(place.size, operations, bandwidth, latency, fixed)
+    operations, fixed = fitted(large, small, *seconds)
+    return large, decoding, Cluster(place.size, operations, bandwidth, latency, fixed)
 
 
-def _all(works: dict[str, Work]) -> Work:
-    """The work of the network that has most of it: of two, only one evaluates a step."""
-    return max(works.values(), key=lambda work: work.operations)
+def fitted(large: Work, small: Work, slow: float, quick: float) -> tuple[float, float]:
+    """Operations a second, and seconds of an operator, from two steps.
+
+    Args:
+        large: Work of one.
+        small: Of the other.
+        slow: Seconds of the first.
+        quick: Of the second.
+    """
+    more = large.operations - small.operations
+    if more <= 0 or slow <= quick:
+        return large.operations / slow, 0.0
+    operations = more / (slow - quick)
+    fixed = max(0.0, slow - large.operations / operations) / large.launches
+    return (operations, fixed) if fixed else (large.operations / slow, 0.0)
+
+
+def counted(pipe: Any, call: dict[str, Any]) -> tuple[Work, Work]:
+    """The work of a step and of the decoder.
+
+    Of two networks, of which one evaluates a step, the one counts that has most to do.
+    """
+    works, decoding = work_of(pipe, call)
+    return max(works.values(), key=lambda work: work.operations), decoding
 
 
 def _halved(pipe: Any, call: dict[str, Any]) -> dict[str, Any]:

@@ -10,19 +10,23 @@ what each part of them answers is merged; or both (USP): parts of the ring are s
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Places
+from parallel.masks import NONE, OTHER, Mask, agreed, kind_of, mask_of
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo
@@ -49,14 +53,15 @@ class Sequence:
         self._tally = tally
         self._places = Places(denoiser)
         self._exchanges: dict[str, Exchange] = {}
-        self._lengths: dict[Any, tuple[int, ...]] = {}
+        self._told: dict[Any, list[tuple[int, ...]]] = {}
+        self._turns: Counter[Any] = Counter()
         self._who: Hashable = None
 
     def reset(self) -> None:
         """Forget the run before."""
         self._exchanges = {}
         self._tally.change = None
-        self._lengths.clear()
+        self._told.clear()
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook the places of the plan, and attention."""
@@ -73,8 +78,9 @@ class Sequence:
         if not self._exchanges:
             return inner(call)
         self._who, self._places.shares = call.rows, self
+        self._turns.clear()
         try:
-            result = inner(replace(call, arguments=self._places.arguments(call)))
+            result = inner(replace(call, arguments=self._places.arguments(call.arguments)))
         finally:
             shared, self._exchanges = self._exchanges.values(), {}
             self._places.shares = None
@@ -82,7 +88,7 @@ class Sequence:
         self._tally.change = (
             f"a part of the tokens each in {count} processes; this one sent {sent:,} bytes"
         )
-        return Result(result.value, result.fresh)
+        return result
 
     def cut(self, value: Tensor, dim: int, _text: bool, /) -> Tensor:
         """The part of this process, of the picture's tokens as of the text's."""
@@ -92,57 +98,91 @@ class Sequence:
 
     def joined(self, value: Tensor, dim: int) -> Tensor:
         """The parts of all processes one after the other."""
+        place = self._place("joined")
         for exchange in reversed(self._exchanges.values()):
-            lengths = self._known(exchange, ("joined", dim), value, dim)
-            value = exchange.gather(value, lengths, dim)
+            tell = partial(lambda length: (length,), value.shape[dim])
+            told = self._known(exchange, place, tell, value.device)
+            value = exchange.gather(value, [length for (length,) in told], dim)
         return value
 
-    def _known(self, exchange: Exchange, place: Any, like: Tensor, dim: int) -> tuple[int, ...]:
-        """How much of something each process has; they tell each other once a run and branch.
+    def _place(self, name: str) -> tuple[str, int]:
+        """Something that takes place in a call, by name and by how often it did before."""
+        self._turns[name] += 1
+        return name, self._turns[name]
 
-        All of them do, or none: what a branch has of tokens does not change during a run, while
-        another branch's text may be longer in one process alone.
+    def _known(
+        self, exchange: Exchange, place: Any, tell: Callable[[], tuple[int, ...]], device: Any
+    ) -> list[tuple[int, ...]]:
+        """What each process tells of a place; they tell each other once a run and branch.
+
+        All of them do, or none: what a branch has of tokens, and whether they are masked, does not
+        change during a run, while another branch's text may be longer in one process alone.
         """
         key = (place, exchange, self._who)
-        if key not in self._lengths:
-            mine = torch.tensor([like.shape[dim]], device=like.device)
-            self._lengths[key] = tuple(exchange.gather(mine).tolist())
-        return self._lengths[key]
+        if key not in self._told:
+            mine = torch.tensor([tell()], device=device)
+            self._told[key] = [tuple(one) for one in exchange.gather(mine).tolist()]
+        return self._told[key]
 
     def _attention(self, path: str, asked: Asked) -> Tensor:
         if not self._exchanges:
             return asked.dense()
-        if asked.attn_mask is not None:
-            raise UnsupportedModel(
-                f"{self._denoiser.name}.{path} attends under a mask, which sequence parallelism "
-                "does not share out: leave it out for this pipeline."
-            )
-        ulysses = self._exchanges.get("ulysses")
-        if ulysses is None:
-            return self._ring(path, asked)
-        heads, lengths = asked.query.shape[1], self._known(ulysses, path, asked.query, 2)
-        groups = heads // asked.key.shape[1]
-        key, value = (
-            one.repeat_interleave(groups, 1) if groups > 1 else one
-            for one in (asked.key, asked.value)
-        )
-        held = ulysses.heads_for_tokens(torch.stack([asked.query, key, value]), lengths)
-        query, key, value = held.unbind()
-        found = self._ring(
-            path, replace(asked, query=query, key=key, value=value, enable_gqa=False)
-        )
-        return ulysses.tokens_for_heads(found[None], lengths)[0, :, :heads]
+        place, device = self._place(path), asked.query.device
+        spans: dict[str, list[tuple[int, ...]]] = {}
+        own: tuple[int, ...] = ()
+        for name in ("ulysses", "ring"):
+            if name in self._exchanges:
+                tell = partial(_tell, asked, own)
+                spans[name] = self._known(self._exchanges[name], place, tell, device)
+                queries, keys, kinds = zip(*spans[name], strict=True)
+                own = (sum(queries), sum(keys), agreed(kinds))
+        came_late = own[2] == NONE and asked.attn_mask is not None
+        if own[2] == OTHER or came_late:
+            raise self._unserved(path, asked)
+        mask = mask_of(asked, own[2])
+        asked = replace(asked, attn_mask=None)
+        if "ulysses" not in spans:
+            return self._ring(asked, mask, spans)
+        return self._ulysses(asked, mask, spans)
 
-    def _ring(self, path: str, asked: Asked) -> Tensor:
+    def _ulysses(
+        self, asked: Asked, mask: Mask | None, spans: dict[str, list[tuple[int, ...]]]
+    ) -> Tensor:
+        """Attention of some heads to all tokens of the processes."""
+        ulysses, told = self._exchanges["ulysses"], spans["ulysses"]
+        heads, groups = asked.query.shape[1], asked.query.shape[1] // asked.key.shape[1]
+        queries, keys = ([one[index] for one in told] for index in (0, 1))
+        pair = torch.stack([asked.key, asked.value])
+        pair = pair.repeat_interleave(groups, 2) if groups > 1 else pair
+        if queries == keys:
+            all_three = torch.cat([asked.query[None], pair])
+            query, key, value = ulysses.heads_for_tokens(all_three, keys).unbind()
+        else:
+            query = ulysses.heads_for_tokens(asked.query, queries)
+            key, value = ulysses.heads_for_tokens(pair, keys).unbind()
+        mask = mask.gathered(ulysses, told) if mask is not None else None
+        held = replace(asked, query=query, key=key, value=value, enable_gqa=False)
+        found = self._ring(held, mask, spans)
+        return ulysses.tokens_for_heads(found[None], queries)[0, :, :heads]
+
+    def _ring(
+        self, asked: Asked, mask: Mask | None, spans: dict[str, list[tuple[int, ...]]]
+    ) -> Tensor:
         """Attention to the keys of all processes of the ring, which go round."""
-        ring = self._exchanges.get("ring")
-        if ring is None:
-            return asked.dense()
-        both = torch.stack([asked.key, asked.value])
-        lengths = self._known(ring, ("ring", path), both, 3)
+        if "ring" not in spans:
+            return replace(asked, attn_mask=mask.block() if mask is not None else None).dense()
+        ring, lengths = self._exchanges["ring"], [one[1] for one in spans["ring"]]
+        pairs = ring.rotated(torch.stack([asked.key, asked.value]), lengths, 3)
+        seen: Iterable[Any] = repeat(None)
+        if mask is not None:
+            seen = ring.rotated(mask.keys, lengths, 1)
         found: Tensor | None = None
-        for key, value in (held.unbind() for held in ring.rotated(both, lengths, 3)):
-            part, level = with_level(replace(asked, key=key, value=value))
+        for pair, keys in zip(pairs, seen, strict=False):
+            if not pair.shape[3]:
+                continue
+            bias = mask.bias(keys, asked.query.dtype) if mask is not None else None
+            key, value = pair.unbind()
+            part, level = with_level(replace(asked, key=key, value=value, attn_mask=bias))
             if found is None:
                 found, levels = part, level
                 continue
@@ -150,7 +190,24 @@ class Sequence:
             found = found + share * (part - found)
             levels = torch.logaddexp(levels, level)
         assert found is not None
+        found = mask.blank(found) if mask is not None else found
         return found.to(asked.query.dtype)
+
+    def _unserved(self, path: str, asked: Asked) -> UnsupportedModel:
+        mask = "causally"
+        if asked.attn_mask is not None:
+            mask = f"under a mask of {tuple(asked.attn_mask.shape)}"
+        return UnsupportedModel(
+            f"{self._denoiser.name}.{path} attends {mask}, with {asked.query.shape[2]} queries and "
+            f"{asked.key.shape[2]} keys in this process: only a mask of own tokens, under which "
+            "all queries see the same keys, and from the first step on, can be shared out, so "
+            "sequence parallelism does not fit. Use parallel.CFG or parallel.AsyncDiff."
+        )
+
+
+def _tell(asked: Asked, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Queries, keys and the kind of mask that a process has before an exchange."""
+    return own or (asked.query.shape[2], asked.key.shape[2], kind_of(asked))
 
 
 def with_level(asked: Asked) -> tuple[Tensor, Tensor]:
@@ -159,14 +216,23 @@ def with_level(asked: Asked) -> tuple[Tensor, Tensor]:
     Kernels that give both are torch's own: one for the CPU, one for CUDA.
     """
     query, key, value, scale = asked.query, asked.key, asked.value, asked.scale
+    bias = asked.attn_mask
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        found, level = flash(query, key, value, 0.0, asked.is_causal, scale=scale)
+        found, level = flash(query, key, value, 0.0, attn_mask=bias, scale=scale)
     else:
         efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        found, level, *_ = efficient(query, key, value, None, True, scale=scale)
+        bias = None if bias is None else _aligned(bias, query, key)
+        found, level, *_ = efficient(query, key, value, bias, True, scale=scale)
         level = level[..., : query.shape[2]]  # it is padded to a multiple of 32
     return found.float(), level.float()
+
+
+def _aligned(bias: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A bias as the kernel for CUDA wants it: rows that begin at multiples of 16, for all heads."""
+    count = key.shape[2]
+    padded = functional.pad(bias, (0, -count % 16))[..., :count]
+    return padded.expand(*query.shape[:3], count)

@@ -20,7 +20,9 @@ class SequenceParallel(Accelerator):
     seam: ClassVar[str] = "tokens over processes"
     supports: ClassVar[str] = (
         "transformers with a context parallel plan in diffusers (Flux, Flux 2, Qwen-Image, Wan, "
-        "LTX, …), SD3, PixArt"
+        "LTX, LTX-2, Helios, …), AuraFlow, Chroma, CogVideoX, CogView4, DiT, HunyuanImage, "
+        "HunyuanVideo (1.0, 1.5, FramePack), Lumina 2, Mochi, PixArt, SD3, Wan VACE, Z-Image; "
+        "masks of tokens"
     )
 
     @abstractmethod

@@ -1,44 +1,42 @@
-"""How long each way of sharing the work takes on a described cluster: a model of costs.
+"""How long each way of sharing the work takes on a cluster, and what memory: a model of costs.
 
-A step takes what its operations take on one device, plus what does not get shorter, plus what is
-sent and not hidden behind the operations. Sending takes a latency for each message, and bytes over
-bandwidth. No device is slower than another, and no link than another: of real clusters it says what
-is possible, not what will be. Figures of one process and of a link can be measured
-(`accel explain --devices N`).
+A call takes what its operations take on one device, plus a while for each operator that is run,
+plus what is sent and waited for. What is sent for the next step costs nothing as long as it takes
+no longer than the operations. Sending takes a latency for each message, and bytes over bandwidth.
+No device is slower than another, nobody else uses the links, and what a device copies in its own
+memory is free: of real clusters it says what is possible. A process and a link can be measured
+(`accel explain --devices N`), and clusters described (`parallel.clusters`).
+
+Memory is what a process holds of the pipeline's weights, of what a call makes, and of what a method
+keeps for the next step.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+from accel.errors import BadInput
+from parallel.asyncdiff import AsyncDiff
+from parallel.bands import Bands
+from parallel.clusters import Cluster, Traffic
 from parallel.components import cut
+from parallel.distrifusion import DistriFusion
+from parallel.mail import LIMIT
+from parallel.pcpp import PCPP
+from parallel.pipefusion import PipeFusion
 from parallel.work import Work
 
+ALONE = "one device"
 
-@dataclass(frozen=True)
-class Cluster:
-    """Devices that are alike, and links between them that are alike.
+CFG, VAE = "parallel.CFG", "parallel.VAE"
 
-    Attributes:
-        devices: How many.
-        operations: That a device makes a second, in this network.
-        bandwidth: Bytes a second that a device sends.
-        latency: Seconds of a message, however short.
-        fixed: Seconds of a call that do not get shorter with the work: launches, Python.
-    """
-
-    devices: int
-    operations: float
-    bandwidth: float
-    latency: float
-    fixed: float = 0.0
-
-    def sent(self, size: float, messages: float = 1.0) -> float:
-        """Seconds that a device takes to send so many bytes in so many messages."""
-        return messages * self.latency + size / self.bandwidth
+NEARLY = 1e-9
+"""Of a token: what a share of whole numbers is off by."""
 
 
 @dataclass(frozen=True)
@@ -47,151 +45,393 @@ class Prediction:
 
     Attributes:
         method: Its name.
-        seconds: Of the denoising of one picture.
+        seconds: Of one picture.
         faster: Than one device.
-        bytes: That a device sends for it.
+        bytes: That a process sends for it, at most.
+        memory: Bytes that a process holds, at most.
+        kept: Those of them that are kept from step to step.
         reason: Why it does not serve; empty if it does.
     """
 
     method: str
     seconds: float
-    faster: float
-    bytes: float
+    faster: float = 0.0
+    bytes: float = 0.0
+    memory: float = 0.0
+    kept: float = 0.0
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A step on several devices.
+    """A step, in the busiest of several processes.
 
     Attributes:
-        share: Of the operations of a step that the busiest device makes.
-        bytes: That it sends.
-        messages: In how many messages.
-        hidden: Whether it computes while they are under way.
-        calls: Calls of the network that it makes, for each of which ``fixed`` counts.
+        operations: That it makes.
+        launches: Operators that it runs.
+        waited: What it sends, and waits for.
+        hidden: What is under way while it computes.
+        sent: Bytes that it sends.
+        weights: Bytes of the networks' that it holds.
+        activations: Bytes that a call makes and holds at the most.
+        kept: Bytes that are kept for the next step.
     """
 
-    share: float
-    bytes: float
-    messages: float
-    hidden: bool
-    calls: float
+    operations: float
+    launches: float
+    waited: tuple[Traffic, ...] = ()
+    hidden: tuple[Traffic, ...] = ()
+    sent: float = 0.0
+    weights: float = 0.0
+    activations: float = 0.0
+    kept: float = 0.0
 
 
 class Unfit(Exception):
     """A way of sharing that does not serve; the message says why."""
 
 
-def one_device(work: Work, cluster: Cluster) -> float:
-    """Seconds of a step on one device."""
-    return cluster.fixed * work.calls + work.operations / cluster.operations
+def alone(work: Work) -> Cost:
+    """Everything in one process."""
+    return Cost(work.operations, work.launches, weights=work.weights, activations=work.activations)
 
 
 def cfg(work: Work, devices: int) -> Cost:
-    """A branch each."""
-    if work.branches < 2:
-        raise Unfit("there is one guidance branch")
+    """A branch each; one exchange of the answer."""
+    if work.branches != 2:
+        raise Unfit(f"it takes two guidance branches, and there is {work.branches}")
     if devices != 2:
         raise Unfit("it takes two devices; with more, beside another method")
-    return Cost(0.5, work.output / 2, 1, False, max(1, work.calls / 2))
+    sent = work.output / 2
+    return replace(alone(work.branch()), waited=(Traffic(sent, 1, 2),), sent=sent)
 
 
-def bands(work: Work, devices: int, fraction: float | None, hidden: bool) -> Cost:
+def bands(work: Work, devices: int, fraction: float | None, stale: bool) -> Cost:
     """A band of rows each; ``fraction``: of a band that neighbours see, ``None``: all of it."""
     if not work.rows:
         raise Unfit("it is no UNet over pictures")
-    if work.rows < devices:
-        raise Unfit(f"a latent of {work.rows} rows has no band for each")
-    neighbours = min(2, devices - 1)
-    borders = neighbours * sum(work.borders)
-    moments = (devices - 1) * sum(work.moments)
-    band = sum(work.tokens) / devices
-    tokens = band * (devices - 1 if fraction is None else neighbours * fraction)
-    output = (devices - 1) * work.output / devices
-    calls = len(work.borders) + len(work.moments) + len(work.tokens) + 1
-    return Cost(1 / devices, borders + moments + tokens + output, calls, hidden, work.calls)
+    try:
+        found = Bands.of(work.rows, 1, work.unit, devices)
+    except BadInput:
+        raise Unfit(f"a latent of {work.rows} rows has no band for each") from None
+    lengths = found.lengths(1)
+    largest, others = max(lengths) / work.rows, devices - 1
+    neighbours = min(2, others)
+    borders, moments, tokens = sum(work.borders), sum(work.moments), largest * work.tokens
+    if fraction is not None:
+        smallest = fraction * min(lengths) / work.rows
+        tokens = sum(
+            max(1, int(smallest * one.length + NEARLY)) * one.bytes / one.length
+            for one in work.attentions
+        )
+    seen = 1.0 if fraction is None else min(1.0, largest * (1 + neighbours * fraction))
+    beside, to_all = borders, moments
+    layers, gathers = len(work.borders), len(work.moments)
+    if fraction is None:
+        to_all, gathers = to_all + tokens, gathers + len(work.attentions)
+    else:
+        beside, layers = beside + tokens, layers + len(work.attentions)
+    if stale:  # letters of many layers go together
+        layers, gathers = -(-int(beside) // LIMIT), -(-int(to_all) // LIMIT)
+    inner = (
+        Traffic(neighbours * beside, layers, 2),
+        Traffic(others * to_all, others * gathers, devices),
+    )
+    answer = Traffic(others * largest * work.output, others, devices)
+    kept = 2 * neighbours * beside + 2 * (devices + 1) * to_all  # one is read, one filled
+    gathered = max((one.bytes for one in work.attentions), default=0.0)
+    return Cost(
+        largest * (work.operations - (1 - seen) * work.attention),
+        work.launches,
+        waited=(answer,) if stale else (*inner, answer),
+        hidden=inner if stale else (),
+        sent=sum(one.bytes for one in inner) + answer.bytes,
+        weights=work.weights,
+        activations=largest * work.activations + (0.0 if stale else gathered),
+        kept=kept if stale else 0.0,
+    )
 
 
 def components(work: Work, devices: int) -> Cost:
     """A part of the network each, on what is a step old."""
+    ends = _cut(work, devices)
+    parts = [work.units[a:b] for a, b in itertools.pairwise((0, *ends))]
+    own = [sum(unit.operations for unit in part) for part in parts]
+    launched = [sum(unit.launches for unit in part) for part in parts]
+    answers = [sum(unit.answer for unit in (part if work.whole else part[-1:])) for part in parts]
+    sent = (devices - 1) * max(answers)
+    heard = Traffic((devices - 1) / devices * sum(answers), work.calls * (devices - 1), devices)
+    return Cost(
+        max(own) + work.operations - sum(own),
+        max(launched) + work.launches - sum(launched),
+        waited=(heard,),
+        sent=sent,
+        weights=work.weights,
+        activations=work.activations,
+        kept=sum(answers),
+    )
+
+
+def tokens(work: Work, devices: int, ulysses: int) -> Cost:
+    """A part of the tokens each: exchanged for heads, or keys and values go round, or both."""
+    if not work.sequence or not work.attentions:
+        raise Unfit("it is not known where its tokens could be shared out")
+    ring, count = devices // ulysses, len(work.attentions)
+    padded = [-(-one.heads // ulysses) * ulysses / one.heads for one in work.attentions]
+    pairs = list(zip(padded, work.attentions, strict=True))
+    whole = sum(more * one.bytes for more, one in pairs)
+    wasted = sum((more - 1) * one.operations for more, one in pairs)
+    swapped = 2 * whole / devices * (ulysses - 1) / ulysses  # q, k, v there, the answer back
+    round_ = whole / devices * (ring - 1)
+    answer = Traffic((devices - 1) * work.output / devices, ulysses + ring - 2, devices)
+    waited = [Traffic(swapped, 2 * count * (ulysses - 1), ulysses)] if ulysses > 1 else []
+    hidden = (Traffic(round_, count * (ring - 1), 2, ulysses),) if ring > 1 else ()
+    return Cost(
+        (work.operations + wasted) / devices,
+        work.launches,
+        waited=(*waited, answer),
+        hidden=hidden,
+        sent=swapped + round_ + answer.bytes,
+        weights=work.weights,
+        activations=work.activations / devices,
+    )
+
+
+def stages(work: Work, devices: int, patches: int, split: bool) -> Cost:
+    """Consecutive blocks each, through which patches flow."""
+    if work.whole or not work.sequence:
+        raise Unfit("it is not known where its tokens could be shared out")
+    ends = _cut(work, devices)
+    parts = [work.units[a:b] for a, b in itertools.pairwise((0, *ends))]
+    turns = patches + devices - 1
+    busiest = max(sum(unit.operations for unit in part) for part in parts)
+    inside = sum(unit.operations for unit in work.units)
+    passed = max((part[-1].answer for part in parts[:-1]), default=0.0)
+    to_all = (devices - 1) * work.output
+    share = busiest / inside
+    own = max(sum(unit.weights for unit in part) for part in parts)
+    away = sum(unit.weights for unit in work.units) - own if split else 0.0
+    launches = max(sum(unit.launches for unit in part) for part in parts)
+    between = work.launches - sum(unit.launches for unit in work.units)
+    return Cost(
+        busiest * turns / patches + work.operations - inside,
+        (launches * turns / patches + between) * patches,
+        waited=(
+            Traffic((devices - 1) / patches * passed, work.calls * (devices - 1), 2),
+            Traffic(to_all, work.calls * (devices - 1), devices),
+        ),
+        hidden=(Traffic(passed, work.calls * patches, 2),),
+        sent=max(passed, to_all),
+        weights=work.weights - away,
+        activations=work.activations,
+        kept=share * work.tokens,
+    )
+
+
+def _cut(work: Work, devices: int) -> tuple[int, ...]:
     if len(work.units) < devices:
         raise Unfit(f"the network has {len(work.units)} blocks that could be shared out")
-    ends = (0, *cut(work.units, devices))
-    dearest = max(sum(work.units[a:b]) for a, b in itertools.pairwise(ends))
-    rest = work.operations - sum(work.units)
-    kept = work.answers if work.whole else [work.answers[end - 1] for end in ends[1:]]
-    sent = (devices - 1) * sum(kept) / devices
-    return Cost((dearest + rest) / work.operations, sent, work.calls, False, work.calls)
+    return cut([unit.operations for unit in work.units], devices)
 
 
-def heads(work: Work, devices: int) -> Cost:
-    """A part of the tokens each, exchanged for heads in every attention."""
-    if work.rows or not work.tokens:
-        raise Unfit("it is no transformer")
-    moved = 2 * sum(work.tokens) * (devices - 1) / devices**2  # q, k, v there and the answer back
-    output = (devices - 1) * work.output / devices
-    return Cost(1 / devices, moved + output, 2 * len(work.tokens) + 1, False, work.calls)
+Step = Callable[[Work, int], Cost]
+"""What a step costs on so many devices."""
 
 
-def ring(work: Work, devices: int) -> Cost:
-    """A part of the tokens each; keys and values go round while attention is computed."""
-    if work.rows or not work.tokens:
-        raise Unfit("it is no transformer")
-    moved = sum(work.tokens) * (devices - 1) / devices
-    output = (devices - 1) * work.output / devices
-    messages = (devices - 1) * len(work.tokens) + 1
-    return Cost(1 / devices, moved + output, messages, True, work.calls)
+@dataclass(frozen=True)
+class Way:
+    """How work is shared out.
+
+    Attributes:
+        step: What a step costs.
+        begin: Steps at the beginning that cost something else: so many of each kind.
+    """
+
+    step: Step
+    begin: tuple[tuple[int, Step], ...] = ()
+
+    def costs(self, work: Work, devices: int, steps: int) -> list[tuple[int, Cost]]:
+        """What the steps of a picture cost: so many of each kind."""
+        found, left = [], steps
+        for count, step in (*self.begin, (steps, self.step)):
+            if taken := min(left, count):
+                found.append((taken, step(work, devices)))
+                left -= taken
+        return found
+
+    def beside_cfg(self) -> Way:
+        """The same for each of two guidance branches, in half of the processes each."""
+        (count, first), *rest = (*self.begin, (1, self.step))
+        kinds = [(1, partial(_both_begun, first)), (count - 1, partial(_both, first))]
+        kinds += [(count, partial(_both, step)) for count, step in rest[:-1]]
+        return Way(partial(_both, self.step), tuple(kinds))
 
 
-WAYS: Mapping[str, Callable[[Work, int], Cost]] = {
-    "parallel.CFG": cfg,
-    "parallel.DistriFusion (sync)": lambda work, n: bands(work, n, None, False),
-    "parallel.DistriFusion": lambda work, n: bands(work, n, None, True),
-    "parallel.PCPP": lambda work, n: bands(work, n, 0.3, True),
-    "parallel.AsyncDiff": components,
-    "parallel.Ulysses": heads,
-    "parallel.Ring": ring,
+def _components_begun(work: Work, devices: int) -> Cost:
+    """Every process computes everything, and keeps what the next step asks for."""
+    return replace(alone(work), kept=components(work, devices).kept)
+
+
+def _cfg_begun(work: Work, devices: int) -> Cost:
+    """The first step: where branches are called in turn, the second call is not foreseen yet."""
+    shared = cfg(work, devices)
+    if work.calls == 1:
+        return shared
+    return replace(alone(work), waited=shared.waited, sent=shared.sent)
+
+
+def _both_begun(step: Step, work: Work, devices: int) -> Cost:
+    """Likewise, where another method shares out each call."""
+    shared, answer = _both(step, work, devices), cfg(work, 2)
+    if work.calls == 1:
+        return shared
+    inner = step(work, devices // 2)
+    return replace(inner, waited=(*inner.waited, *answer.waited), sent=inner.sent + answer.sent)
+
+
+def _stages_begun(work: Work, devices: int) -> Cost:
+    """The first call is computed in full everywhere, and the others flow."""
+    whole, flowing, share = alone(work), stages(work, devices, 1, False), 1 / work.calls
+    traffic = [replace(one, bytes=(1 - share) * one.bytes) for one in flowing.waited]
+    return replace(
+        flowing,
+        operations=share * whole.operations + (1 - share) * flowing.operations,
+        launches=share * whole.launches + (1 - share) * flowing.launches,
+        waited=tuple(traffic),
+        sent=(1 - share) * flowing.sent,
+    )
+
+
+def _both(step: Step, work: Work, devices: int) -> Cost:
+    if devices % 2 or devices < 4:
+        raise Unfit("it takes an even number of devices, from four on")
+    branch = cfg(work, 2)
+    inner = step(work.branch(), devices // 2)
+    [answer] = branch.waited
+    answer = replace(answer, stride=devices // 2)
+    return replace(inner, waited=(*inner.waited, answer), sent=inner.sent + branch.sent)
+
+
+def _usp(work: Work, devices: int) -> Cost:
+    if devices % 2 or devices < 4:
+        raise Unfit("it takes an even number of devices, from four on")
+    return tokens(work, devices, 2)
+
+
+def _default(method: Any, name: str) -> Any:
+    return method.model_fields[name].default
+
+
+PATCHES: int = _default(PipeFusion, "patches")
+
+
+def _stale_bands(method: Any, fraction: float | None) -> Way:
+    def step(work: Work, devices: int) -> Cost:
+        return bands(work, devices, fraction, True)
+
+    def fresh(work: Work, devices: int) -> Cost:
+        return replace(bands(work, devices, fraction, False), kept=step(work, devices).kept)
+
+    return Way(step, ((1 + _default(method, "warmup"), fresh),))
+
+
+def _stages(split: bool) -> Way:
+    def step(work: Work, devices: int, patches: int = PATCHES) -> Cost:
+        return stages(work, devices, patches, split)
+
+    whole = partial(step, patches=1)
+    return Way(step, ((1, _stages_begun), (_default(PipeFusion, "warmup"), whole)))
+
+
+BANDS = {
+    "parallel.DistriFusion (sync)": Way(lambda work, n: bands(work, n, None, False)),
+    "parallel.DistriFusion": _stale_bands(DistriFusion, None),
+    "parallel.PCPP": _stale_bands(PCPP, _default(PCPP, "fraction")),
 }
-"""By method, what a step costs on so many devices."""
+PIPES = {
+    "parallel.AsyncDiff": Way(
+        components, ((1 + _default(AsyncDiff, "warmup"), _components_begun),)
+    ),
+    "parallel.PipeFusion": _stages(False),
+    "parallel.PipeFusion (split)": _stages(True),
+}
+TOKENS = {
+    "parallel.Ulysses": Way(lambda work, n: tokens(work, n, n)),
+    "parallel.Ring": Way(lambda work, n: tokens(work, n, 1)),
+    "parallel.USP": Way(_usp),
+}
+SHARED = BANDS | PIPES | TOKENS
+WAYS: dict[str, Way] = {
+    CFG: Way(cfg, ((1, _cfg_begun),)),
+    **SHARED,
+    **{f"{CFG} + {name}": way.beside_cfg() for name, way in SHARED.items()},
+}
+"""By method: those that stand alone, and all of them beside CFG."""
 
-SYNC_STEPS = {"parallel.DistriFusion": 5, "parallel.PCPP": 5}
-"""Steps at the beginning in which nothing is hidden: the default warm-up and the first step."""
 
-FULL_STEPS = {"parallel.AsyncDiff": 4}
-"""Steps at the beginning that every device computes in full."""
-
-
-def predict(work: Work, cluster: Cluster, steps: int) -> list[Prediction]:
+def predict(
+    work: Work, cluster: Cluster, steps: int, decoding: Work | None = None
+) -> list[Prediction]:
     """What every way of sharing takes, the fastest first; those that do not serve are last.
 
     Args:
         work: Of a step.
         cluster: Where.
         steps: Of a picture.
+        decoding: Work of the decoder, which every process does in full, but for parallel.VAE.
     """
-    alone = steps * one_device(work, cluster)
-    found = [Prediction("one device", alone, 1.0, 0.0)]
+    decoder = decoding or Work()
+    decoded = _step(cluster, alone(decoder))
+    found = [_prediction(ALONE, work, cluster, [(steps, alone(work))], decoder, decoded)]
     for method, way in WAYS.items():
         try:
-            cost = way(work, cluster.devices)
+            costs = way.costs(work, cluster.devices, steps)
         except Unfit as reason:
-            found.append(Prediction(method, math.inf, 0.0, 0.0, str(reason)))
-            continue
-        full = min(steps, FULL_STEPS.get(method, 0))
-        sync = min(steps - full, SYNC_STEPS.get(method, 0))
-        late = steps - full - sync
-        seconds = (
-            full * one_device(work, cluster)
-            + sync * _step(work, cluster, cost, hidden=False)
-            + late * _step(work, cluster, cost, hidden=cost.hidden)
-        )
-        found.append(Prediction(method, seconds, alone / seconds, (steps - full) * cost.bytes))
+            found.append(_unfit(method, reason))
+        else:
+            found.append(_prediction(method, work, cluster, costs, decoder, decoded))
+    if decoding is not None:
+        found.append(_decoded_together(work, cluster, steps, decoder))
+    base = found[0].seconds
+    found = [replace(one, faster=base / one.seconds) for one in found]
     return sorted(found, key=lambda one: one.seconds)
 
 
-def _step(work: Work, cluster: Cluster, cost: Cost, *, hidden: bool) -> float:
-    computed = cost.share * work.operations / cluster.operations
-    sent = cluster.sent(cost.bytes, cost.messages)
-    shared = max(computed, sent) if hidden else computed + sent
-    return cluster.fixed * cost.calls + shared
+def _prediction(
+    method: str,
+    work: Work,
+    cluster: Cluster,
+    costs: list[tuple[int, Cost]],
+    decoder: Work,
+    decoded: float,
+) -> Prediction:
+    seconds = decoded + sum(count * _step(cluster, cost) for count, cost in costs)
+    sent = sum(count * cost.sent for count, cost in costs)
+    kept = max(cost.kept for _, cost in costs)
+    activations = max(cost.activations for _, cost in costs)
+    weights = costs[-1][1].weights
+    memory = weights + work.beside + kept + max(activations, decoder.activations)
+    return Prediction(method, seconds, 1.0, sent, memory, kept)
+
+
+def _decoded_together(work: Work, cluster: Cluster, steps: int, decoder: Work) -> Prediction:
+    try:
+        shared = bands(decoder, cluster.devices, None, stale=False)
+    except Unfit:
+        return _unfit(VAE, Unfit("the decoder is none of pictures, or has too few rows"))
+    seconds = _step(cluster, shared)
+    costs = [(steps, alone(work))]
+    found = _prediction(VAE, work, cluster, costs, replace(decoder, activations=0.0), seconds)
+    spare = max(0.0, shared.activations - work.activations)
+    return replace(found, bytes=shared.sent, memory=found.memory + spare)
+
+
+def _unfit(method: str, reason: Unfit) -> Prediction:
+    return Prediction(method, math.inf, reason=str(reason))
+
+
+def _step(cluster: Cluster, cost: Cost) -> float:
+    computed = cost.operations / cluster.operations
+    hidden = sum(map(cluster.seconds, cost.hidden))
+    waited = sum(map(cluster.seconds, cost.waited))
+    return cluster.fixed * cost.launches + max(computed, hidden) + waited

@@ -1,6 +1,7 @@
 """What the tests of `parallel` run in every rank of a world: see `worlds`."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from torch import distributed
 
 from accel import Accelerator, Plan
 from accel.errors import BadInput
+from accel.seams.blocks import find_blocks
+from accel.seams.denoisers import find_denoisers
 from parallel import launch
 from parallel.exchange import Exchange
 from parallel.launch import Place, agreed
@@ -140,3 +143,34 @@ def other_versions(rank: int) -> str:
     finally:
         launch.version = before
     return ""
+
+
+def weights_in_memory(name: str, method: Accelerator) -> dict[str, Any]:
+    """Bytes of a pipeline's weights in memory, before, during and after a plan that splits them."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    networks = [denoiser.core for denoiser in find_denoisers(pipe)]
+
+    def here() -> int:
+        held = [one for core in networks for one in (*core.parameters(), *core.buffers())]
+        return sum(one.nbytes for one in held if one.untyped_storage().filename is None)
+
+    values = [one.clone() for core in networks for one in core.parameters()]
+    before = here()
+    with Plan(method).attach(pipe) as run:
+        picture = torch.as_tensor(tiny.call(pipe)).clone()
+        during = here()
+        told = run.report.verdicts[method.name].detail
+    kept = [one for core in networks for one in core.parameters()]
+    blocks = [block.module for denoiser in find_denoisers(pipe) for block in find_blocks(denoiser)]
+    return {
+        "before": before,
+        "during": during,
+        "told": int(re.findall(r"([\d,]+) bytes of", told)[0].replace(",", "")),
+        "after": here(),
+        "same": all(torch.equal(*pair) for pair in zip(values, kept, strict=True)),
+        "blocks": sum(
+            one.nbytes for block in blocks for one in (*block.parameters(), *block.buffers())
+        ),
+        "picture": picture,
+    }

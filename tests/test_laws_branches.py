@@ -28,7 +28,7 @@ GUIDED = [
     for name, row in ROSTER.items()
     for tiny in PIPELINES.values()
     if row.acts(tiny) and len(tiny.order) > 1 and texts(tiny)["negative_prompt"]
-    if row.active.layer != "sampler"
+    if row.active.layer not in ("sampler", "loop")  # a loop answers without the network here
 ]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from worlds import Failed, World
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
-from parallel import CFG, PCPP, USP, VAE, AsyncDiff, DistriFusion, Ring, Ulysses
+from parallel import CFG, PCPP, VAE, AsyncDiff, DistriFusion
 from parallel.bands import Bands
 from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
@@ -210,6 +211,22 @@ def test_what_is_a_step_old_costs_less_the_later_it_begins(worlds):
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.parametrize("size", WORLDS)
+def test_what_is_read_a_step_later_goes_in_few_messages(worlds, size):
+    """A call that reads what is a step old sends once to all, to each neighbour, and its answer."""
+
+    def messages(steps):
+        method = DistriFusion(warmup=0)
+        found = agree(worlds[size].run(outcome, "sd15", [method], steps=steps))
+        told = [one.details[method.name] for one in found]
+        return [int(re.search(r"in ([\d,]+) messages", each)[1].replace(",", "")) for each in told]
+
+    once, often = messages(1), messages(5)
+    for rank, (fresh, all_steps) in enumerate(zip(once, often, strict=True)):
+        neighbours = (rank > 0) + (rank < size - 1)
+        assert all_steps - fresh == 4 * (2 + neighbours) and fresh > 20
+
+
 @pytest.mark.parametrize("norm", ["corrected", "stale", "local"])
 def test_runs_do_not_know_of_each_other(worlds, norm):
     found = agree(worlds[2].run(outcome, "sd15", [DistriFusion(warmup=1, norm=norm)], runs=2))
@@ -289,35 +306,6 @@ def enough_blocks(name, count):
     pipe = PIPELINES[name].build()
     found = [Components(one, None, 0, None) for one in find_denoisers(pipe)]
     return all(len(each._units) >= count for each in found)
-
-
-# Ulysses
-
-
-SEQUENCES = ["flux_cfg", "sd3", "wan22", "qwenimage", "pixart_sigma", "sd3_controlnet"]
-
-
-@pytest.mark.parametrize("size", WORLDS)
-@pytest.mark.parametrize("method", [Ulysses(), Ring()], ids=["ulysses", "ring"])
-@pytest.mark.parametrize("name", every(SEQUENCES, "parallel.Ulysses"))
-def test_shared_tokens_are_the_picture(worlds, name, method, size):
-    """Whatever the number of tokens and heads: three processes divide none of them."""
-    for one in agree(worlds[size].run(outcome, name, [method], runs=2)):
-        assert all(distance(each, one.stock) <= CLOSE for each in one.found)
-        assert "a part of the tokens each" in one.details[method.name]
-
-
-@pytest.mark.parametrize("beside", [cache.EasyCache(threshold=0.3), guidance.Interval(high=0.6)])
-def test_tokens_are_shared_out_below_caches_and_guidance(worlds, beside):
-    for one in agree(worlds[2].run(outcome, "flux_cfg", [Ulysses()], beside=[beside], steps=6)):
-        assert distance(one.found[0], one.stock) <= CLOSE
-
-
-@pytest.mark.parametrize("name", ["flux_cfg", "wan22"])
-@pytest.mark.parametrize("plan", [[CFG(), Ulysses()], [USP()]], ids=["branches and tokens", "usp"])
-def test_two_axes_take_four(worlds, name, plan):
-    for one in agree(worlds[4].run(outcome, name, plan, steps=3)):
-        assert distance(one.found[0], one.stock) <= CLOSE
 
 
 # VAE

@@ -1,142 +1,121 @@
-"""The model of costs: its limits, its bytes beside those that are really sent, and the command."""
+"""``accel explain`` for several devices: of this machine, and described ones."""
 
 import json
 import math
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from parallel_jobs import outcome
 from saved import Folders, run
-from tiny import PIPELINES, Ask
-from worlds import World
+from test_parallel_model import IDEAL, UNET
 
-from app.advice import recommended
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ring, Ulysses
-from parallel.simulate import Cluster, Prediction, predict
-from parallel.work import Work, work_of
+from accel.errors import BadInput
+from app.advice import numbers, recommended
+from parallel.clusters import NAMED, described
+from parallel.simulate import predict
 
-IDEAL = Cluster(2, operations=1e9, bandwidth=math.inf, latency=0.0)
-UNET = Work(
-    operations=8e9,
-    branches=2,
-    output=1e5,
-    rows=64,
-    borders=[1e3] * 40,
-    moments=[512.0] * 60,
-    tokens=[1e6] * 16,
-    units=[2e9, 1e9, 1e9, 2e9, 2e9],
-    answers=[1e5] * 5,
-    whole=True,
-)
-DIT = replace(UNET, rows=0, borders=[], moments=[], calls=2, whole=False)
-
-
-def by_method(work: Work, cluster: Cluster, steps: int = 28) -> dict[str, Prediction]:
-    return {one.method: one for one in predict(work, cluster, steps)}
-
-
-def test_where_nothing_costs_but_operations_n_devices_are_n_times_as_fast():
-    for work in (UNET, DIT):
-        for devices in (2, 4, 8):
-            found = by_method(work, replace(IDEAL, devices=devices))
-            for name, one in found.items():
-                if not one.reason and "Async" not in name and "CFG" not in name and one.bytes:
-                    assert one.faster == pytest.approx(devices)
-    assert by_method(UNET, IDEAL)["parallel.CFG"].faster == pytest.approx(2)
-    late = by_method(UNET, IDEAL, steps=10**6)["parallel.AsyncDiff"]
-    assert late.faster == pytest.approx(2, rel=1e-4)  # the blocks can be cut in halves of 4e9
-
-
-@given(
-    devices=st.integers(2, 64),
-    latency=st.floats(0, 1e-2),
-    bandwidth=st.floats(1e6, 1e12),
-    fixed=st.floats(0, 1e-1),
-)
-def test_worse_links_make_nothing_faster(devices, latency, bandwidth, fixed):
-    cluster = Cluster(devices, 1e12, bandwidth, latency, fixed)
-    worse = [
-        replace(cluster, latency=2 * latency + 1e-6),
-        replace(cluster, bandwidth=bandwidth / 2),
-        replace(cluster, fixed=fixed + 1e-3),
-    ]
-    for work in (UNET, DIT):
-        here = by_method(work, cluster)
-        assert here["one device"].faster == 1
-        for other in worse:
-            there = by_method(work, other)
-            assert all(there[name].seconds >= one.seconds for name, one in here.items())
-        for one in here.values():
-            assert one.reason or one.faster <= devices + 1e-9
-
-
-@given(devices=st.integers(3, 32))
-def test_neighbours_alone_are_sent_less(devices):
-    found = by_method(UNET, replace(IDEAL, devices=devices))
-    assert found["parallel.PCPP"].bytes < found["parallel.DistriFusion"].bytes
-
-
-def test_what_does_not_serve_comes_last_with_its_reason():
-    found = predict(replace(DIT, branches=1, units=[1.0]), replace(IDEAL, devices=3), 10)
-    reasons = {one.method: one.reason for one in found if one.reason}
-    assert [bool(one.reason) for one in found] == sorted(bool(one.reason) for one in found)
-    assert "one guidance branch" in reasons["parallel.CFG"]
-    assert "no UNet" in reasons["parallel.PCPP"] and "1 blocks" in reasons["parallel.AsyncDiff"]
+PAGE = Path(__file__).parent.parent / "docs" / "parallel.md"
 
 
 @pytest.mark.parametrize(
-    ("bandwidth", "says"), [(1e15, "recommended: --set parallel."), (1.0, "leave --devices out")]
+    ("bandwidth", "says"), [(1e15, "recommended for 2: --set parallel."), (1.0, "warning: one")]
 )
 def test_one_device_is_recommended_where_links_are_slow(bandwidth, says):
-    assert says in recommended(predict(UNET, replace(IDEAL, bandwidth=bandwidth), 28))
+    ways = predict(UNET, replace(IDEAL, bandwidth=bandwidth), 28)
+    assert says in recommended(ways, 2, math.inf)
 
 
-# beside what is really sent
-
-STEPS = 8
-WAYS = {
-    "parallel.CFG": ("sd15", CFG()),
-    "parallel.DistriFusion (sync)": ("sd15", DistriFusion(mode="sync")),
-    "parallel.DistriFusion": ("sd15", DistriFusion()),
-    "parallel.PCPP": ("sd15", PCPP()),
-    "parallel.AsyncDiff": ("sd15", AsyncDiff()),
-    "parallel.Ulysses": ("flux_cfg", Ulysses()),
-    "parallel.Ring": ("flux_cfg", Ring()),
-}
+def test_what_a_device_cannot_hold_is_not_recommended():
+    ways = predict(UNET, IDEAL, 28)
+    largest = max(one.memory for one in ways)
+    told = recommended(ways, 2, largest - 1)
+    chosen = [one for one in ways if one.memory < largest and not one.reason][0]
+    assert chosen.method.split(" ")[0] in told and "cannot hold" not in told
+    assert "cannot hold" in recommended(ways, 2, 1.0)
 
 
-@pytest.fixture(scope="module")
-def world():
-    found = World(2)
-    yield found
-    found.close()
+@pytest.mark.parametrize(
+    ("text", "found"), [("4", [4]), ("2-64", [2, 4, 8, 16, 32, 64]), ("3-7", [3, 6, 7])]
+)
+def test_a_range_is_doubled(text, found):
+    assert numbers(text) == found
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_bytes_that_are_predicted_are_sent(world, way):
-    name, method = WAYS[way]
-    tiny = PIPELINES[name]
-    ask = Ask(prompts=["a red fox in the snow"], seeds=[0], guidance=True)
-    [work] = work_of(tiny.build(), tiny.inputs(ask)).values()
-    predicted = by_method(work, IDEAL, STEPS)[way].bytes
-    sent = []
-    for one in world.run(outcome, name, [method], steps=STEPS):
-        told = one.details[method.name].split("sent ")[1].split(" ")[0]
-        sent.append(int(told.replace(",", "")))
-    assert 0.8 * predicted <= max(sent) <= 1.25 * predicted
+@pytest.mark.parametrize("text", ["0", "1", "x", "4-2", "2-", "-2", "2-9999", "1-4"])
+def test_other_numbers_are_refused(text):
+    with pytest.raises(BadInput, match="from 2 to"):
+        numbers(text)
+
+
+@pytest.mark.parametrize("ending", ["toml", "json"])
+def test_a_cluster_is_read_from_a_file(tmp_path, ending):
+    fields = {"operations": 1e12, "bandwidth": 1e9, "latency": 1e-5, "per_node": 2}
+    file = tmp_path / f"cluster.{ending}"
+    lines = [f"{name} = {value}" for name, value in fields.items()]
+    file.write_text(json.dumps(fields) if ending == "json" else "\n".join(lines))
+    found = described(str(file))
+    assert {name: getattr(found, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("operations = 1e12", "bandwidth: Field required"),
+        ("operations = 0\nbandwidth = 1\nlatency = 0", "operations: Input should be greater"),
+        ("operations = 1\nbandwidth = 1\nlatency = 0\nspeed = 1", "speed"),
+        ("operations", "cannot be read"),
+    ],
+)
+def test_what_describes_no_cluster_is_said(tmp_path, text, says):
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=says):
+        described(str(file))
+
+
+def test_a_name_that_is_none_is_refused_with_those_that_are():
+    with pytest.raises(BadInput, match=f"Known are {', '.join(NAMED)}"):
+        described("my-cluster")
+
+
+@pytest.fixture
+def models(tmp_path_factory):
+    return Folders(tmp_path_factory.getbasetemp() / "saved-models")
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_the_command_measures_and_advises(tmp_path_factory, format):
-    models = Folders(tmp_path_factory.getbasetemp() / "saved-models")
+def test_the_command_measures_and_advises(models, format):
     told = run("explain", "--model", models("sd15"), "--devices", 2, "--format", format)
     assert told.exit_code == 0, told.output
     if format == "text":
-        assert "parallel.CFG" in told.stdout and "GFLOP/s" in told.stdout
+        assert "CFG" in told.stdout and "GFLOP/s" in told.stdout
         assert "recommended" in told.stderr or "leave --devices out" in told.stderr
         return
     found = json.loads(told.stdout)
     assert found["cluster"]["devices"] == 2 and found["cluster"]["operations"] > 0
-    assert {"one device", "parallel.DistriFusion"} <= {one["method"] for one in found["ways"]}
+    assert {"one device", "parallel.DistriFusion"} <= {one["method"] for one in found["ways"]["2"]}
+
+
+def test_the_command_predicts_for_a_described_cluster(models):
+    told = run("explain", "--model", models("sd15"), "--devices", "2-8", "--cluster", "a5000-pcie")
+    assert told.exit_code == 0, told.output
+    for title in ("times as fast", "seconds", "MB that a device sends", "MB that a device holds"):
+        assert title in told.stdout
+    assert told.stderr.count("for 2:") + told.stderr.count("among 2:") == 1
+    assert "not Ulysses" in told.stdout
+
+
+def test_a_range_needs_a_cluster(models):
+    told = run("explain", "--model", models("sd15"), "--devices", "2-4")
+    assert told.exit_code == 2 and "--cluster" in told.stderr
+
+
+def test_the_commands_of_the_page_run(models):
+    """Those of the page, with a tiny model in the place of a bundled one."""
+    block = PAGE.read_text().split("```bash\n")[1].split("```")[0]
+    for line in block.splitlines():
+        words = shlex.split(line)
+        assert words[:3] == ["accel", "explain", "--model"]
+        told = run(*words[1:3], models("sd15"), *words[4:])
+        assert told.exit_code == 0, told.output

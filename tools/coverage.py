@@ -1321,10 +1321,11 @@ def classes() -> dict[str, type[ModelMixin]]:
     return dict(sorted(found.items()))
 
 
-def build(name: str) -> nn.Module:
-    """A network of toy size, every weight of which matters."""
+def build(name: str, **other: Any) -> nn.Module:
+    """A network of toy size, every weight of which matters, with other settings if given."""
     torch.manual_seed(0)
-    network = classes()[name](**TOYS[name].config).eval().requires_grad_(requires_grad=False)
+    config = TOYS[name].config | other
+    network = classes()[name](**config).eval().requires_grad_(requires_grad=False)
     for weight in network.parameters():
         if not weight.any():  # many blocks begin as the identity
             nn.init.normal_(weight, std=0.1)

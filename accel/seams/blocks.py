@@ -96,6 +96,15 @@ class Block:
                 streams[stream] = arguments[name]
         return streams
 
+    def given(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], streams: Streams
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with other streams, passed as they were."""
+        named = {self._names.get(stream, self.hidden): one for stream, one in streams.items()}
+        first = (named.get(name, value) for name, value in zip(self.parameters, args, strict=False))
+        rest = {name: named.get(name, value) for name, value in kwargs.items()}
+        return (*first, *args[len(self.parameters) :]), rest
+
     def outputs(self, returned: Any) -> Streams:
         """The streams that came out; one that ends here (``None``) is left out."""
         if isinstance(returned, Tensor):

@@ -86,7 +86,7 @@ def layout_of(call: Call, tokens: int) -> Layout:
     name = type(core).__name__
     if hasattr(core, "down_blocks"):
         return Layout(0, *_level(call, tokens))
-    grid = _patches(call)
+    grid = patches_of(call)
     text = tokens - math.prod(grid)
     if text == 0:
         return Layout(0, *grid)
@@ -120,8 +120,12 @@ def _level(call: Call, tokens: int) -> Grid:
     return 1, height, width
 
 
-def _patches(call: Call) -> Grid:
-    """Frames, rows and columns of the patches of a transformer's latents."""
+def patches_of(call: Call) -> Grid:
+    """Frames, rows and columns of the patches of a transformer's latents. May read the device.
+
+    Raises:
+        UnsupportedModel: If it is not known where they lie.
+    """
     core, shape = call.denoiser.core, call.sample.shape
     if len(shape) == 3:
         grid = grid_of(call)
