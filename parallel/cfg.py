@@ -30,9 +30,10 @@ class CFG(OneAxis):
     in turn have no gain at their first step, nor where what they pass to the second call cannot be
     foreseen; it is compared with what they do pass, so the output is right in any case. Without
     guidance there is nothing to split. It sits above whatever works inside the network (caches of
-    blocks, fewer tokens, sparse attention), which sees one branch in each process; both go on with
-    the same bits. Outputs equal a single process's up to the rounding that
-    its own batch size makes; two calls are equal to the bit.
+    blocks, fewer tokens, sparse attention), which sees one branch in each process, and all go on
+    with the same bits; caches that decide there for all branches of a sample are refused. Outputs
+    equal a single process's up to the rounding that its own batch size makes; two calls are equal
+    to the bit.
     """
 
     name: ClassVar[str] = "parallel.CFG"
@@ -53,6 +54,7 @@ class CFG(OneAxis):
         from parallel.mesh import Mesh
 
         yield site.claim("branches over processes")
+        yield site.claim("decisions for all branches")  # inside the network: one is here alone
         axis = site.shared(Mesh).claim("cfg", self.degree, self.name)
         yield axis.release
         site.tally.reason = lambda: "the run had one guidance branch"

@@ -207,11 +207,11 @@ class Outside:
         if now is None:
             return inner(x)
         flat = x.reshape(len(x), module.num_groups, -1).float()
-        variance, mean = torch.var_mean(flat, -1, correction=0)
-        own = torch.stack([mean, variance + mean.square()]).double()
+        variance, mean = (one.double() for one in torch.var_mean(flat, -1, correction=0))
+        own = torch.stack([mean, variance + mean.square()])
         first, second = self._moments((path, now.who), now, own, self._shares(now, x, path))
         spread = second - first.square()
-        spread = torch.where(spread < 0, variance.double(), spread)
+        spread = torch.where(spread < 0, variance, spread)
         scale = (spread + module.eps).rsqrt().float()[..., None]
         normal = ((flat - first.float()[..., None]) * scale).reshape(x.shape).to(x.dtype)
         if module.weight is None:

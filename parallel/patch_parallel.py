@@ -52,6 +52,7 @@ class PatchParallel(OneAxis):
 
         yield site.claim("attention")
         yield site.claim("tokens")  # they have to be the picture's, all of them
+        yield site.claim("weights on the CPU")  # they are read where they are
         axis = site.shared(Mesh).claim("patch", self.degree, self.name)
         yield axis.release
         yield site.on_start(axis.reset)

@@ -72,6 +72,7 @@ class VideoInfinity(OneAxis):
         yield site.claim("attention")
         yield site.claim("tokens")  # they have to be the clip's, all of them
         yield site.claim("blocks")  # which have only some frames
+        yield site.claim("weights on the CPU")  # they are read where they are
         axis = site.shared(Mesh).claim("clip", self.degree, self.name)
         yield axis.release
         yield site.on_start(axis.reset)

@@ -22,6 +22,7 @@ from parallel.simulate import PATCHES, Prediction, predict
 from parallel.work import Attention, Unit, Work, work_of
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import devices
 import published
 
 IDEAL = Cluster(2, operations=1e9, bandwidth=math.inf, latency=0.0)
@@ -276,8 +277,24 @@ def test_the_page_shows_them_as_they_are_predicted():
 
 def test_pcpp_sends_less_of_large_pictures_to_many():
     """By how much less: what is asked, 60 %, is reached by large pictures on many devices alone."""
-    for size, devices, at_least in ((1024, 8, 0.6), (2048, 8, 0.7), (3840, 4, 0.6)):
-        cluster = replace(IDEAL, devices=devices)
+    for size, count, at_least in ((1024, 8, 0.6), (2048, 8, 0.7), (3840, 4, 0.6)):
+        cluster = replace(IDEAL, devices=count)
         found = by_method(published.sdxl(size, size), cluster)
         saved = 1 - found["parallel.PCPP"].bytes / found["parallel.DistriFusion"].bytes
-        assert saved >= at_least, (size, devices, saved)
+        assert saved >= at_least, (size, count, saved)
+
+
+def test_the_benchmark_draws_every_warm_up_and_says_what_is_saved():
+    forms = devices.warmed("PCPP", PCPP(), 28)
+    assert [form.warmup for form in forms.values()] == [0, 2, 4, 28]
+    assert list(devices.warmed("Ring", Ring(), 28)) == ["Ring"]
+    assert devices.way_of("DistriFusion, sync") == "parallel.DistriFusion (sync)"
+    assert devices.sent("a band each; this one sent 1,234 bytes") == 1234
+    lines = [
+        {"plan": f"{name}, warm-up 2", "bytes": count, "ssim": 1.0, "psnr": 1.0}
+        | {"perceptual": 0.0, "accuracy": 1.0, "predicted": 1.5}
+        for name, count in (("DistriFusion", 100), ("PCPP", 30))
+    ]
+    assert devices.saved(lines) == {"warm-up 2": 0.7}
+    assert "by 70% (warm-up 2); 60% asked: reached" in devices.told_of(devices.saved(lines))
+    assert "| PCPP, warm-up 2 | 1.50× | 0.00 |" in devices.markdown(lines, "Title")

@@ -10,7 +10,8 @@ from worlds import World
 from accel import Accelerator
 from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
 
-CLOSE = 1e-4
+CLOSE = 1e-3
+"""Caches that keep bfloat16 turn what is rounding in float32 into rounding of theirs."""
 AT_ONCE = 8
 """Caches that are tried in one run of a world."""
 NUDGE = 1e-6
@@ -33,7 +34,7 @@ STALE: dict[str, Accelerator] = {
     "AsyncDiff": AsyncDiff(warmup=1),
     "PipeFusion": PipeFusion(warmup=1),
 }
-CI = {("CFG", "flux_cfg"), ("DistriFusion", "sd15"), ("Ulysses", "flux_cfg")}
+CI = {("CFG", "flux_cfg"), ("Ulysses", "flux_cfg")}
 PLACES = ("sd15", "flux_cfg", "wan22")
 
 
@@ -83,14 +84,31 @@ def pairs(world, name, method, nudge=0.0):
     return found
 
 
+def agree(ranks):
+    """Whether all ranks have the same picture, to the bit."""
+    return all(torch.equal(one.found, ranks[0].found) for one in ranks)
+
+
+def distance(one):
+    """How far the picture is from that of one process under the same cache."""
+    return float((one.found - one.alone).abs().max() / one.alone.abs().max())
+
+
 @cases(EXACT, CI)
 def test_caches_decide_as_in_one_process(world, name, method):
-    failed = []
     for other, ranks in pairs(world, name, method):
-        same = all(torch.equal(one.found, ranks[0].found) for one in ranks)
-        far = max(
-            float((one.found - one.alone).abs().max() / one.alone.abs().max()) for one in ranks
-        )
-        if not same or far > CLOSE:
-            failed.append((other, same, far))
-    assert not failed
+        assert agree(ranks), other
+        assert all(distance(one) <= CLOSE for one in ranks), other
+
+
+@cases(STALE)
+def test_what_is_a_step_old_is_so_in_every_process(world, name, method):
+    for other, ranks in pairs(world, name, method):
+        assert agree(ranks), other
+
+
+@cases({"CFG": CFG(), "DistriFusion": DistriFusion()}, {("CFG", "flux_cfg")})
+def test_processes_that_differ_by_rounding_go_on_with_the_same_bits(world, name, method):
+    """All that caches of steps decide by is what a process has been told, or has told."""
+    for other, ranks in pairs(world, name, method, NUDGE):
+        assert agree(ranks), other

@@ -247,6 +247,8 @@ class Custom(Cache, Limited):
             UnsupportedModel: For a network without such a site.
         """
         yield site.claim("denoiser" if self.site == "network" else "blocks")
+        if self.site == "blocks":
+            yield site.claim("decisions for all branches")
         yield from {
             "network": self._around_network,
             "blocks": self._around_blocks,

@@ -86,6 +86,7 @@ class DBCache(AdaptiveCache):
         from accel.cache.indicators import ProbeChange
 
         yield site.claim("blocks")
+        yield site.claim("decisions for all branches")
         if self.back:
             check_skips(site, self.name)
         decisions = Decisions(lambda: ProbeChange(self.changed), self._policy)

@@ -50,6 +50,7 @@ class FirstBlock(AdaptiveCache):
         from accel.cache.indicators import ProbeChange
 
         yield site.claim("blocks")
+        yield site.claim("decisions for all branches")
         decisions = Decisions(ProbeChange, lambda: self.guarded(Below(self.threshold)))
         site.tally.reason = lambda: decisions.why_idle("the first block's change", self.threshold)
         cache = BlockRangeCache(

@@ -66,6 +66,7 @@ class MagCache(AdaptiveCache):
         from accel.cache.indicators import Magnitudes, Unmeasured
 
         yield site.claim("blocks")
+        yield site.claim("decisions for all branches")
         part = parts(site)
         decisions: Decisions[Any] = Decisions(
             Unmeasured if self.curve else Magnitudes,

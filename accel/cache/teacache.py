@@ -90,6 +90,7 @@ class TeaCache(AdaptiveCache):
         from accel.seams.modulation import input_signal, time_signal
 
         yield site.claim("blocks")
+        yield site.claim("decisions for all branches")
         chosen = self.coefficients
         by_time = isinstance(chosen, str) and chosen.startswith(BY_TIME)
         signal = cache(time_signal if by_time else input_signal)  # looked up once a block
