@@ -31,7 +31,7 @@ from measure import RESULTS, Visit, clocked, ratio, repeated, rounds, save, sign
 import accel
 from accel import Accelerator, Plan, quality
 from accel.scenes import HELD_OUT, motion, oracle, scene
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion, Ring, Ulysses
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
 from parallel.launch import Place
 from parallel.launch import spread as together
 
@@ -48,6 +48,7 @@ PLANS: dict[str, Accelerator] = {
     "DistriFusion": DistriFusion(),
     "PCPP": PCPP(),
     "AsyncDiff": AsyncDiff(),
+    "PipeFusion": PipeFusion(),
     "Ulysses": Ulysses(),
     "Ring": Ring(),
 }

@@ -133,10 +133,7 @@ class Branches:
     def _agreed(self, result: Result, rank: int, call: Call) -> Result:
         """What a process has answered that has the branch: what others keep of it is old."""
         exchange = self._axis.exchange(call.sample.device.type)
-        packed = _packed(result)
-        like = [[packed] if each == rank else [] for each in range(exchange.size)]
-        [value] = exchange.share([packed] if exchange.rank == rank else [], like)[rank]
-        return _unpacked(value, result)
+        return _unpacked(exchange.agreed(_packed(result), rank), result)
 
     def _foreseen(self, call: Call) -> Call | None:
         """The second call of this step, if it differs from the first as at the step before."""

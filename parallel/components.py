@@ -15,11 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from accel.errors import BadInput
 from accel.seams.blocks import Block, crosses_long_skips, find_blocks, wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
+from parallel.counting import counter
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo
@@ -84,9 +84,9 @@ class Balance:
         """Run a unit, and count once what it costs, in operations."""
         if index in self._costs:
             return inner(*args, **kwargs)
-        with FlopCounterMode(display=False) as counter:
+        with counter() as counted:
             answer = inner(*args, **kwargs)
-        self._costs[index] = float(counter.get_total_flops())
+        self._costs[index] = float(counted.get_total_flops())
         return answer
 
     def ends(self, processes: int) -> tuple[int, ...]:
@@ -182,6 +182,8 @@ class Components:
         try:
             result = inner(call)
             self._kept[key] = self._now.answers
+            if stale is None:  # all have computed it: they go on with the same bits
+                result.value.copy_(exchange.agreed(result.value, exchange.size - 1))
         finally:
             self._now = None
         if stale is not None:

@@ -157,6 +157,16 @@ class Exchange:
             for rank, theirs in enumerate(like)
         ]
 
+    def agreed(self, value: Tensor, rank: int) -> Tensor:
+        """What one process has, for all.
+
+        Args:
+            value: Of the same shape and type in all.
+            rank: Whose it is.
+        """
+        like = [[value] if each == rank else [] for each in range(self.size)]
+        return self.share([value.contiguous()] if self.rank == rank else [], like)[rank][0]
+
     def send(self, tensors: Sequence[Tensor], to: int) -> Sent:
         """Send tensors to one process in one message, and wait for nothing yet.
 

@@ -268,8 +268,14 @@ class Way:
 
 
 def _components_begun(work: Work, devices: int) -> Cost:
-    """Every process computes everything, and keeps what the next step asks for."""
-    return replace(alone(work), kept=components(work, devices).kept)
+    """Every process computes everything, keeps what the next step asks for, and one tells all."""
+    told = (devices - 1) * work.output
+    return replace(
+        alone(work),
+        kept=components(work, devices).kept,
+        waited=(Traffic(told, work.calls * (devices - 1), devices),),
+        sent=told,
+    )
 
 
 def _cfg_begun(work: Work, devices: int) -> Cost:
@@ -292,13 +298,13 @@ def _both_begun(step: Step, work: Work, devices: int) -> Cost:
 def _stages_begun(work: Work, devices: int) -> Cost:
     """The first call is computed in full everywhere, and the others flow."""
     whole, flowing, share = alone(work), stages(work, devices, 1, False), 1 / work.calls
-    traffic = [replace(one, bytes=(1 - share) * one.bytes) for one in flowing.waited]
+    passed, to_all = flowing.waited
     return replace(
         flowing,
         operations=share * whole.operations + (1 - share) * flowing.operations,
         launches=share * whole.launches + (1 - share) * flowing.launches,
-        waited=tuple(traffic),
-        sent=(1 - share) * flowing.sent,
+        waited=(replace(passed, bytes=(1 - share) * passed.bytes), to_all),
+        sent=max((1 - share) * passed.bytes / (devices - 1), to_all.bytes),
     )
 
 

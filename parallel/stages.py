@@ -193,11 +193,12 @@ class Stages:
                 sent.wait()
         finally:
             self._now = self._places.shares = None
-        if not now.counted:
+        value = exchange.agreed(result.value, exchange.size - 1)
+        if now.counted:
+            self._say(now)
+        else:
             self._settle(now)
-            return result
-        self._say(now)
-        return Result(_from_last(exchange, result.value), result.fresh)
+        return Result(value, result.fresh)
 
     def cut(self, value: Tensor, dim: int, text: bool, /) -> Tensor:
         """The tokens of the patch that is on its way; the first one has the text."""
@@ -330,14 +331,6 @@ class Stages:
         )
 
 
-def _from_last(exchange: Exchange, value: Tensor) -> Tensor:
-    """What the process of the last stage has, for all."""
-    last = exchange.size - 1
-    like = [[value] if rank == last else [] for rank in range(exchange.size)]
-    mine = [value.contiguous()] if exchange.rank == last else []
-    return exchange.share(mine, like)[last][0]
-
-
 def _refuse_masked(kind: str) -> None:
     if kind in MASKED:
         raise UnsupportedModel(
@@ -353,6 +346,11 @@ def _text_first(denoiser: Denoiser, places: Places) -> bool:
         UnsupportedModel: If it is not known.
     """
     kind = type(denoiser.core).__name__
+    if places.ends != 1:
+        raise UnsupportedModel(
+            f"{kind} answers with more than one stream of tokens, so parallel.PipeFusion does not "
+            "fit. Use parallel.AsyncDiff."
+        )
     if places.of_text and kind not in (*TEXT_FIRST, *TEXT_LAST):
         raise UnsupportedModel(
             f"{kind}: nobody has said whether text comes before or behind the picture in its "

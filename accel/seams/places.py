@@ -268,6 +268,11 @@ class Places:
                 yield wrap_call(module, partial(self._place, path, module, part))
 
     @property
+    def ends(self) -> int:
+        """How many places there are at which tokens are put together again."""
+        return sum(not isinstance(part, Mapping) for part in self._plan.values())
+
+    @property
     def of_text(self) -> bool:
         """Whether tokens of the text are among those that are cut."""
         return any(
