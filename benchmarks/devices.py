@@ -282,12 +282,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--captions", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--plans", nargs="*", choices=PLANS, help="some of them alone")
     parser.add_argument("--untimed", action="store_true", help="bytes and likeness alone")
     parser.add_argument("--predict", action="store_true", help="by the model of costs as well")
     options = parser.parse_args()
     repeats = 0 if options.untimed else options.repeats
     asked = Asked(options.model, options.size, options.captions, repeats, options.predict)
     chosen = plans(asked.model, options.processes, warmups=options.untimed)
+    chosen = {name: plan for name, plan in chosen.items() if name in (options.plans or chosen)}
     found = together(options.processes, measured, asked, chosen)
     lines = rows(found, asked)
     size = asked.size or found["pictures"][STOCK].shape[-2]
