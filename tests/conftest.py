@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from hypothesis import settings
 from tiny import PIPELINES
 from torch import Tensor, nn
@@ -94,6 +95,18 @@ def bench(_store: dict[Any, Any]) -> Iterator[Bench]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_global() -> Iterator[None]:
+    """No test leaves diffusers another backend of attention: it would be that of all models."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    after, _AttentionBackendRegistry._active_backend = (
+        _AttentionBackendRegistry._active_backend,
+        before,
+    )
+    assert after == before
 
 
 def trace(pipe: Any, *, strict: bool = False) -> dict[str, Any]:
