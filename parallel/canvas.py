@@ -17,6 +17,7 @@ from torch.nn import functional
 from accel.errors import UnsupportedModel
 from accel.seams.denoisers import Call, Denoiser
 from accel.seams.grids import BY_IDS, BY_SHAPES, Grid
+from accel.seams.tokens import PICTURES
 from parallel.patches import SPATIAL
 from parallel.tiles import Patch
 
@@ -29,19 +30,6 @@ TOKENS = (
 
 SIZES = ("original_size", "target_size", "resolution")
 """Arguments ``[R, 2]`` that tell a network how high and wide its picture is."""
-
-TRANSFORMERS = (
-    "ChromaTransformer2DModel",
-    "CogView4Transformer2DModel",
-    "FluxTransformer2DModel",
-    "HunyuanImageTransformer2DModel",
-    "Lumina2Transformer2DModel",
-    "PixArtTransformer2DModel",
-    "QwenImageTransformer2DModel",
-    "SD3Transformer2DModel",
-    "SanaTransformer2DModel",
-)
-"""Transformers over pictures whose positions follow from the size of what they are given."""
 
 BESIDE = ("Kontext", "Edit")
 """Parts of the names of pipelines that put a picture of reference beside the tokens."""
@@ -60,8 +48,8 @@ def grain_of(pipe: Any, denoiser: Denoiser) -> int:
         if any(isinstance(module, nn.Conv3d) for module in core.modules()):
             raise _refused(network, "has frames")
         return 1 << sum(bool(getattr(one, "downsamplers", None)) for one in core.down_blocks)
-    if network not in TRANSFORMERS:
-        known = ", ".join(("UNet2DConditionModel", *TRANSFORMERS))
+    if network not in PICTURES:
+        known = ", ".join(("UNet2DConditionModel", *PICTURES))
         raise _refused(network, f"is none of those whose pictures can be cut ({known})")
     if any(part in type(pipe).__name__ for part in BESIDE):
         raise _refused(type(pipe).__name__, "shows its network a second picture beside the first")

@@ -30,7 +30,7 @@ from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Places
-from accel.seams.tokens import TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
+from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
 from parallel.exchange import Exchange, Kept, Parts
 from parallel.scopes import Scope
 
@@ -39,18 +39,6 @@ if TYPE_CHECKING:
     from accel.report import Tally
     from accel.trajectory import Step
     from parallel.mesh import Axis
-
-TRANSFORMERS = (
-    "CogVideoXTransformer3DModel",
-    "HunyuanVideoTransformer3DModel",
-    "LTXVideoTransformer3DModel",
-    "WanTransformer3DModel",
-    "WanVACETransformer3DModel",
-)
-"""Networks whose tokens are frame after frame; text beside them is whole in every process."""
-
-PADDED = ("HunyuanVideoTransformer3DModel",)
-"""Of them, those whose masks hide padded text, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -383,9 +371,9 @@ def clips_of(denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> 
     kind = type(denoiser.core).__name__
     if kind in UNETS:
         return FrameClips(denoiser, axis, options, tally)
-    if kind in TRANSFORMERS:
+    if kind in FRAME_BY_FRAME:
         return TokenClips(denoiser, axis, options, tally)
-    known = ", ".join(sorted((*UNETS, *TRANSFORMERS)))
+    known = ", ".join(sorted((*UNETS, *FRAME_BY_FRAME)))
     why = UNSERVED.get(kind, "it makes no clip, or nobody has said where its frames lie")
     raise UnsupportedModel(
         f"{kind}: {why}, so parallel.VideoInfinity does not fit. It serves {known}; use "

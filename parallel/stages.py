@@ -30,7 +30,7 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Places
 from accel.seams.token_stream import wrap_inside
-from accel.seams.tokens import TEXT_FIRST, TEXT_LAST
+from accel.seams.tokens import MASKED, TEXT_FIRST, TEXT_LAST
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
 
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from accel.report import Tally
     from parallel.exchange import Exchange, Sent
     from parallel.mesh import Axis
-
-
-MASKED = ("ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel")
-"""Networks that attend under a mask, of which patches would need a part."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,33 @@ IMAGE_ALONE = (
 FRAMES_SECOND = ("CogVideoXTransformer3DModel",)
 """Networks whose clips are ``[B, F, C, H, W]`` rather than ``[B, C, F, H, W]``."""
 
+PICTURES = (
+    "ChromaTransformer2DModel",
+    "CogView4Transformer2DModel",
+    "FluxTransformer2DModel",
+    "HunyuanImageTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "PixArtTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+)
+"""Transformers over pictures whose positions follow from the size of what they are given."""
+
+FRAME_BY_FRAME = (
+    "CogVideoXTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "WanTransformer3DModel",
+    "WanVACETransformer3DModel",
+)
+"""Networks whose tokens are frame after frame; text may lie beside them."""
+
+PADDED = ("HunyuanVideoTransformer3DModel",)
+"""Of them, those whose masks hide padded text, and nothing else."""
+
+MASKED = ("ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel")
+"""Networks that attend under a mask that hides padded text."""
 
 UNSERVED = {
     "MochiTransformer3DModel": (
