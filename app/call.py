@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ NAMES = {
     "strength": ("strength",),
 }
 SIDES = ("height", "width")
+TEXTS = ("prompt", "negative_prompt")
+PER_ROW = ("image", "mask_image", "control_image")
+"""Arguments of which each picture of a call may have its own."""
+
 GUIDANCE = ("guidance_scale", "max_guidance_scale")
 
 SIDE, STEPS = 1024, 50
@@ -101,6 +105,46 @@ def arguments(pipe: Any, request: Request, defaults: Mapping[str, Any]) -> dict[
     pictures = {option: read_picture(path) for option, path in request.pictures.items()}
     call |= _sides(pipe, request, call, pictures)
     return call
+
+
+def stacked(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call for several: texts and pictures become lists, one for each.
+
+    One call stays as it is.
+
+    Args:
+        calls: From ``arguments``, at least one.
+
+    Raises:
+        BadInput: If they differ in something that there is only one of in a call.
+    """
+    first = dict(calls[0])
+    if len(calls) == 1:
+        return first
+    made = {}
+    for name, value in first.items():
+        values = [call.get(name) for call in calls]
+        if value is not None and name in (*TEXTS, *PER_ROW):
+            made[name] = values
+        elif all(one == value for one in values):
+            made[name] = value
+        else:
+            raise BadInput(f"{name} differs within a call ({value!r}, …): it has to be one.")
+    return made
+
+
+def unstacked(call: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The arguments of each of several that were made in one call."""
+    if count == 1:
+        return [dict(call)]
+    listed = {*TEXTS, *PER_ROW}
+    return [
+        {
+            name: value[place] if name in listed and isinstance(value, list) else value
+            for name, value in call.items()
+        }
+        for place in range(count)
+    ]
 
 
 def recorded(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 
 from app.flags import Given, takes
 from app.request import (
+    Batch,
     Calibration,
     Choice,
     Like,
@@ -21,6 +22,7 @@ from app.request import (
     Repeats,
     Request,
     Serving,
+    Settings,
     Sharing,
     Source,
     Target,
@@ -31,7 +33,8 @@ app = typer.Typer(
     name="accel",
     help="Training-free accelerators for diffusers pipelines, with their cost in quality measured.",
     epilog="Exit codes: 0 done · 1 failed while running · 2 what was typed cannot be done · "
-    "130 interrupted. Results go to stdout, everything for humans to stderr.",
+    "3 some rows of a batch failed · 130 interrupted. Results go to stdout, everything for humans "
+    "to stderr.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,6 +76,19 @@ def compare(given: Given) -> None:
     clips, their difference, a sheet, the timeline and report.json.
     """
     from app.compare import compare as run
+
+    run(given)
+
+
+@app.command()
+@takes(Batch, Settings, Choice, Printing)
+def batch(given: Given) -> None:
+    """Make thousands of pictures or clips: nothing lost, one machine or many.
+
+    INPUT has a row for each: a prompt, and what differs from the options given here. What is there
+    already is left as it is, so that the same command goes on after whatever has stopped it.
+    """
+    from app.batch.command import batch as run
 
     run(given)
 

@@ -5,7 +5,8 @@
 1    failed while running: a damaged model, NaN or infinite latents, a full disk, a bug
 2    what was typed cannot be done: options, plan, files that are not there, methods that do
      not fit each other or the model
-130  interrupted; nothing was written
+3    some rows of a batch were made, some were not
+130  interrupted; nothing was written, of a batch what had been made
 ==== =====================================================================================
 """
 
@@ -18,7 +19,7 @@ from typing import Any, TextIO
 
 import typer
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, PARTIAL, INTERRUPTED = 1, 2, 3, 130
 
 
 @contextmanager

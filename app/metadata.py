@@ -49,6 +49,7 @@ class Fingerprint(Entry):
     dtype: str
     savings: tuple[str, ...] = Field((), description="what was changed to take less memory")
     processes: int = Field(1, description="how many made it together")
+    together: int = Field(1, description="how many were made in the same call of the pipeline")
 
     @property
     def machine(self) -> str:
@@ -116,7 +117,7 @@ class Record(Entry):
 
     def asks_like(self, other: Record) -> bool:
         """Whether the same was asked for, wherever model and files lie."""
-        return self.inputs == other.inputs and _words(self.request) == _words(other.request)
+        return self.inputs == other.inputs and words(self.request) == words(other.request)
 
 
 def record(
@@ -127,6 +128,7 @@ def record(
     *,
     partial: bool = False,
     processes: int = 1,
+    mark: Fingerprint | None = None,
 ) -> Record:
     """The record of a run.
 
@@ -137,22 +139,26 @@ def record(
         outcome: What the run gave.
         partial: Whether it was stopped before its last step.
         processes: How many made it together.
+        mark: The model's fingerprint here and now, where it is known already.
     """
     report = outcome.report
     assert report is not None
-    told = report.to_dict()
+    mark = mark or fingerprint(model)
     return Record(
         request=request.to_dict(),
         plan=plan.to_dict(),
         call=outcome.call,
         inputs=digests(request),
-        fingerprint=fingerprint(model).model_copy(update={"processes": processes}),
+        fingerprint=mark.model_copy(update={"processes": processes, "together": outcome.together}),
         pixels=pixels(outcome.pictures),
         result=Result(
             seconds=outcome.seconds,
             steps=report.steps,
             nfe=report.nfe,
-            verdicts=told["verdicts"],
+            verdicts={
+                method: {"state": verdict.state, "detail": verdict.detail}
+                for method, verdict in report.verdicts.items()
+            },
             partial=partial,
         ),
     )
@@ -329,7 +335,7 @@ def parse(text: str, where: str) -> Record:
     return made
 
 
-def _words(request: dict[str, Any]) -> dict[str, Any]:
+def words(request: dict[str, Any]) -> dict[str, Any]:
     """A request without places: fingerprint and digests stand for model, device and files."""
     places = {one.name for one in fields(Source)} | set(FILES)
     return {name: value for name, value in request.items() if name not in places}

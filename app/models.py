@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from accel.bundled import call_of, check_folder, check_safetensors, check_tokenizers, folder_of
@@ -47,17 +48,17 @@ def load(source: Source) -> Model:
     """
     import diffusers
 
-    _quiet()
+    quiet()
     device = device_of(source.device)
     folder = check(source)
-    options = {**_options(source), "dtype": dtype_of(source, device)}
-    pipe = _from(diffusers.DiffusionPipeline, folder, options)
+    options = {**load_options(source), "dtype": dtype_of(source, device)}
+    pipe = pipeline(diffusers.DiffusionPipeline, folder, options)
     check_tokenizers(pipe, folder)
     folders = [folder]
     if source.controlnet is not None:
-        control = _controlnet_folder(source)
+        control = controlnet_folder(source)
         folders.append(control)
-        pipe = _with_controlnet(pipe, control, options)
+        pipe = with_controlnet(pipe, control, options)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     return Model(source, pipe, call_of(folder), fingerprint(folders))
@@ -91,6 +92,20 @@ def find(source: Source) -> Path:
             f"--model {source.model}: {error} Or give the path of a folder, or a hub id "
             "(owner/name)."
         ) from error
+
+
+def title(source: Source) -> str:
+    """What a person calls the model of a source."""
+    return Path(source.model).name
+
+
+def defaults(source: Source) -> dict[str, Any]:
+    """The arguments of a normal call that a source's model brings; no weights are read.
+
+    Raises:
+        BadInput: If there is no such model.
+    """
+    return call_of(find(source))
 
 
 def device_of(name: str | None) -> torch.device:
@@ -129,7 +144,8 @@ def dtype_of(source: Source, device: torch.device) -> torch.dtype:
     return kinds[named]
 
 
-def _options(source: Source) -> dict[str, Any]:
+def load_options(source: Source) -> dict[str, Any]:
+    """What every part is loaded with: from this machine, safetensors, no code of others."""
     return {
         "local_files_only": True,
         "use_safetensors": True,
@@ -138,7 +154,12 @@ def _options(source: Source) -> dict[str, Any]:
     }
 
 
-def _from(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+def pipeline(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """A pipeline, or a part of one, from its folder.
+
+    Raises:
+        BadModel: If it cannot be loaded.
+    """
     try:
         return kind.from_pretrained(folder, **options)
     except AccelError:
@@ -151,7 +172,13 @@ def _from(kind: Any, folder: Path, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _controlnet_folder(source: Source) -> Path:
+def controlnet_folder(source: Source) -> Path:
+    """The folder of a source's ControlNet; downloads one of the hub.
+
+    Raises:
+        BadInput: If there is none.
+        BadModel: If its weights are damaged.
+    """
     assert source.controlnet is not None
     path = Path(source.controlnet)
     if not path.is_dir() and hub.is_id(source.controlnet):
@@ -166,7 +193,12 @@ def _controlnet_folder(source: Source) -> Path:
     return path
 
 
-def _with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
+def with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
+    """A pipeline of the same parts, with a ControlNet.
+
+    Raises:
+        BadInput: If diffusers has none for them, or the folder holds another class.
+    """
     import json
 
     import diffusers
@@ -175,7 +207,7 @@ def _with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
     if "ControlNet" not in name or name not in dir(diffusers):
         raise BadInput(f"--controlnet {folder}: its class is {name}, which is no ControlNet.")
     plain = {key: value for key, value in options.items() if key != "trust_remote_code"}
-    controlnet = _from(getattr(diffusers, name), folder, plain)
+    controlnet = pipeline(getattr(diffusers, name), folder, plain)
     try:
         return diffusers.AutoPipelineForText2Image.from_pipe(pipe, controlnet=controlnet)
     except ValueError as error:
@@ -185,10 +217,17 @@ def _with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _quiet() -> None:
-    """Keep the bars of both libraries off the terminal: ours says what matters."""
+def quiet() -> None:
+    """Keep the bars of both libraries off the terminal: ours says what matters.
+
+    The lock of those bars is one of this process alone: a lock between processes would be missed
+    when a worker is ended.
+    """
     import diffusers
     import transformers
+    from tqdm import tqdm
+
+    tqdm.set_lock(RLock())
 
     diffusers.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -26,6 +27,7 @@ PICTURES = ("image", "mask", "control")
 FILES = (*PICTURES, "lora")
 """Fields of a request that hold a file."""
 PICTURE, MODEL, PLAN, OUTPUT, SERVER = "Picture", "Model", "Plan", "Output", "Server"
+ROWS, MACHINES = "Rows", "Machines"
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,9 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Request(Source):
-    """One picture or clip. What is ``None`` is left to the model's own call arguments."""
+class Settings(Source):
+    """How a picture or clip is made. What is ``None`` is left to the model's own call arguments."""
 
-    prompt: Annotated[str, Argument(help="what to draw")] = ""
     negative: Annotated[str | None, Option(help="negative prompt", rich_help_panel=PICTURE)] = None
     seed: Annotated[
         int | None,
@@ -125,6 +126,13 @@ class Request(Source):
             rich_help_panel=MODEL,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Request(Settings):
+    """One picture or clip: what it shows, and how it is made."""
+
+    prompt: Annotated[str, Argument(help="what to draw")] = ""
 
     @property
     def source(self) -> Source:
@@ -202,6 +210,146 @@ class Together:
             rich_help_panel=PLAN,
         ),
     ] = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A job of many rows: where they come from, where they go, who makes them."""
+
+    input: Annotated[
+        str,
+        Argument(
+            help=".txt (a prompt a line), .csv, .jsonl or .yaml of rows; - reads lines or JSON "
+            "objects from stdin"
+        ),
+    ] = ""
+    out: Annotated[
+        str,
+        Option(
+            help="folder, or an address that fsspec knows, such as s3://bucket/folder",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = ""
+    dry_run: Annotated[
+        bool,
+        Option("--dry-run", help="check all rows, say what would be done", rich_help_panel=OUTPUT),
+    ] = False
+    measure: Annotated[
+        bool,
+        Option(
+            "--measure",
+            help="with --dry-run: load the models and time them, for the time it will take",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    resume: Annotated[
+        bool | None,
+        Option(
+            "--resume/--no-resume",
+            help="go on with what an earlier run left, or refuse its folder. Default: go on",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="make all rows again", rich_help_panel=OUTPUT)
+    ] = False
+    requeue: Annotated[
+        bool,
+        Option(
+            "--requeue",
+            help="try rows again that were set aside because they ended their process",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    name: Annotated[
+        str,
+        Option(
+            help="file names: {index} {id} {slug} {seed} {model} {width} {height} {steps} {frames}",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "{index:05d}_{slug}_{seed}"
+    on_error: Annotated[
+        Literal["continue", "stop"],
+        Option(help="what to do when a row fails", rich_help_panel=ROWS),
+    ] = "continue"
+    retries: Annotated[
+        int,
+        Ge(0),
+        Le(100),
+        Option(help="how often a row is tried again that ended its process", rich_help_panel=ROWS),
+    ] = 2
+    timeout: Annotated[
+        float | None,
+        Gt(0),
+        Option(help="seconds that a row may take; default: no limit", rich_help_panel=ROWS),
+    ] = None
+    seeds: Annotated[
+        Literal["random", "fixed", "increment"],
+        Option(
+            help="of rows without a seed: random (from --seed and the row's id), fixed (--seed), "
+            "increment (--seed, and one more for each row)",
+            rich_help_panel=ROWS,
+        ),
+    ] = "random"
+    together: Annotated[
+        str,
+        Option(
+            "--batch",
+            help="rows in one call of the pipeline: a number, or auto (what measures fastest)",
+            rich_help_panel=ROWS,
+        ),
+    ] = "auto"
+    shard: Annotated[
+        str | None,
+        Option(
+            metavar="I/N",
+            help="make only the I-th of N parts, from 1: for arrays of Slurm or Kubernetes",
+            rich_help_panel=ROWS,
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Ge(1),
+        Le(1024),
+        Option(
+            help="processes; default: one a GPU, or one on the CPU (ray: one a GPU of the cluster)",
+            rich_help_panel=MACHINES,
+        ),
+    ] = None
+    devices: Annotated[
+        int,
+        Ge(1),
+        Le(1024),
+        Option(
+            help="devices that make one row together, where its plan shares it out (parallel.…)",
+            rich_help_panel=MACHINES,
+        ),
+    ] = 1
+    threads: Annotated[
+        int | None,
+        Ge(1),
+        Le(1024),
+        Option(
+            help="threads of a process on a CPU, on which its bits depend; default: all cores "
+            "over all processes",
+            rich_help_panel=MACHINES,
+        ),
+    ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        Option(
+            help="processes of this machine, or actors of a Ray cluster (pip install "
+            "'diffusers-accel[cluster]')",
+            rich_help_panel=MACHINES,
+        ),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        Option(
+            help="of the Ray cluster; default: the one this machine belongs to, or a new one",
+            rich_help_panel=MACHINES,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -422,13 +570,13 @@ def make(kind: type[T], values: Mapping[str, Any], where: str = "--") -> T:
     Raises:
         BadInput: Names the first value that is of a wrong type or out of its range.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     from accel.errors import BadInput
 
     known = {name: values[name] for name in kind.__dataclass_fields__ if name in values}  # type: ignore[attr-defined]
     try:
-        made = TypeAdapter(kind).validate_python(known)
+        made: T = _checker(kind).validate_python(known)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -436,6 +584,14 @@ def make(kind: type[T], values: Mapping[str, Any], where: str = "--") -> T:
     for name in ("prompt", "negative"):
         _check_text(f"{where}{name}", known.get(name))
     return made
+
+
+@cache
+def _checker(kind: type) -> Any:
+    """What checks the values of a class; made once, because a batch checks thousands."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _check_text(name: str, text: Any) -> None:

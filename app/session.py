@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,11 +16,12 @@ from accel.errors import AccelError, AccelWarning, BadInput, BadOutput
 from accel.plan import Plan
 from accel.report import Report
 from app import models
-from app.call import arguments, recorded
+from app.call import arguments, recorded, stacked, unstacked
 from app.modes import parameters, pipeline_for
 from app.request import Request, Source
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from torch import Tensor
 
@@ -37,8 +38,11 @@ class Outcome:
         pictures: One picture, or the frames of a clip.
         clip: Whether it is a clip.
         call: The arguments of the pipeline's call that are plain data.
-        seconds: The whole call, from the prompt to the picture, with the work of the device.
-        report: What the plan did; ``None`` for a bare run.
+        seconds: The whole call, from the prompt to the picture, with the work of the device; its
+            share of a call for several.
+        report: What the plan did; ``None`` for a bare run. Of a call for several, it is of all.
+        together: How many were made in the same call.
+        place: Which of them it is, from 0.
     """
 
     pictures: list[Image.Image]
@@ -46,6 +50,8 @@ class Outcome:
     call: dict[str, Any]
     seconds: float
     report: Report | None
+    together: int = 1
+    place: int = 0
 
 
 class Session:
@@ -83,18 +89,40 @@ class Session:
             Conflict: If methods of the plan do not go together.
             UnsupportedModel: If the pipeline cannot be served.
         """
-        pipe, call = self._prepare(request, plan)
+        return self.together([request], plan, watch, memory=memory)[0]
+
+    def together(
+        self,
+        requests: Sequence[Request],
+        plan: Plan,
+        watch: Watch | None = None,
+        *,
+        memory: bool = False,
+    ) -> list[Outcome]:
+        """Run requests in one call of the pipeline, each with its own noise; one as ``run`` does.
+
+        Args:
+            requests: At least one; they differ in prompts, seeds and the contents of pictures.
+            plan: The methods.
+            watch: As for ``run``.
+            memory: As for ``run``.
+
+        Raises:
+            AccelError: As ``run``; and ``BadInput`` if the pipeline does not take them together.
+        """
+        first = requests[0]
+        pipe, call = self._prepare(requests, plan)
         with plan.attach(pipe) as run:
             latest: list[Any] = [None]
             run.trajectory.observers.append(lambda _step, result: _keep(latest, result))
             if watch is not None:
                 watch(run)
-            device = models.device_of(request.device)
+            device = models.device_of(first.device)
             measuring = run.report.measuring_memory(device) if memory else nullcontext()
             with _refusals(pipe, run), measuring:
-                outcome = self._call(pipe, request, call, run.report)
-            _check_finite(latest[0], request)
-        return outcome
+                outcomes = self._call(pipe, requests, call, run.report)
+            _check_finite(latest[0], first)
+        return outcomes
 
     def warm(self) -> None:
         """Make a picture of two steps for nobody: the first run of a process takes longer."""
@@ -103,19 +131,25 @@ class Session:
 
     def bare(self, request: Request) -> Outcome:
         """Run a request on the stock pipeline, with nothing attached."""
-        pipe, call = self._prepare(request, Plan())
-        return self._call(pipe, request, call, None)
+        return self.bare_together([request])[0]
 
-    def _prepare(self, request: Request, plan: Plan) -> tuple[Any, dict[str, Any]]:
-        if request.source != self.model.source:
-            raise BadInput(
-                f"This session has {self.model.source}, the request wants {request.source}: open "
-                "another session."
-            )
-        pipe = pipeline_for(self.model.pipe, request)
-        self._set_lora(request.lora)
-        self._compile(request, plan)
-        return pipe, arguments(pipe, request, self.model.call)
+    def bare_together(self, requests: Sequence[Request]) -> list[Outcome]:
+        """Run requests in one call of the stock pipeline, with nothing attached."""
+        pipe, call = self._prepare(requests, Plan())
+        return self._call(pipe, requests, call, None)
+
+    def _prepare(self, requests: Sequence[Request], plan: Plan) -> tuple[Any, dict[str, Any]]:
+        first = requests[0]
+        for request in requests:
+            if request.source != self.model.source:
+                raise BadInput(
+                    f"This session has {self.model.source}, the request wants {request.source}: "
+                    "open another session."
+                )
+        pipe = pipeline_for(self.model.pipe, first)
+        self._set_lora(first.lora)
+        self._compile(first, plan)
+        return pipe, stacked([arguments(pipe, one, self.model.call) for one in requests])
 
     def _set_lora(self, lora: Path | None) -> None:
         if lora == self._lora:
@@ -138,21 +172,39 @@ class Session:
         self._regions.put_on(parts_for(plan) if request.compile else None)
 
     def _call(
-        self, pipe: Any, request: Request, call: dict[str, Any], report: Report | None
-    ) -> Outcome:
-        import torch
-
-        assert request.seed is not None
-        generator = torch.Generator("cpu").manual_seed(request.seed)
+        self,
+        pipe: Any,
+        requests: Sequence[Request],
+        call: dict[str, Any],
+        report: Report | None,
+    ) -> list[Outcome]:
         form = {"output_type": "pil"} if "output_type" in parameters(pipe) else {}
+        noise = [_noise(request) for request in requests]
         start = time.perf_counter()
-        with _nan_is_an_error(request):
-            first = pipe(**{**call, **form}, generator=generator)[0][0]
-        seconds = time.perf_counter() - start
-        clip = isinstance(first, list)
-        pictures = first if clip else [first]
-        _check_size(pictures[0], call)
-        return Outcome(pictures, clip, recorded(call), seconds, report)
+        with _nan_is_an_error(requests[0]):
+            made = pipe(**{**call, **form}, generator=noise[0] if len(noise) == 1 else noise)[0]
+        seconds = (time.perf_counter() - start) / len(requests)
+        if len(made) != len(requests):
+            raise BadInput(
+                f"{type(pipe).__name__} made {len(made)} of {len(requests)} that were asked for in "
+                "one call: ask for one at a time."
+            )
+        outcomes = []
+        for place, (result, own) in enumerate(zip(made, unstacked(call, len(made)), strict=True)):
+            clip = isinstance(result, list)
+            pictures = result if clip else [result]
+            _check_size(pictures[0], own)
+            outcomes.append(
+                Outcome(pictures, clip, recorded(own), seconds, report, len(made), place)
+            )
+        return outcomes
+
+
+def _noise(request: Request) -> torch.Generator:
+    import torch
+
+    assert request.seed is not None
+    return torch.Generator("cpu").manual_seed(request.seed)
 
 
 def _keep(latest: list[Any], result: Any) -> None:

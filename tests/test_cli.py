@@ -341,7 +341,7 @@ def test_the_size_of_a_download_is_said_before(
     full = done("generate", "fox", "--model", "no-such-owner/model", "--out", "a.png")
     assert full.stderr.startswith("downloading no-such-owner/model: 2.00 GB")
     assert asked[0]["use_safetensors"] is True and asked[0]["trust_remote_code"] is False
-    monkeypatch.setattr("app.models._from", stop)
+    monkeypatch.setattr("app.models.pipeline", stop)
     half = ["--model", "no-such-owner/model", "--variant", "fp16", "--out", "b.png"]
     assert "1.00 GB" in run("generate", "fox", *half).stderr
 

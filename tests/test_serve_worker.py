@@ -16,10 +16,11 @@ from serve_toy import STEPS, spec
 
 from accel.errors import AccelWarning
 from app import files, metadata
+from app.memory import out_of_memory
 from app.serve.following import Control
 from app.serve.jobs import Progress, Spec
 from app.serve.performing import Task
-from app.serve.worker import DONE, Asked, Blocked, Ended, Loaded, Worker, obey, out_of_memory
+from app.serve.worker import DONE, Asked, Blocked, Ended, Loaded, Worker, obey
 
 CACHED = {"plan": 1, "cache": {"EasyCache": {"threshold": 1e6}}}
 

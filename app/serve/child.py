@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -11,6 +14,9 @@ from typing import Any
 
 GRACE = 5.0
 """Seconds that a process is given to end."""
+
+PARENT_DIED = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 class Child:
@@ -52,6 +58,11 @@ class Child:
             theirs.close()
         return self._link
 
+    @property
+    def listening(self) -> Connection | None:
+        """The pipe to it, if it was started; what it said may lie there though it is dead."""
+        return self._link
+
     def said(self) -> Any | None:
         """A message that lies in the pipe; ``None``: there is none, or the process is dead."""
         try:
@@ -83,3 +94,15 @@ class Child:
             self._process.join()
             self._process.close()
         self._link = self._process = None
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent ends; on Linux the kernel sees to it.
+
+    Args:
+        parent: The process id of the parent, as the parent knows it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -7,24 +7,22 @@ the server hears of it; so a result is not lost with the server.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any
 
 from accel.errors import AccelError, BadInput, NotWritten
 from app import files, metadata, models
 from app.exits import say
+from app.memory import WAYS, free, out_of_memory
 from app.metadata import Entry
 from app.request import Source
+from app.serve.child import die_with
 from app.serve.following import Control, Follower
 from app.serve.jobs import Result, State
 from app.serve.performing import KINDS, Measured, Product, Task
@@ -40,12 +38,6 @@ DONE = "result.json"
 
 AGAIN = 1.0
 """Seconds between two tries to write what a full disk refused."""
-
-PARENT_DIED = 1
-"""PR_SET_PDEATHSIG of prctl(2)."""
-
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-"""What torch says of it, on the accelerators and on the CPU."""
 
 
 class Ended(Entry):
@@ -158,7 +150,7 @@ class Worker:
                 raise
             if product is not None:
                 return self._told(task, product, notes)
-            _free()
+            free()
             way = next(filter(None, (change(session.model.pipe) for change in ways)), None)
             if way is None:
                 self._close()
@@ -217,7 +209,7 @@ class Worker:
     def _close(self) -> None:
         self._session = self._painter = None
         self._runs.clear()
-        _free()
+        free()
 
     def _write(
         self, task: Task, contents: dict[str, bytes], ended: Ended, control: Control
@@ -246,34 +238,6 @@ class Worker:
             control.stop.wait(self._again)
 
 
-def tiling(pipe: Any) -> str | None:
-    """Decode in tiles."""
-    vae: Any = getattr(pipe, "vae", None)
-    if not hasattr(vae, "enable_tiling") or getattr(vae, "use_tiling", False):
-        return None
-    vae.enable_tiling()
-    return "with the decoder in tiles"
-
-
-def offloading(pipe: Any) -> str | None:
-    """Keep on the accelerator only the network that computes."""
-    if pipe.device.type == "cpu":
-        return None
-    pipe.enable_model_cpu_offload(device=pipe.device)
-    return "with idle networks offloaded to the CPU"
-
-
-WAYS: tuple[Callable[[Any], str | None], ...] = (tiling, offloading)
-"""What is tried, in this order, when memory does not suffice. Each says what it changed."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
-
-
 def _painter(session: Session) -> Painter | None:
     """What draws previews of a model; a decoder that it cannot be fitted to fails no job."""
     try:
@@ -281,14 +245,6 @@ def _painter(session: Session) -> Painter | None:
     except Exception as error:
         traceback.print_exception(error)
         return None
-
-
-def _free() -> None:
-    """Give unused memory back, on accelerators too."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _said(error: Exception) -> str:
@@ -311,7 +267,7 @@ def main(link: Connection, opener: Opener, server: int) -> None:
         server: The server's process id.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
-    _die_with(server)
+    die_with(server)
     tasks: SimpleQueue[Task | Preload] = SimpleQueue()
     control = Control(Event(), Event(), link.send)
     Thread(target=_listen, args=(link, control, tasks), daemon=True).start()
@@ -322,13 +278,6 @@ def main(link: Connection, opener: Opener, server: int) -> None:
             worker.preload(task.source, control)
         else:
             link.send(worker.perform(task, control))
-
-
-def _die_with(server: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
-    if os.getppid() != server:
-        os._exit(1)
 
 
 def _listen(link: Connection, control: Control, tasks: SimpleQueue[Task | Preload]) -> None:
