@@ -58,7 +58,12 @@ def write(files: Mapping[Path, bytes]) -> None:
     with ExitStack() as staged:
         parts = {path: _stage(path, content, staged) for path, content in files.items()}
         for path, part in parts.items():
-            os.replace(part, path)
+            try:
+                os.replace(part, path)
+            except OSError as error:
+                raise NotWritten(
+                    f"{path} could not be written ({error.strerror}): see what is in its place."
+                ) from error
 
 
 def _stage(path: Path, content: bytes, staged: ExitStack) -> Path:

@@ -128,6 +128,8 @@ def test_json_lines_come_back(written: list[dict[str, Any]]) -> None:
 
 @given(st.lists(ROWS, min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_yaml_comes_back(written: list[dict[str, Any]], bare: bool, flow: bool) -> None:
+    # what PyYAML writes bare of Unicode's own line breaks, nobody reads
+    bare = bare and not set("\x85\u2028\u2029") & set(json.dumps(written, ensure_ascii=False))
     for written_as in (written, {"rows": written}):
         text = yaml.safe_dump(written_as, allow_unicode=bare, default_flow_style=flow)
         assert values(text.encode(), "yaml") == list(map(given_ones, written))
@@ -370,7 +372,7 @@ LINES = {
     "unlike any": (b'{"xyzzy": null}', "jsonl", ":1", "known are compile, control"),
     "device": (b'{"device": "cpu"}', "jsonl", ":1", "no field 'device'"),
     "set": (b'{"set": [1]}', "jsonl", ":1", "set is [1]"),
-    "few cells": (b"prompt,seed\n1,2\na fox\n", "csv", ":3", "1 cells"),
+    "few cells": (b"prompt,seed\n1,2\na fox\n", "csv", ":3", "1 cell where"),
     "many cells": (b"prompt,seed\na,fox,1\n", "csv", ":2", "3 cells"),
     "header": (b"promt,seed\na fox,1\n", "csv", ":1", "did you mean prompt?"),
     "nameless": (b"prompt,\na fox,1\n", "csv", ":1", "no field ''"),

@@ -83,7 +83,7 @@ def _picture(content: bytes, name: str) -> Image.Image:
 def _frame(content: bytes) -> Image.Image:
     import av
 
-    with av.open(io.BytesIO(content)) as file:
+    with av.open(io.BytesIO(content), format="mp4") as file:
         middle = file.streams.video[0].frames // 2  # 0 where the file does not say how many
         frame = next(islice(file.decode(video=0), middle, None))
         picture: Image.Image = frame.to_image()

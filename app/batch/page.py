@@ -178,27 +178,21 @@ def address(file: str) -> str:
     A colon is always encoded, and so are all slashes of a name that begins with one: it is neither
     a scheme such as ``javascript:`` nor the name of a host.
     """
-    return quote(file, safe="/")
+    return quote(file, safe="" if file.startswith("/") else "/")
 
 
-def draw(figures: Figures, titles: Sequence[str], made: Sequence[Made], shown: int) -> Html:
+def draw(figures: Figures, title: str, made: Sequence[Made], shown: int) -> Html:
     """The page.
 
     Args:
         figures: What it tells.
-        titles: Its heading, and lines of text below it.
+        title: Its heading.
         made: All rows that were made, in the order of the input.
         shown: How many of them are on the contact sheet; 0: there is none.
     """
-    title, *below = [*titles] or ["Report of a batch"]
     body = el(
         "body",
-        el(
-            "header",
-            el("h1", said(title)),
-            *(el("p", said(line)) for line in below),
-            _date(figures),
-        ),
+        el("header", el("h1", said(title)), _date(figures)),
         el(
             "main",
             _headline(figures),
@@ -386,7 +380,7 @@ def _label(x: float, y: float, anchor: str, text: str) -> Html:
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     """At most six round values from ``low`` to ``high``; one value, if they are hardly apart."""
-    if high - low <= 1e-6 * max(abs(low), abs(high)):
+    if high - low <= 1e-6 * max(abs(low), abs(high), 1e-3):
         return [low]
     least = max((high - low) / 5, float(whole))
     power = 10.0 ** math.floor(math.log10(least))

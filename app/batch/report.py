@@ -221,7 +221,7 @@ class Figures(Entry):
         return self.model_dump_json(indent=2) + "\n"
 
 
-def files(state: State, rows: int, storage: Storage, titles: Sequence[str]) -> dict[str, bytes]:
+def files(state: State, rows: int, storage: Storage, title: str) -> dict[str, bytes]:
     """What is written beside the pictures, by name.
 
     A picture that is missing or damaged is no reason to fail: it is shown as such.
@@ -230,13 +230,13 @@ def files(state: State, rows: int, storage: Storage, titles: Sequence[str]) -> d
         state: What the manifest says.
         rows: Rows of the input.
         storage: Where the pictures lie.
-        titles: The heading of the page, and lines of text below it.
+        title: The heading of the page.
     """
     found, made = figures(state, rows), in_order(state)
     shown = contact.chosen(made)
     contents = {
         "report.json": found.to_json().encode(),
-        "report.html": page.draw(found, titles, made, len(shown)).encode(),
+        "report.html": page.draw(found, title, made, len(shown)).encode(),
     }
     if shown:
         contents["contact.jpg"] = contact.draw(shown, storage)

@@ -362,8 +362,8 @@ def _object(text: str) -> dict[str, Any]:
         raise
     except json.JSONDecodeError as error:
         raise BadInput(
-            f"This is no JSON ({error.msg} at character {error.pos + 1}): write one object a line, "
-            'such as {"prompt": "a red house"}.'
+            f"This is no JSON ({error.msg.removesuffix(' at')} at character {error.pos + 1}): "
+            'write one object a line, such as {"prompt": "a red house"}.'
         ) from error
     except (ValueError, RecursionError) as error:
         raise BadInput(
@@ -414,8 +414,8 @@ def _table(lines: Iterable[Line], place: Place) -> Iterator[Found | Problem]:
         elif len(cells) != len(names):
             yield Problem(
                 where,
-                f"The row has {len(cells)} cells where the first line names {len(names)} fields: "
-                "put quotes around cells with commas.",
+                f"The row has {len(cells)} cell{'s' * (len(cells) > 1)} where the first line names "
+                f"{len(names)}: put quotes around cells with commas.",
             )
         else:
             values = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
