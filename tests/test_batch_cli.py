@@ -6,6 +6,7 @@ The model is a tiny random one; everything else is real, worker processes too.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from saved import Folders, done, run, size
+from typer.testing import CliRunner
 
 from app import metadata
 from app.batch import manifest
-from app.batch.storage import Folder
+from app.batch.storage import Folder, digest
+from app.cli import app
 
 FOXES = ["a red fox", "a blue fox", "two foxes", "no fox", "a fox in snow"]
 
@@ -313,6 +316,58 @@ def test_two_at_once_are_refused_and_one_that_was_killed_holds_nothing(job):
     assert third.returncode == 130
     assert "what was made is kept" in told
     assert json.loads(Path("out/report.json").read_text())["left"] > 0
+
+
+def test_an_output_that_is_removed_ends_the_job_and_the_same_command_makes_it_again(job):
+    Path("rows.txt").write_text("\n".join(f"fox {number}" for number in range(40)))
+    process = alone(*job, "--batch", "2")
+    until(entered(4))
+    shutil.rmtree("out")
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert "removed" in told and "run the same command again" in told
+    assert "40 made" in batch(*job, "--batch", "2").stderr
+
+
+def test_files_that_are_removed_while_it_runs_are_made_again(job):
+    Path("rows.txt").write_text("\n".join(f"fox {number}" for number in range(40)))
+    process = alone(*job, "--batch", "2")
+    until(entered(4))
+    next(Path("out").glob("00000*.png")).unlink()
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 0, told
+    assert "1 files were removed while the job ran" in told
+    assert len(list(Path("out").glob("*.png"))) == 40
+
+
+def test_a_full_disk_ends_the_job_and_loses_nothing(job, tmp_path):
+    Path("rows.txt").write_text("\n".join(f"fox {number}" for number in range(40)))
+    disk = tmp_path / "out"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    try:
+        result = batch(*job, "--batch", "2", code=1)
+        assert "No space left on device" in result.stderr
+        made = state().made
+        assert 0 < len(made) < 40
+        for one in made.values():
+            assert digest(Folder(disk), one.file) == one.sha256
+        assert not list(disk.glob(".*.part"))
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+        assert f"{40 - len(made)} made" in batch(*job, "--batch", "2").stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_rows_come_from_stdin_too(job):
+    """A prompt a line, or an object a line."""
+    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in FOXES)
+    for text in ("\n".join(FOXES), lines):
+        result = CliRunner().invoke(app, ["batch", "-", *job[1:], "--batch", "1"], input=text)
+        assert result.exit_code == 0, result.output
+    assert len(state().made) == 5
 
 
 def _children(parent):

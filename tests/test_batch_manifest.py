@@ -189,8 +189,10 @@ def test_folders_that_cannot_be_used_are_refused_before_any_work(tmp_path):
 def test_both_storages_do_the_same(tmp_path, kind):
     storage = folder(tmp_path) if kind == "folder" else Remote(f"memory://{uuid4().hex}")
     storage.prepare()
+    assert storage.empty()
     assert storage.names("*.png") == []
     storage.put({"b.png": b"1", "a.png": b"2", "deep/er/c.png": b"3"})
+    assert not storage.empty()
     assert storage.names("*.png") == ["a.png", "b.png"]
     assert storage.get("deep/er/c.png") == b"3"
     assert storage.exists("deep/er/c.png") and not storage.exists("deep/er")

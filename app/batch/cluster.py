@@ -43,6 +43,9 @@ SOON = 10.0
 LOOK = 1.0
 """Seconds between two looks at workers that wait."""
 
+LOSSES = 3
+"""How often in a row actors are started that get lost before they are ready: no row is to blame."""
+
 GRACE = 30.0
 """Seconds that the others of a gang are given once it is known how their task ended."""
 
@@ -135,6 +138,8 @@ class _Gang:
         known: Since when it is known how the task ended, though not all have answered.
         said: What nobody has heard yet.
         reason: Why they are to be ended.
+        lost: Whether that is because the cluster lost them before they were ready.
+        losses: How often that was so, in a row.
     """
 
     station: Station
@@ -148,6 +153,8 @@ class _Gang:
     known: float | None = None
     said: list[Message | Died] = field(default_factory=list)
     reason: str = ""
+    lost: bool = False
+    losses: int = 0
 
     @property
     def waits(self) -> bool:
@@ -188,7 +195,7 @@ class _Gang:
     def forget(self) -> None:
         """Be as before the first task: the actors are dead."""
         self.members, self.owed, self.answers = [], {}, {}
-        self.arrived, self.task, self.reason = False, None, ""
+        self.arrived, self.task, self.reason, self.lost = False, None, "", False
 
 
 class Cluster:
@@ -340,8 +347,8 @@ class Cluster:
         """What workers have said, and which have died."""
         self._look_after_waiting()
         ready = self._ready(seconds)
-        for gang in self._gangs:
-            self._hear(gang, ready)
+        for number in range(self.count):
+            self._hear(number, ready)
         heard = [(n, said) for n, gang in enumerate(self._gangs) for said in gang.said]
         for gang in self._gangs:
             gang.said = []
@@ -359,31 +366,53 @@ class Cluster:
             return set(self._ray.wait(owed, num_returns=len(owed), timeout=0)[0])
         return set()
 
-    def _hear(self, gang: _Gang, ready: set[Any]) -> None:
-        """Take what a worker's actors have answered.
-
-        Raises:
-            AccelError: If one of them does not see the output.
-        """
+    def _hear(self, number: int, ready: set[Any]) -> None:
+        """Take what a worker's actors have answered."""
+        gang = self._gangs[number]
         for one in [one for one in gang.owed if one in ready]:
             rank = gang.owed.pop(one)
             try:
                 answer = self._ray.get(one)
             except Exception as error:  # it died, or something was raised in it
+                gang.lost = gang.lost or (not gang.arrived and self._is_lost(error))
                 gang.reason = gang.reason or _line(error)
-                continue
-            if gang.arrived:
-                gang.answers[rank] = answer
-            elif answer:
-                raise AccelError(
-                    f"{self._place} is not shared with node {answer}: give a folder that all nodes "
-                    "see, or an address such as s3://…"
-                )
+            else:
+                self._take(gang, rank, answer)
         if gang.reason:
-            gang.said.append(Died(gang.reason))
-            self._end(gang)
+            self._bury(number)
         else:
             self._go_on(gang)
+
+    def _take(self, gang: _Gang, rank: int, answer: Any) -> None:
+        """Take an answer: to a task, or whether an actor is ready for tasks.
+
+        Raises:
+            AccelError: If it is not: it does not see the output.
+        """
+        if gang.arrived:
+            gang.answers[rank] = answer
+        elif answer:
+            raise AccelError(
+                f"{self._place} is not shared with node {answer}: give a folder that all nodes "
+                "see, or an address such as s3://…"
+            )
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether it is Ray that lost an actor, and not the actor that could not be made."""
+        gone = isinstance(error, self._ray.exceptions.RayActorError)
+        return gone and "creation task" not in str(error)
+
+    def _bury(self, number: int) -> None:
+        """Take a worker for dead; start it again if no task can have been the reason."""
+        gang = self._gangs[number]
+        task, reason, again = gang.task, gang.reason, gang.lost and gang.losses < LOSSES
+        self._end(gang)
+        if again and task is not None:
+            gang.losses += 1
+            self.send(number, task)
+        else:
+            gang.losses = 0
+            gang.said.append(Died(reason))
 
     def _go_on(self, gang: _Gang) -> None:
         """Begin what waited for the actors to be ready; conclude what they have answered."""
@@ -392,7 +421,7 @@ class Cluster:
             if gang.task is None and gang.owed:  # the others are out of step
                 self._end(gang)
         elif gang.members and not gang.arrived and not gang.owed:
-            gang.arrived = True
+            gang.arrived, gang.losses = True, 0
             if gang.task is not None:
                 gang.begin()
 
@@ -509,6 +538,14 @@ def _quiet() -> Iterator[None]:
         driver._worker_logs_enabled = True
 
 
+def _has_room(group: Any) -> bool:
+    """Whether the cluster holds a placement group's resources; its own `wait` is not to be had in
+    no time."""
+    from ray.util import placement_group_table
+
+    return bool(placement_group_table(group)["state"] == "CREATED")
+
+
 def _is_failure(message: Message) -> bool:
     return isinstance(message, Answer) and message.how in ("failed", "model")
 
@@ -520,5 +557,5 @@ def _line(error: Exception) -> str:
         first = (str(cause).strip().splitlines() or ["no message"])[0]
         return first if isinstance(cause, AccelError) else f"{type(cause).__name__}: {first}"
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    because = re.search(r"is dead because (.+?)\.(?: |$)", last)
+    because = re.search(r"(?:is dead because|is unavailable:) (.+?)\.(?: |$)", last)
     return because[1] if because else last

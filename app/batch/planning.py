@@ -123,7 +123,7 @@ def _check_folder(options: Batch, storage: Storage, state: State, named: Sequenc
             f"{storage.where} holds an earlier run: go on with it by --resume, make all again by "
             "--overwrite, or give another --out."
         )
-    if not (state.begun or state.damaged):
+    if not (state.begun or state.damaged or storage.empty()):
         there = next((row.file for row in named if storage.exists(row.file)), None)
         if there is not None:
             raise BadInput(

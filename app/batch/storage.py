@@ -35,6 +35,10 @@ class Storage(Protocol):
         """Names of the files at its top that match a pattern, in order."""
         ...
 
+    def empty(self) -> bool:
+        """Whether there is nothing at all."""
+        ...
+
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
         ...
@@ -129,6 +133,13 @@ class Folder:
         """Names at the top that match."""
         return sorted(path.name for path in self._root.glob(pattern) if path.is_file())
 
+    def empty(self) -> bool:
+        """Whether there is nothing in it; hidden files do not count."""
+        try:
+            return all(path.name.startswith(".") for path in self._root.iterdir())
+        except FileNotFoundError:
+            return True
+
     def exists(self, name: str) -> bool:
         """Whether it is a file."""
         return (self._root / name).is_file()
@@ -142,6 +153,11 @@ class Folder:
 
     def put(self, contents: dict[str, bytes]) -> None:
         """Write all to the disk, then give each its name."""
+        if not self._root.is_dir():
+            raise NotWritten(
+                f"{self._root} was removed while the job ran: run the same command again; it makes "
+                "what is missing."
+            )
         paths = {self._root / name: content for name, content in contents.items()}
         for folder in {path.parent for path in paths}:
             try:
@@ -238,6 +254,10 @@ class Remote:
 
     def _there(self) -> bool:
         return bool(self._system.exists(self._root))
+
+    def empty(self) -> bool:
+        """Whether there is no object below the address."""
+        return not (self._there() and self._system.ls(self._root, detail=False))
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
