@@ -113,6 +113,14 @@ def await_run(job, count):
         time.sleep(0.02)
 
 
+def await_end(job):
+    """No actor is left."""
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in job.runs()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_two_actors_make_all_rows_and_those_of_local_processes(ray, tmp_path, monkeypatch):
     """The folder is a relative one: actors stand in another."""
     monkeypatch.chdir(tmp_path)
@@ -126,7 +134,7 @@ def test_two_actors_make_all_rows_and_those_of_local_processes(ray, tmp_path, mo
     local = Job(tmp_path / "local", ["slow"] * 12)
     local.run(Local([Station("w", local.storage.where, "cpu")], local.load), size=2)
     assert job.pictures() == local.pictures()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in job.runs())
+    await_end(job)
 
 
 def test_an_actor_that_is_killed_costs_nothing_but_time(ray, tmp_path):
@@ -163,7 +171,7 @@ def test_a_row_that_takes_too_long_is_ended(ray, tmp_path):
     check(job, state)
     assert "longer than 2 s" in state.failed["id1"].reason
     assert state.failed["id1"].quarantined
-    assert not any(Path(f"/proc/{pid}").exists() for pid in job.runs())
+    await_end(job)
 
 
 def heard(engine, most=30.0):
@@ -197,8 +205,15 @@ def test_what_is_heard(ray, tmp_path, monkeypatch):
         engine.kill(0, "again")
         assert heard(engine) == [Died("again")]
         engine.send(0, fine)
-        assert heard(engine) == [Died("list index out of range")]
+        assert heard(engine) == [Died("IndexError: list index out of range")]
     assert engine.count == 1  # for the report
+
+
+def missing(source):
+    """What loads a model, on a machine that lacks its module."""
+
+
+missing.__module__ = "nowhere"
 
 
 def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path):
@@ -209,7 +224,13 @@ def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path)
     with job.cluster(workers=1) as engine:
         engine.send(0, task)
         (died,) = heard(engine)
-    assert "pickle" in died.reason and "\n" not in died.reason
+    assert died.reason.startswith("TypeError: Could not serialize the argument")
+    assert "\n" not in died.reason
+    job.load = missing
+    with job.cluster(workers=1) as engine:
+        engine.send(0, task)
+        (died,) = heard(engine)
+    assert died.reason == "ModuleNotFoundError: No module named 'nowhere'"
 
 
 def test_a_worker_without_room_leaves_its_rows_to_another(ray, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,8 @@ import accel
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+BATCH = (ROOT / "docs" / "batch.md").read_text()
+PROMPTS = "a boat on the sea\na red house\n"
 GUIDE = (ROOT / "docs" / "adding-a-method.md").read_text()
 
 
@@ -22,8 +24,8 @@ def fenced(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def commands():
-    lines = [line for block in fenced(README, "bash") for line in block.splitlines()]
+def commands(page=README):
+    lines = [line for block in fenced(page, "bash") for line in block.splitlines()]
     return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
@@ -93,6 +95,7 @@ def test_generated_pages_are_current():
 
 
 def test_readme_commands_run_in_order(tmp_path):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
     for command in commands():
         if command.startswith("make "):
             assert command in ("make demo", "make test")
@@ -101,6 +104,16 @@ def test_readme_commands_run_in_order(tmp_path):
             run(command, tmp_path)
     for name in ("boat.png", "again.png", "compare/sheet.png", "compare/report.json"):
         assert (tmp_path / name).stat().st_size > 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+def test_the_commands_of_the_page_on_batches_run_in_order(tmp_path):
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    (tmp_path / "rows.yaml").write_text(fenced(BATCH, "yaml")[0])
+    for command in commands(BATCH):
+        run(command, tmp_path)
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "sweep").glob("*.png"))) == 8
 
 
 def test_readme_server_starts_answers_and_ends(tmp_path):

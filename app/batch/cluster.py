@@ -539,8 +539,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _has_room(group: Any) -> bool:
-    """Whether the cluster holds a placement group's resources; its own `wait` is not to be had in
-    no time."""
+    """Whether the cluster holds a placement group's resources; its own `wait` says so late."""
     from ray.util import placement_group_table
 
     return bool(placement_group_table(group)["state"] == "CREATED")
@@ -551,11 +550,14 @@ def _is_failure(message: Message) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """What Ray says of an end, in one line."""
+    """What was raised in an actor, by Ray or here, in one line."""
+    text = str(error).strip()
+    because = re.search(r"(?:is dead because|is unavailable:) (.+?)\.(?: |$)", text, re.MULTILINE)
+    if because:
+        return because[1]
     cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        first = (str(cause).strip().splitlines() or ["no message"])[0]
-        return first if isinstance(cause, AccelError) else f"{type(cause).__name__}: {first}"
-    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    because = re.search(r"(?:is dead because|is unavailable:) (.+?)\.(?: |$)", last)
-    return because[1] if because else last
+    if cause is None and "ray::" in text:  # a traceback
+        return text.splitlines()[-1]
+    cause = cause or error
+    first = (str(cause).strip().splitlines() or ["no message"])[0]
+    return first if isinstance(cause, AccelError) else f"{type(cause).__name__}: {first}"
