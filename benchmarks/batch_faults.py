@@ -4,8 +4,8 @@
 
 Workers and the parent are killed in turns, each time after a few more rows were entered; a killed
 parent is started again by the same command. At the end every row has to be there once, its file
-has to have the hash that was entered, and its picture has to be that of the undisturbed run, bit for
-bit; with one row in a call, that of `accel generate`. Nothing is timed.
+with the hash that was entered, its picture that of the undisturbed run, bit for bit; with one row
+in a call, that of `accel generate`. Nothing is timed.
 """
 
 from __future__ import annotations
