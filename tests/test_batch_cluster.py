@@ -4,6 +4,7 @@ The model is a toy; Ray, its actors and placement groups, signals, files and man
 GPUs are not: Ray believes what it is told, and actors on GPUs need no torch.
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -209,14 +210,10 @@ def test_what_is_heard(ray, tmp_path, monkeypatch):
     assert engine.count == 1  # for the report
 
 
-def missing(source):
-    """What loads a model, on a machine that lacks its module."""
-
-
-missing.__module__ = "nowhere"
-
-
-def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path):
+def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path, monkeypatch):
+    """An opener that holds a lock, and one whose module is there only where the job is started."""
+    (tmp_path / "only_here.py").write_text("def opened(source): ...")
+    monkeypatch.syspath_prepend(tmp_path)
     job = Job(tmp_path, ["fine"])
     task = Make("key", (job.rows[0],), frozenset())
     lock = threading.Lock()
@@ -226,11 +223,11 @@ def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path)
         (died,) = heard(engine)
     assert died.reason.startswith("TypeError: Could not serialize the argument")
     assert "\n" not in died.reason
-    job.load = missing
+    job.load = importlib.import_module("only_here").opened
     with job.cluster(workers=1) as engine:
         engine.send(0, task)
         (died,) = heard(engine)
-    assert died.reason == "ModuleNotFoundError: No module named 'nowhere'"
+    assert died.reason == "ModuleNotFoundError: No module named 'only_here'"
 
 
 def test_a_worker_without_room_leaves_its_rows_to_another(ray, tmp_path, monkeypatch, capsys):

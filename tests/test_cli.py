@@ -19,7 +19,7 @@ from accel import methods as all_methods
 from accel.plan import PRESETS
 from app import clips, metadata, request
 
-COMMANDS = ("generate", "compare", "ui", "calibrate", "methods", "explain", "env")
+COMMANDS = ("generate", "compare", "batch", "ui", "calibrate", "methods", "explain", "env")
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def test_help_imports_nothing_of_weight() -> None:
         "try:\n    app.cli.main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "found = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "light = {'annotated_doc', 'annotated_types', 'app', 'markdown_it', 'mdurl', 'pygments',\n"
+        "light = {'annotated_doc', 'annotated_types', 'app', 'attr', 'markdown_it', 'mdurl', 'pygments',\n"
         "         'rich', 'shellingham', 'typer', 'typing_extensions'}\n"
         "assert not found - set(sys.stdlib_module_names) - light, found"
     )

@@ -45,11 +45,12 @@ def batch(given: Given, opener: Opener = opened) -> None:
     storage = open_storage(options.out)
     if not options.dry_run:
         storage.prepare()
-    made, total = _rows(options, ways)
     with ExitStack() as stack:
         if not options.dry_run:
             stack.enter_context(_alone(storage, _writer(options)))
         engine = stack.enter_context(_engine(options, ways, storage, opener))
+        engine.start()
+        made, total = _rows(options, ways)
         plans = planning.plan(options, storage, made, total, engine)
         if options.dry_run:
             _show(options, storage, plans, engine, style)

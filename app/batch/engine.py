@@ -42,6 +42,10 @@ class Engine(Protocol):
         """How many tasks a worker takes before it has answered the first."""
         ...
 
+    def start(self) -> None:
+        """Begin to start the first worker: that takes seconds, in which rows can be read."""
+        ...
+
     def send(self, number: int, task: Task) -> None:
         """Give a worker a task."""
         ...
@@ -129,18 +133,27 @@ class Local:
         """Process ids of the workers that run; of several that work together, the first one's."""
         return [gang.members[0].alive if gang.members else None for gang in self._gangs]
 
-    def send(self, number: int, task: Task) -> None:
-        """Give a worker a task; it is started where it does not run."""
+    def start(self) -> None:
+        """Start the first worker's processes."""
+        self._started(0)
+
+    def _started(self, number: int) -> _Gang:
+        """A worker that was started, whatever became of it since."""
         gang = self._gangs[number]
         if not gang.members:
             gang.members = self._members(self.stations[number])
             gang.heard = time.monotonic()
-            links = [member.link() for member in gang.members]
-        else:
-            links = [link for member in gang.members if (link := member.listening) is not None]
+            for member in gang.members:
+                member.link()
+        return gang
+
+    def send(self, number: int, task: Task) -> None:
+        """Give a worker a task; it is started where it does not run."""
+        gang = self._started(number)
         try:
-            for link in links:
-                link.send(task)
+            for member in gang.members:
+                if member.listening is not None:
+                    member.listening.send(task)
         except OSError:
             gang.reason = gang.reason or gang.death()  # heard of in `events`
 
