@@ -190,6 +190,7 @@ def test_what_is_heard(ray, tmp_path, monkeypatch):
     fine, hang = (Make(f"key {one.id}", (one,), frozenset({one.id})) for one in job.rows)
     with job.cluster(workers=1) as engine:
         assert (engine.count, engine.ahead) == (1, 1)
+        engine.start()
         engine.send(0, fine)
         assert engine.events(0.0) == []
         began, answer = heard(engine)

@@ -307,14 +307,21 @@ class Cluster:
         """What a process takes, in words."""
         return "".join(f"{n:g} {kind}{'s' * (n > 1)}" for kind, n in self._need.items())
 
+    def start(self) -> None:
+        """Ask the cluster for the first worker."""
+        self._advance(self._gangs[0])
+
     def send(self, number: int, task: Task) -> None:
         """Give a worker a task; it is started where it does not run."""
-        gang = self._gangs[number]
-        gang.task = task
+        self._gangs[number].task = task
+        self._advance(self._gangs[number])
+
+    def _advance(self, gang: _Gang) -> None:
+        """Start a worker that does not run; let one that is ready begin its task."""
         try:
             if not gang.members:
                 self._start(gang)
-            elif gang.arrived:
+            elif gang.arrived and gang.task is not None:
                 gang.begin()
         except Exception as error:  # it cannot be sent, for instance
             gang.reason = _line(error)
@@ -422,8 +429,7 @@ class Cluster:
                 self._end(gang)
         elif gang.members and not gang.arrived and not gang.owed:
             gang.arrived, gang.losses = True, 0
-            if gang.task is not None:
-                gang.begin()
+            self._advance(gang)
 
     def _look_after_waiting(self) -> None:
         """Let idle workers take over from those that have no room; say that these wait."""
