@@ -227,6 +227,29 @@ def test_shards_share_the_rows_out_and_the_last_report_has_them_all(job):
     assert json.loads(Path("out/report.json").read_text())["made"] == 5
 
 
+def test_two_processes_make_a_row_together_where_its_plan_shares_it_out(job):
+    Path("rows.txt").write_text("\n".join(FOXES[:2]))
+    batch(*job)
+    batch(*job[:-1], "shared", "--devices", "2", "--set", "parallel.CFG.degree=2")
+    alone, shared = state().made, state("shared").made
+    assert shared.keys() == alone.keys()
+    for id, one in shared.items():
+        assert one.verdicts["parallel.CFG"]["state"] == "ACTIVE"
+        assert one.nfe == alone[id].nfe / 2
+        assert np.abs(levels("out", alone[id]) - levels("shared", one)).max() <= 1
+
+
+def test_a_gang_of_which_one_fails_is_started_again(tmp_path):
+    """The other one waits for it in an exchange; the next row is made all the same."""
+    from test_batch_workers import Job
+
+    job = Job(tmp_path, ["fail", "fine", "fail", "fine"], size=1)
+    job.engine.devices = 2
+    found = job.run()
+    assert {one.index for one in found.failed.values()} == {0, 2}
+    assert {one.index for one in found.made.values()} == {1, 3}
+
+
 def test_an_address_of_fsspec_holds_a_job_as_a_folder_does(job, tmp_path):
     there = f"local://{tmp_path}/remote"
     batch(*job[:-1], there, "--batch", "2")

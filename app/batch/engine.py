@@ -125,8 +125,8 @@ class Local:
 
     @property
     def ahead(self) -> int:
-        """Two: while the files of one call are written, the next is made."""
-        return 2
+        """Two: while the files of one call are written, the next is made. Gangs take one."""
+        return 2 if self.devices == 1 else 1
 
     @property
     def processes(self) -> list[int | None]:
@@ -188,6 +188,9 @@ class Local:
                 gang.heard = time.monotonic()
                 if not isinstance(message, Beat) and (rank == 0 or _is_failure(message)):
                     heard.append(message)
+        if len(gang.members) > 1 and any(map(_is_failure, heard)):
+            gang.end()  # the others may wait for the one that failed; nothing else was asked of them
+            return [next(filter(_is_failure, heard))]
         silent = time.monotonic() - gang.heard
         if alive and silent > SILENCE:
             gang.reason, alive = f"no sign of life for {silent:.0f} s", False
