@@ -5,6 +5,7 @@ from its rows, and a script of the test's own ends workers at any moment besides
 """
 
 from collections import deque
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -208,7 +209,7 @@ def test_a_worker_keeps_to_its_model_while_there_are_rows_of_it():
     rows = [row(i, group=f"g{i % 2}", model=f"m{i % 2}") for i in range(24)]
     ran(rows, Noting(2), 2)
     loads = sum(
-        sum(one != other for one, other in zip(models, models[1:], strict=False))
+        sum(one != other for one, other in pairwise(models))
         for models in seen.values()
     )
     assert loads <= 2

@@ -1,10 +1,10 @@
-"""Rows: ids, seeds, hashes, names and groups, which depend on what they should, and nothing else."""
+"""Rows: ids, seeds, hashes, names and groups depend on what they should, and on nothing else."""
 
 import json
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -162,7 +162,7 @@ def test_groups_of_a_model_stand_together():
     for order in permutations(values):
         models = [members[0].form.request.model for members in groups(rows(*order)).values()]
         assert models == sorted(models, key=models.index)
-        assert sum(a != b for a, b in zip(models, models[1:], strict=False)) == 1
+        assert sum(a != b for a, b in pairwise(models)) == 1
 
 
 @settings(max_examples=200, deadline=None)

@@ -53,8 +53,8 @@ def test_help_imports_nothing_of_weight() -> None:
         "try:\n    app.cli.main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "found = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
-        "light = {'annotated_doc', 'annotated_types', 'app', 'attr', 'markdown_it', 'mdurl', 'pygments',\n"
-        "         'rich', 'shellingham', 'typer', 'typing_extensions'}\n"
+        "light = {'annotated_doc', 'annotated_types', 'app', 'attr', 'markdown_it', 'mdurl',\n"
+        "         'pygments', 'rich', 'shellingham', 'typer', 'typing_extensions'}\n"
         "assert not found - set(sys.stdlib_module_names) - light, found"
     )
 

@@ -189,7 +189,7 @@ class Local:
                 if not isinstance(message, Beat) and (rank == 0 or _is_failure(message)):
                     heard.append(message)
         if len(gang.members) > 1 and any(map(_is_failure, heard)):
-            gang.end()  # the others may wait for the one that failed; nothing else was asked of them
+            gang.end()  # the others may wait for it; nothing else was asked of them
             return [next(filter(_is_failure, heard))]
         silent = time.monotonic() - gang.heard
         if alive and silent > SILENCE:
