@@ -2,7 +2,8 @@
 
 Processes, pipes, files and manifest around it are real. The prompt says what happens: ``die`` kills
 the process, ``hang`` takes for ever, ``fail`` and ``bug`` raise, ``slow`` takes a moment, ``big``
-says that memory does not suffice for more than two; everything else is drawn in the colour of its
+says that memory does not suffice for more than two, ``huge`` for any unless the decoder works in
+tiles; everything else is drawn in the colour of its
 seed. Every call is noted in a log: process id and prompts.
 """
 
@@ -35,7 +36,10 @@ class Toy:
     """
 
     def __init__(self, source, log):
-        pipe = SimpleNamespace(components={}, device=SimpleNamespace(type="cpu"))
+        vae = SimpleNamespace(use_tiling=False)
+        vae.enable_tiling = lambda: setattr(vae, "use_tiling", True)
+        device = SimpleNamespace(type="cpu")
+        pipe = SimpleNamespace(components={"vae": vae}, vae=vae, device=device)
         self.model = Model(source, pipe, {}, "toy")
         self._log = log
 
@@ -43,7 +47,7 @@ class Toy:
         with self._log.open("a") as file:
             file.write(f"{os.getpid()} {'|'.join(one.prompt for one in requests)}\n")
         for request in requests:
-            _act(request.prompt, len(requests))
+            _act(request.prompt, len(requests), self.model.pipe.vae.use_tiling)
         report = Report("Toy", [], steps=STEPS, calls=STEPS, rows=STEPS * len(requests))
         report.samples = len(requests)
         call = {"num_inference_steps": STEPS, "width": 4, "height": 4}
@@ -61,7 +65,7 @@ def picture(seed):
     return Image.new("RGB", (4, 4), tuple(seed >> shift & 255 for shift in (0, 8, 16)))
 
 
-def _act(prompt, together):
+def _act(prompt, together, tiled):
     match prompt.split(" ")[0]:
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -74,6 +78,8 @@ def _act(prompt, together):
         case "slow":
             time.sleep(0.05)
         case "big" if together > 2:
+            raise MemoryError
+        case "huge" if not tiled:
             raise MemoryError
 
 

@@ -208,10 +208,7 @@ def test_a_worker_keeps_to_its_model_while_there_are_rows_of_it():
 
     rows = [row(i, group=f"g{i % 2}", model=f"m{i % 2}") for i in range(24)]
     ran(rows, Noting(2), 2)
-    loads = sum(
-        sum(one != other for one, other in pairwise(models))
-        for models in seen.values()
-    )
+    loads = sum(sum(one != other for one, other in pairwise(models)) for models in seen.values())
     assert loads <= 2
 
 

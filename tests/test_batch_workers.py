@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from test_batch_dispatch import row
 
+from app import metadata
 from app.batch import manifest
 from app.batch.dispatch import Dispatcher, Fatal, Rules
 from app.batch.engine import Local
@@ -46,6 +47,9 @@ class Job:
         with self.engine:
             dispatcher.run(calls(self.rows, sizes), {one.id: one for one in self.rows})
         return manifest.read(Folder(Path(self.storage.where)))
+
+    def record(self, index):
+        return metadata.record_of(Path(self.storage.where) / self.rows[index].file)
 
     def pids(self):
         return {int(line.split()[0]) for line in self.log.read_text().splitlines()}
@@ -103,6 +107,17 @@ def test_out_of_memory_halves_the_call_and_says_so(tmp_path):
     assert all("out of memory with 5" in one.notes[0] for one in state.made.values())
     sizes = [len(line.split("|")) for line in job.log.read_text().splitlines()]
     assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_what_fits_only_in_tiles_is_made_in_tiles_and_the_next_row_is_not(tmp_path):
+    job = Job(tmp_path, ["fine", "huge", "fine"], size=1)
+    state = job.run()
+    check(job, state)
+    notes = {one.index: one.notes for one in state.made.values()}
+    assert notes == {0: (), 1: ("out of memory: made with the decoder in tiles",), 2: ()}
+    records = {index: job.record(index) for index in notes}
+    savings = {index: record.fingerprint.savings for index, record in records.items()}
+    assert savings == {0: (), 1: ("decoder in tiles",), 2: ()}
 
 
 @pytest.mark.parametrize("times", [12])
