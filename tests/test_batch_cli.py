@@ -231,8 +231,8 @@ def test_rows_with_pictures_of_their_own_go_into_one_call(models):
         rows.append({"prompt": "fox", "id": colour, "image": f"{colour}.png", "strength": 0.7})
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--model", models("sd15"), "--steps", 4, "--device", "cpu", "--threads", 1]
-    for size in (1, 3):
-        batch("rows.jsonl", *options, "--out", f"by-{size}", "--batch", size)
+    for count in (1, 3):
+        batch("rows.jsonl", *options, "--out", f"by-{count}", "--batch", count)
     alone, together = state("by-1").made, state("by-3").made
     for id, one in together.items():
         assert one.batch == ("red", "blue", "green")
