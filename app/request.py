@@ -331,7 +331,7 @@ class Batch:
         Le(1024),
         Option(
             help="threads of a process on a CPU, on which its bits depend; default: all cores "
-            "over all processes",
+            "over all processes (ray: one)",
             rich_help_panel=MACHINES,
         ),
     ] = None

@@ -1,6 +1,6 @@
 """`accel batch` under `kill -9`: what is there at the end, beside an undisturbed run.
 
-    python benchmarks/batch_faults.py [--rows 500] [--kills 30] [--forms …]
+    python benchmarks/batch_faults.py [--rows 500] [--kills 30] [--forms …]   # others stay as they are
 
 Workers and the parent are killed in turns, each time after a few more rows were entered; a killed
 parent is started again by the same command. At the end every row has to be there once, its file
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--forms", nargs="*", default=list(FORMS))
     given = parser.parse_args()
-    found = {}
+    found = earlier(given.rows)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         source = folder / "rows.txt"
@@ -67,6 +68,13 @@ def main() -> None:
             print(form, found[form], flush=True)
     save("batch-faults", {"rows": given.rows, "forms": found})
     (RESULTS / "batch-faults.md").write_text(page(found, given.rows))
+
+
+def earlier(rows: int) -> dict[str, dict[str, Any]]:
+    """What an earlier run found, of as many rows."""
+    path = RESULTS / "batch-faults.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return dict(known["forms"]) if known.get("rows") == rows else {}
 
 
 def command(source: Path, out: Path, more: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import batch_toy
@@ -232,23 +233,38 @@ def test_what_cannot_be_sent_or_loaded_is_a_death_with_its_reason(ray, tmp_path,
     assert died.reason == "ModuleNotFoundError: No module named 'only_here'"
 
 
-def test_a_worker_without_room_leaves_its_rows_to_another(ray, tmp_path, monkeypatch, capsys):
-    """Somebody else holds one of the GPUs; nothing of ours is left of them afterwards."""
-    monkeypatch.setattr(module, "SOON", 0.0)
-    monkeypatch.setattr(module, "LOOK", 0.1)
+def await_free(ray):
+    """Nobody holds anything of the cluster."""
+    end = time.monotonic() + 10
+    while ray.available_resources().get("GPU") != 2.0:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@contextmanager
+def taken(ray):
+    """Inside, somebody else holds one of the GPUs."""
+    await_free(ray)
     other = ray.util.placement_group([{"GPU": 1}])
     assert other.wait(10)
-    job = Job(tmp_path, ["slow"] * 9)
-    state = job.run(job.cluster())
+    try:
+        yield
+    finally:
+        ray.util.remove_placement_group(other)
+
+
+def test_a_worker_without_room_leaves_its_rows_to_another(ray, tmp_path, monkeypatch, capsys):
+    """And nothing is held of the cluster afterwards."""
+    monkeypatch.setattr(module, "SOON", 0.5)
+    monkeypatch.setattr(module, "LOOK", 0.1)
+    job = Job(tmp_path, ["slow"] * 20)
+    with taken(ray):
+        state = job.run(job.cluster())
     check(job, state)
-    assert len(state.made) == 9 and len(set(job.runs())) == 1
+    assert len(state.made) == 20 and len(set(job.runs())) == 1 and not job.said
     told = "no room yet for 1 of 2 workers (1 × 1 GPU): waiting for it"
     assert capsys.readouterr().err.count(told) == 1
-    ray.util.remove_placement_group(other)
-    end = time.monotonic() + 10
-    while ray.available_resources().get("GPU") != 2.0 and time.monotonic() < end:
-        time.sleep(0.1)
-    assert ray.available_resources()["GPU"] == 2.0
+    await_free(ray)
 
 
 def test_more_workers_than_the_cluster_has_are_refused(ray, tmp_path):
@@ -325,7 +341,7 @@ def test_one_that_does_not_answer_after_a_failure_is_waited_for_so_long(monkeypa
     assert gang.said == [fails()] and gang.task is None
 
 
-def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_not_waited_for(ray, monkeypatch):
     """A port that is closed, and one where somebody listens who says nothing."""
     monkeypatch.setattr(module, "REACH", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as mute:

@@ -202,5 +202,18 @@ def test_both_storages_do_the_same(tmp_path, kind):
         storage.get("no.png")
 
 
+def test_what_another_shard_is_writing_is_left_to_it(tmp_path):
+    storage = folder(tmp_path)
+    storage.prepare()
+    part = Path(storage.where) / "deep" / ".a.png.1234.part"
+    part.parent.mkdir()
+    part.touch()
+    storage.sweep(600.0)
+    assert part.exists()
+    os.utime(part, (1, 1))
+    storage.sweep(600.0)
+    assert not part.exists()
+
+
 def test_an_address_of_files_is_a_folder(tmp_path):
     assert isinstance(open_storage(f"file://{tmp_path}"), Folder)

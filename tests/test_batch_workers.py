@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import batch_toy
@@ -23,7 +24,8 @@ from app.batch.grouping import calls, groups
 from app.batch.manifest import Failed, Made, Manifest
 from app.batch.storage import Folder, digest
 from app.batch.tasks import Measure, Measured
-from app.batch.worker import Station
+from app.batch.worker import Station, Worker
+from parallel.launch import Place
 
 
 class Job:
@@ -183,6 +185,19 @@ def test_a_process_that_gives_no_sign_of_life_is_ended(tmp_path, monkeypatch):
     assert len(state.made) == 3
     assert any("no sign of life" in one for one in job.said)
     assert not Path(f"/proc/{stopped[0]}").exists()
+
+
+def test_a_worker_and_each_of_a_gang_has_a_device_of_its_own(tmp_path):
+    """Where a row names none, or only its kind."""
+    first = Station("w", str(tmp_path), "cuda:2")
+    assert first.of(None) == first
+    assert [first.of(Place(rank, 2, rank)).device for rank in (0, 1)] == ["cuda:2", "cuda:3"]
+    assert Station("w", str(tmp_path), "cpu").of(Place(1, 2, 1)).device == "cpu"
+    worker = Worker(first, batch_toy.opener(tmp_path / "log"))
+    for named, used in ((None, "cuda:2"), ("cuda", "cuda:2"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+        one = row(0)
+        form = replace(one.form, request=replace(one.form.request, device=named))
+        assert worker._request(replace(one, form=form)).device == used
 
 
 def test_no_process_outlives_its_engine(tmp_path):

@@ -26,6 +26,9 @@ from app.batch.storage import Storage
 from app.exits import FAILED, INTERRUPTED, PARTIAL, say
 from app.progress import Bar
 
+ABANDONED = 600.0
+"""Seconds after which a half-written file is no other shard's any more."""
+
 ROUNDS = 3
 """How often rows are made again whose files are gone at the end."""
 
@@ -81,7 +84,7 @@ class Running:
 
     def _make(self) -> None:
         options, plans = self.ways.options, self.plans
-        self.storage.sweep()
+        self.storage.sweep(ABANDONED if options.shard else 0.0)
         self._write([self._begun()])
         known = planning.sizes(options, plans)
         sizes = planning.settled(plans, known, self.engine, self._write)

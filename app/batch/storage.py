@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -71,8 +72,12 @@ class Storage(Protocol):
         """Bytes that may still be written; ``None``: nobody knows."""
         ...
 
-    def sweep(self) -> None:
-        """Remove what a crash has left half-written."""
+    def sweep(self, age: float = 0.0) -> None:
+        """Remove what a crash has left half-written.
+
+        Args:
+            age: Seconds for which nobody has written to it: others may be at work here.
+        """
         ...
 
 
@@ -198,10 +203,12 @@ class Folder:
         there = next(path for path in (self._root, *self._root.absolute().parents) if path.is_dir())
         return shutil.disk_usage(there).free
 
-    def sweep(self) -> None:
+    def sweep(self, age: float = 0.0) -> None:
         """Remove temporary files."""
         for part in self._root.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime >= age:
+                    part.unlink()
 
 
 def _ends_in_break(path: Path) -> bool:
@@ -292,7 +299,7 @@ class Remote:
         """Nobody knows."""
         return
 
-    def sweep(self) -> None:
+    def sweep(self, age: float = 0.0) -> None:
         """There is nothing half-written."""
 
     def _path(self, name: str) -> str:

@@ -63,7 +63,7 @@ class Station:
     Attributes:
         name: What it is called in the manifest.
         place: Of the output.
-        device: Where requests run that name none; ``None``: torch's default.
+        device: Where requests run that name none, or only its kind; ``None``: torch's default.
         threads: Threads on a CPU; ``None``: torch's default.
     """
 
@@ -71,6 +71,13 @@ class Station:
     place: str
     device: str | None = None
     threads: int | None = None
+
+    def of(self, place: Place | None) -> Station:
+        """Where one of several processes stands that make a row together: a GPU each."""
+        kind, colon, index = (self.device or "").partition(":")
+        if place is None or not colon:
+            return self
+        return replace(self, device=f"{kind}:{int(index) + place.rank}")
 
 
 class ModelFailed(Exception):
@@ -229,9 +236,11 @@ class Worker:
         )
 
     def _request(self, row: Row) -> Request:
-        request = row.request
-        device = self._station.device
-        return request if request.device or not device else replace(request, device=device)
+        request, device = row.request, self._station.device
+        kind = None if device is None else device.partition(":")[0]
+        if device is None or request.device not in (None, kind):
+            return request
+        return replace(request, device=device)
 
     def _ready(self, source: Source) -> Session:
         if self._session is None or self._session.model.source != source:
@@ -324,7 +333,7 @@ def main(
     Thread(target=_live, args=(say,), daemon=True).start()
 
     with _together(place, meeting), ThreadPoolExecutor(1) as writing:
-        worker = Worker(station, opener)
+        worker = Worker(station.of(place), opener)
         first = place is None or place.rank == 0
         while True:
             task = tasks.get()
