@@ -338,15 +338,15 @@ class Batch:
     engine: Annotated[
         Literal["local", "ray"],
         Option(
-            help="processes of this machine, or actors of a Ray cluster (pip install "
-            "'diffusers-accel[cluster]')",
+            help="processes of this machine, or actors of a Ray cluster (needs the extra 'cluster')",
             rich_help_panel=MACHINES,
         ),
     ] = "local"
     address: Annotated[
         str | None,
         Option(
-            help="of the Ray cluster; default: the one this machine belongs to, or a new one",
+            help="of the Ray cluster, or auto for the one that this machine belongs to; default: a "
+            "new one on this machine",
             rich_help_panel=MACHINES,
         ),
     ] = None

@@ -1,6 +1,6 @@
 """`accel batch` under `kill -9`: what is there at the end, beside an undisturbed run.
 
-    python benchmarks/batch_faults.py [--rows 500] [--kills 30] [--forms …]   # others stay as they are
+    python benchmarks/batch_faults.py [--rows 500] [--kills 30] [--forms …]  # others stay
 
 Workers and the parent are killed in turns, each time after a few more rows were entered; a killed
 parent is started again by the same command. At the end every row has to be there once, its file
