@@ -338,7 +338,7 @@ class Batch:
     engine: Annotated[
         Literal["local", "ray"],
         Option(
-            help="processes of this machine, or actors of a Ray cluster (needs the extra 'cluster')",
+            help="processes of this machine, or actors of a Ray cluster (of the extra 'cluster')",
             rich_help_panel=MACHINES,
         ),
     ] = "local"
