@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from measure import ratio, rounds, save, spread
+from measure import RESULTS, ratio, rounds, save, signature, spread
 
 from accel.scenes import HELD_OUT, scene
 
@@ -49,9 +49,53 @@ def main() -> None:
         plain(given, *given.plain)
         return
     parts: dict[str, Callable[[Any], Any]] = {"planning": planning, "layer": layer, "rates": rates}
-    path = "batch" if given.part is None else f"batch-{given.part}"
+    name = ("batch" if given.part is None else f"batch-{given.part}") + f"-{given.model}"
     found = {name: part(given) for name, part in parts.items() if given.part in (None, name)}
-    save(f"{path}-{given.model}", {"arguments": vars(given), **found})
+    save(name, {"arguments": vars(given), **found})
+    (RESULTS / f"{name}.md").write_text("\n".join(page(given, found)) + "\n")
+
+
+def page(given: Any, found: dict[str, Any]) -> Iterator[str]:
+    """The results as a page."""
+    yield f"# `accel batch` on {given.model}"
+    yield f"\n{signature()}"
+    if "rates" in found:
+        yield (
+            f"\n## Rows per second\n\n{given.rows} held-out captions at {given.size} px and the "
+            "model's own steps; times between a contender's first and last file, loading left out, "
+            "median and quartiles of rounds in turns. SSIM and accuracy: to the loop's pictures, and "
+            "of captions.\n\n"
+            "| Contender | s a row | rows a second | × the loop | × accelerate | whole s | SSIM "
+            "median (lowest) | accuracy |\n|---|---:|---:|---:|---:|---:|---:|---:|"
+        )
+        for name, one in found["rates"].items():
+            loop, split = one["times_the_loop"], one["times_the_split"]
+            yield (
+                f"| {name} | {one['seconds_a_row']['median']:.3f} | {one['rows_a_second']:.2f} | "
+                f"{loop['median']:.2f} ({loop['low']:.2f}–{loop['high']:.2f}) | "
+                f"{split['median']:.2f} | {one['whole_seconds']['median']:.1f} | "
+                f"{one['ssim_median']:.3f} ({one['ssim_lowest']:.3f}) | {one['accuracy']:.3f} |"
+            )
+    if "layer" in found:
+        yield (
+            "\n## What the durable layer adds\n\nCalls whose pictures are saved by Pillow against "
+            "the same with record, hashes, fsync and manifest, in turns in one process, nothing "
+            "beside the next call.\n\n| Calls | added ms a row | time |\n|---|---:|---:|"
+        )
+        for name, one in found["layer"].items():
+            share = one["share"]
+            yield (
+                f"| {name} | {one['added_ms_a_row']:.2f} | × {share['median']:.3f} "
+                f"({share['low']:.3f}–{share['high']:.3f}) |"
+            )
+    if "planning" in found:
+        one = found["planning"]
+        yield (
+            f"\n## Planning\n\n`accel batch --dry-run` of {one['rows']:,} rows: "
+            f"{one['seconds']['median']:.1f} s ({one['seconds']['low']:.1f}–"
+            f"{one['seconds']['high']:.1f}), {one['peak_mib']:.0f} MiB at the most in the process "
+            "that was typed; the process that asks the pipeline has torch in it."
+        )
 
 
 def rows_of(given: Any) -> list[dict[str, Any]]:
