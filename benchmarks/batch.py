@@ -315,7 +315,7 @@ def _layer(given: Any, size: int, steps: int, together: int) -> dict[str, Any]:
             ledger.write(answer.made)
             return time.perf_counter() - begin
 
-        calls = 10 if steps > 4 else 60
+        calls = 6 if steps > 4 else 40
         found = rounds({"saved": saved, "durable": durable}, 2 + calls)
     added = [a - b for a, b in zip(found["durable"][2:], found["saved"][2:], strict=True)]
     return {
