@@ -63,7 +63,7 @@ def page(given: Any, found: dict[str, Any]) -> Iterator[str]:
         yield (
             f"\n## Rows per second\n\n{given.rows} held-out captions at {given.size} px and the "
             "model's own steps; time from a contender's first file to its last, without loading, "
-            "median and quartiles of rounds in turns. SSIM is to the loop's pictures, accuracy that "
+            "median and quartiles of rounds in turns. SSIM: to the loop's pictures, accuracy that "
             "of captions.\n\n"
             "| Contender | s a row | rows a second | × the loop | × accelerate | whole s | SSIM "
             "median (lowest) | accuracy |\n|---|---:|---:|---:|---:|---:|---:|---:|"
