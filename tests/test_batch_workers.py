@@ -95,9 +95,9 @@ def test_poison_fails_alone_and_the_others_of_its_call_are_made(tmp_path):
 
 def test_a_row_that_takes_too_long_is_ended_and_set_aside(tmp_path):
     job = Job(tmp_path, ["fine", "hang", "fine"], size=1)
-    state = job.run(retries=0, timeout=3)
+    state = job.run(retries=0, timeout=8)
     check(job, state)
-    assert "longer than 3 s" in state.failed["id1"].reason
+    assert "longer than 8 s" in state.failed["id1"].reason
     assert state.failed["id1"].quarantined
 
 
@@ -167,7 +167,7 @@ def test_an_output_that_refuses_files_ends_the_job_and_what_was_made_is_kept(tmp
 
 def test_a_process_that_gives_no_sign_of_life_is_ended(tmp_path, monkeypatch):
     """Stopped by a signal, as one that hangs inside Python's lock."""
-    monkeypatch.setattr("app.batch.engine.SILENCE", 8.0)
+    monkeypatch.setattr("app.batch.engine.SILENCE", 20.0)
     job = Job(tmp_path, ["slow"] * 3, size=1)
     stopped = []
 
