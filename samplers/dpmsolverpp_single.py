@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -74,7 +74,8 @@ def plan_groups(levels: Sequence[Level], order: int) -> list[int]:
         order: 2 or 3.
     """
     count = len(levels) - 1
-    head = [1] if levels[0].pure_noise and count > 0 else []
+    noise = takewhile(lambda level: level.pure_noise, levels[:count])
+    head = [1 for _ in noise]
     tail = [1] if levels[-1].sigma == 0.0 and count > len(head) else []
     inner = count - len(head) - len(tail)
     full, rest = divmod(inner, order)

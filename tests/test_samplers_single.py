@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverSinglestepScheduler
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_samplers import FLOW, TABLE, noise, numbers, run
 from tiny import PIPELINES
@@ -98,7 +98,13 @@ grids = st.lists(st.floats(2**-10, 1.0, width=32), min_size=1, max_size=24, uniq
 )
 
 
+NOISY = [flow_level(value) for value in (1.0, 0.99999, 0.75, 0.5)]
+"""Of these, the first two are pure noise: each is a group of its own."""
+
+
 @given(grids, st.sampled_from([2, 3]), st.booleans())
+@example(NOISY, 3, False)
+@example(NOISY[:2], 2, True)
 def test_every_number_of_evaluations_is_planned(inner, order, to_zero):
     levels = [*inner, Level(1.0, 0.0) if to_zero else flow_level(2**-11)]
     sizes = plan_groups(levels, order)
