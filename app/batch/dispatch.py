@@ -65,7 +65,6 @@ class Trial:
 
     work: Work
     reason: str
-    died: bool
     left: int
     bad: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
@@ -217,7 +216,7 @@ class Dispatcher:
             told = f"It ended its process {len(work.deaths)} times, at last: {reason}."
             self._fail(work, told, quarantined=True)
         else:
-            self._try_alone(work, reason, died=True)
+            self._try_alone(work, reason)
 
     def _answered(self, work: Work, answer: Answer) -> None:
         match answer.how:
@@ -236,7 +235,7 @@ class Dispatcher:
                 elif len(work.call.rows) == 1:
                     self._fail(work, answer.error)
                 else:
-                    self._try_alone(work, answer.error, died=False)
+                    self._try_alone(work, answer.error)
 
     def _made(self, work: Work, made: Iterable[Made]) -> None:
         again = (f"made again: a worker died ({work.deaths[-1]})",) if work.deaths else ()
@@ -257,8 +256,8 @@ class Dispatcher:
         for one in {one.call.key: one for one in whole}.values():
             self._fail(one, reason)
 
-    def _try_alone(self, work: Work, reason: str, *, died: bool) -> None:
-        trial = Trial(work, reason, died, len(work.call.rows))
+    def _try_alone(self, work: Work, reason: str) -> None:
+        trial = Trial(work, reason, len(work.call.rows))
         self._tell(f"{len(work.call.rows)} rows failed together ({reason}): each is tried alone")
         for row in reversed(work.call.rows):
             alone = Work(Call((row,)), frozenset({row.id}), trial=trial)
