@@ -6,12 +6,14 @@ happens: ``die`` kills the process, ``die once`` does so the first time, ``fail`
 everything else takes some milliseconds.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
 import socket
 import time
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvicorn
@@ -19,12 +21,14 @@ from PIL import Image
 
 from accel.errors import BadModel, BadOutput
 from accel.report import Report
-from app import launch, metadata
+from app import files, launch, metadata
 from app.models import Model
 from app.request import Serving
+from app.serve import worker
 from app.serve.jobs import Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
+from app.serve.worker import Opener
 from app.session import Outcome
 
 STEPS = 4
@@ -87,6 +91,17 @@ def opened(source, log, seconds=0.01):
     return Toy(source, log, seconds)
 
 
+def full(source, log, full):
+    """In a worker process: while a file is there, the disk is full. A run takes half a second."""
+
+    def fsync(descriptor):
+        if full.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.os.fsync = fsync
+    return opened(source, log, 0.5)
+
+
 def opener(folder: Path, seconds: float = 0.01):
     """An opener whose runs are logged in a folder."""
     return partial(opened, log=folder / "runs.log", seconds=seconds)
@@ -113,9 +128,19 @@ def damaged(source):
     raise BadModel("It is truncated: restore the file.")
 
 
-def fork() -> multiprocessing.context.BaseContext:
-    """What starts worker processes at once, where a test starts many of them."""
-    return multiprocessing.get_context("fork")
+def forks() -> multiprocessing.context.BaseContext:
+    """What starts processes at once, where a test starts many: forks of one that has no threads.
+
+    A thread of the tests' own process (Ray's, Gradio's) may hold a lock that a fork waits for.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "serve_toy"])
+    return context
+
+
+def life(link: Connection, opener: Opener, _server: int) -> None:
+    """A worker's, which ends with the process that it was forked from."""
+    worker.main(link, opener, os.getppid())
 
 
 def serve(folder: Path, log: Path) -> None:
@@ -127,7 +152,7 @@ def serve(folder: Path, log: Path) -> None:
 
 def started(folder: Path, log: Path, **options) -> Service:
     """A service with its worker, in this process."""
-    forked = fork()
+    forked = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method: forked
     service = Service(folder, opener=opener(log), **options)
     service.start()

@@ -370,10 +370,12 @@ def test_files_that_are_removed_while_it_runs_are_made_again(job):
     process = alone(*job, "--batch", "2")
     until(entered(4))
     next(Path("out").glob("00000*.png")).unlink()
+    Path("out/.torn.png.0.part").write_bytes(b"as a worker leaves it that is killed")
     _, told = process.communicate(timeout=100)
     assert process.returncode == 0, told
     assert "1 files were removed while the job ran" in told
     assert len(list(Path("out").glob("*.png"))) == 40
+    assert not list(Path("out").rglob("*.part"))
 
 
 def test_a_full_disk_ends_the_job_and_loses_nothing(job, tmp_path):

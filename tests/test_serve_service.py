@@ -1,6 +1,5 @@
 """The service with real worker processes on a toy model: what it promises, whatever is killed."""
 
-import errno
 import gc
 import io
 import multiprocessing
@@ -11,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +23,6 @@ from serve_toy import opener, runs, spec
 
 from accel import Plan
 from accel.errors import BadInput, PlanError
-from app import files
 from app.serve.folders import Folders
 from app.serve.jobs import ENDED, FIRST, Busy, Figure, Job, NoSuchJob, Progress, Spec
 from app.serve.limits import Limits
@@ -55,12 +54,13 @@ def ended(service, owner="ada"):
 
 @pytest.fixture
 def start(tmp_path, monkeypatch):
-    """Starts services, which end with the test; their workers are forked, so that it is quick."""
-    forked, started = serve_toy.fork(), []
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
+    """Starts services, which end with the test; their workers are forks, so that it is quick."""
+    forks, started = serve_toy.forks(), []
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forks)
+    monkeypatch.setattr("app.serve.worker.main", serve_toy.life)
 
-    def begin(folder=tmp_path / "server", seconds=0.01, **options):
-        service = Service(folder, opener=opener(tmp_path, seconds), **options)
+    def begin(folder=tmp_path / "server", seconds=0.01, opens=None, **options):
+        service = Service(folder, opener=opens or opener(tmp_path, seconds), **options)
         service.start()
         started.append(service)
         return service
@@ -300,9 +300,7 @@ class Server:
     """A server in a process of its own, forked from a clean one."""
 
     def __init__(self, folder, log):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "serve_toy"])
-        self._process = context.Process(target=serve_toy.serve, args=(folder, log))
+        self._process = serve_toy.forks().Process(target=serve_toy.serve, args=(folder, log))
         self._process.start()
         self._handle = psutil.Process(self._process.pid)
 
@@ -456,17 +454,11 @@ def test_a_stop_counts_while_the_disk_is_full(start, monkeypatch):
     ("before", "meanwhile", "state"), [(1, 0, "done"), (0, 1, "stopped"), (1, 1, "stopped")]
 )
 def test_only_a_stop_that_comes_while_the_disk_is_full_throws_a_picture_away(
-    start, tmp_path, monkeypatch, before, meanwhile, state
+    start, tmp_path, before, meanwhile, state
 ):
     full = tmp_path / "full"
     full.touch()
-
-    def fsync(descriptor):
-        if full.exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", fsync)  # in the worker too, which is forked
-    service = start(seconds=0.5)
+    service = start(opens=partial(serve_toy.full, log=tmp_path / "runs.log", full=full))
     [job] = service.submit("ada", [spec(1)])
     wait_until(lambda: runs(tmp_path) == [1])
     for _ in range(before):

@@ -84,7 +84,7 @@ class Running:
 
     def _make(self) -> None:
         options, plans = self.ways.options, self.plans
-        self.storage.sweep(ABANDONED if options.shard else 0.0)
+        self._sweep()
         self._write([self._begun()])
         known = planning.sizes(options, plans)
         sizes = planning.settled(plans, known, self.engine, self._write)
@@ -109,6 +109,11 @@ class Running:
             except KeyboardInterrupt:
                 self._interrupted = True
         self.engine.close()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what killed workers have left half-written; other shards may be at work."""
+        self.storage.sweep(ABANDONED if self.ways.options.shard else 0.0)
 
     def _begun(self) -> Begun:
         asked = {name: str(value) for name, value in self.ways.defaults.items()}

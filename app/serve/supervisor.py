@@ -185,6 +185,7 @@ class Supervisor:
         link.send(task)
         asked = Asked(stops=0, watched=False)
         while not self._closing.is_set():
+            alive = self._child.alive  # before its pipe is looked at: what it said last is not lost
             if link.poll(LISTEN):
                 message = link.recv()
                 if isinstance(message, Ended):
@@ -192,6 +193,8 @@ class Supervisor:
                     gave_way = message.state == "stopped" and not self._board.stops(job.id)
                     return None if gave_way else message
                 self._hear(message)
+            elif alive is None:  # another process may hold its end of the pipe
+                raise EOFError
             stops = self._board.stops(job.id) + self._gives_way(job)
             wanted = Asked(stops=stops, watched=self._board.watched(job.id))
             if wanted != asked:
