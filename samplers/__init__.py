@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from samplers.sa_solver import SASolver as SASolver
     from samplers.sa_solver_scheduler import SASolverScheduler as SASolverScheduler
     from samplers.schedule_method import Schedule as Schedule
+    from samplers.steps import Steps as Steps
     from samplers.unipc import UniPC as UniPC
     from samplers.unipc_scheduler import UniPCScheduler as UniPCScheduler
 
@@ -55,6 +56,7 @@ _HOMES = {
     "SASolver": "samplers.sa_solver",
     "SASolverScheduler": "samplers.sa_solver_scheduler",
     "Schedule": "samplers.schedule_method",
+    "Steps": "samplers.steps",
     "UniPC": "samplers.unipc",
     "UniPCScheduler": "samplers.unipc_scheduler",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "SASolver",
     "SASolverScheduler",
     "Schedule",
+    "Steps",
     "UniPC",
     "UniPCScheduler",
 ]

@@ -182,7 +182,7 @@ class Schedule(Accelerator):
         from accel.seams.lists import Lists, bound
 
         scheduler = site.pipe.scheduler
-        _refuse_own_levels(scheduler)
+        refuse_own_levels(scheduler, self.name)
         lists = Lists(scheduler, self.name)
         listed, searched = self._listed(site.pipe)
         if self.kind == "ays" and lists.flow:
@@ -271,8 +271,8 @@ class Schedule(Accelerator):
         return [float(level) for level in found]
 
 
-def _refuse_own_levels(scheduler: Any) -> None:
-    """Refuse a sampler of ours whose levels are part of it.
+def refuse_own_levels(scheduler: Any, method: str) -> None:
+    """Refuse a sampler of ours whose levels, and their number, are part of it.
 
     Raises:
         Conflict: Naming both.
@@ -284,7 +284,7 @@ def _refuse_own_levels(scheduler: Any) -> None:
         if kind._schedule is not SolverScheduler._schedule:
             raise Conflict(
                 f"samplers.{kind.__name__.removesuffix('Scheduler')} has noise levels of its own, "
-                "and samplers.Schedule sets others: leave one of them out of the plan."
+                f"and {method} sets others: leave one of them out of the plan."
             )
 
 

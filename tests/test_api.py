@@ -103,6 +103,7 @@ def test_names():
         "SASolver",
         "SASolverScheduler",
         "Schedule",
+        "Steps",
         "UniPC",
         "UniPCScheduler",
     ]

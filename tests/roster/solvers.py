@@ -12,6 +12,7 @@ from samplers import (
     RhoRK,
     SASolver,
     Schedule,
+    Steps,
     UniPC,
 )
 from samplers.ems_numbers import Scalars
@@ -91,6 +92,11 @@ ROWS = {
         active=Schedule(),
         variants=(Schedule(kind="uniform_lambda"), Schedule(kind="polynomial", rho=4.0)),
         refused=NO_LISTS | {"svd", "sana", "dit", "cogvideox"},  # svd chooses a Karras ramp
+    ),
+    "samplers.Steps": Row(
+        engine="steps",
+        active=Steps(share=0.5),
+        variants=(Steps(share=0.7),),
     ),
     "samplers.DualFast": Row(
         engine="noise prediction",
