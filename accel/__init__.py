@@ -19,6 +19,7 @@ from accel.explain import explain as explain
 from accel.plan import Plan as Plan
 from accel.plan import methods as methods
 from accel.report import Report as Report
+from accel.tuning import tune as tune
 
 __all__ = [
     "Accelerator",
@@ -37,4 +38,5 @@ __all__ = [
     "memory",
     "methods",
     "tokens",
+    "tune",
 ]

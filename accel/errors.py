@@ -9,6 +9,7 @@ AccelError
 │   └── BadModel         a model folder that is missing, truncated or empty
 ├── BrokenAttachment     something changed the pipeline under an attached plan
 ├── BadOutput            a run that produced NaN or infinite latents
+├── NotReached           a target that no plan which was tried holds
 └── NotWritten           a result that could not be written: a full disk, a refusing folder
 
 A message says what was found, what was needed and what to do next.
@@ -49,6 +50,10 @@ class BrokenAttachment(AccelError):
 
 class BadOutput(AccelError):
     """A run that produced NaN or infinite latents."""
+
+
+class NotReached(AccelError):
+    """A target that no plan which was tried holds."""
 
 
 class NotWritten(AccelError):

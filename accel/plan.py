@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
@@ -14,9 +14,12 @@ from pydantic import ValidationError
 
 from accel.attach import LAYERS, Accelerator, Run
 from accel.errors import Conflict, PlanError, UnknownMethod
+from accel.tuned import Tuned, digest_of
 
 GROUP = "diffusers_accel.methods"
 FORMAT = 1
+RESERVED = ("plan", "tuned")
+"""Keys of a document that are no family of methods."""
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 
@@ -26,13 +29,15 @@ class Plan:
 
     Args:
         *methods: At most one of each kind.
+        tuned: What `accel.tune` has found out about these methods: the plan then knows which
+            pipeline it is for, and what it promises there.
 
     Raises:
         Conflict: If a method is there twice.
-        PlanError: If something is no method.
+        PlanError: If something is no method, or the evidence is of other methods.
     """
 
-    def __init__(self, *methods: Accelerator) -> None:
+    def __init__(self, *methods: Accelerator, tuned: Tuned | None = None) -> None:
         for method in methods:
             if not isinstance(method, Accelerator):
                 raise PlanError(
@@ -44,6 +49,19 @@ class Plan:
             if first.name == second.name:
                 raise Conflict(f"{first.name} is in the plan twice: keep one of the two.")
         self._methods = tuple(ordered)
+        self._tuned = tuned
+        if tuned is not None:
+            tuned.check_methods(self.digest)
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """The evidence of a plan that was tuned."""
+        return self._tuned
+
+    @property
+    def digest(self) -> str:
+        """Of the methods and all their fields."""
+        return digest_of(self._families())
 
     @property
     def methods(self) -> tuple[Accelerator, ...]:
@@ -57,13 +75,18 @@ class Plan:
         return len(self._methods)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self._methods == other._methods
+        return (
+            isinstance(other, Plan)
+            and self._methods == other._methods
+            and self._tuned == other._tuned
+        )
 
     def __hash__(self) -> int:
-        return hash(self._methods)
+        return hash((self._methods, self._tuned))
 
     def __repr__(self) -> str:
-        return f"Plan({', '.join(map(repr, self._methods))})"
+        more = [] if self._tuned is None else [f"tuned={self._tuned!r}"]
+        return f"Plan({', '.join([*map(repr, self._methods), *more])})"
 
     def attach(self, pipe: Any) -> Run:
         """Put the plan on a stock diffusers pipeline.
@@ -73,24 +96,40 @@ class Plan:
 
         Raises:
             Conflict: If two methods cannot go together, or the pipeline already carries a plan.
-            UnsupportedModel: If a method cannot serve this pipeline. Nothing is left behind.
+            UnsupportedModel: If a method cannot serve this pipeline, or the plan was tuned for
+                another one. Nothing is left behind.
         """
-        return Run(self._methods, pipe)
+        if self._tuned is None:
+            return Run(self._methods, pipe)
+        self._tuned.check(pipe)
+        run = Run(self._methods, pipe)
+        self._tuned.watch(run)
+        return run
 
     def beside(self, folder: Path) -> Plan:
         """The plan with the relative paths among its fields taken from a folder.
 
         For a plan that was read from a file there, which refers to files beside it.
         """
-        return Plan(*(_beside(method, folder) for method in self._methods))
+        methods = [_beside(method, folder) for method in self._methods]
+        return Plan(*methods, tuned=_of(self._tuned, methods))
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"plan": 1, family: {method: fields}}``, every field written out."""
-        document: dict[str, Any] = {"plan": FORMAT}
+        """``{"plan": 1, family: {method: fields}}``, every field written out.
+
+        The evidence of a tuned plan is the table ``tuned``.
+        """
+        document = {"plan": FORMAT, **self._families()}
+        if self._tuned is not None:
+            document["tuned"] = self._tuned.model_dump(mode="json", exclude_none=True)
+        return document
+
+    def _families(self) -> dict[str, Any]:
+        families: dict[str, Any] = {}
         for method in self._methods:
             family, kind = method.name.split(".")
-            document.setdefault(family, {})[kind] = method.model_dump(mode="json")
-        return document
+            families.setdefault(family, {})[kind] = method.model_dump(mode="json")
+        return families
 
     def to_toml(self) -> str:
         """The plan as TOML; ``from_toml`` gives an equal plan."""
@@ -120,7 +159,7 @@ class Plan:
             )
         methods = []
         for family, kinds in document.items():
-            if family == "plan":
+            if family in RESERVED:
                 continue
             if not isinstance(kinds, Mapping):
                 raise PlanError(
@@ -130,7 +169,7 @@ class Plan:
             if not kinds:
                 _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
-        return cls(*methods)
+        return cls(*methods, tuned=_evidence(document.get("tuned")))
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -233,6 +272,32 @@ def _refuse_unknown_family(family: str) -> None:
             f"There is no family of methods '{family}': known are {', '.join(known)}. A method of "
             "a family is a table inside of it, {family: {method: fields}}."
         )
+
+
+def _evidence(table: Any) -> Tuned | None:
+    """The evidence in a document.
+
+    Raises:
+        PlanError: If it is none.
+    """
+    if table is None:
+        return None
+    try:
+        return Tuned.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("tuned", *first["loc"])))
+        raise PlanError(
+            f"{where}: {first['msg'].rstrip('.')}. Remove the table [tuned], or tune again "
+            "(`accel tune`)."
+        ) from error
+
+
+def _of(tuned: Tuned | None, methods: Iterable[Accelerator]) -> Tuned | None:
+    """The evidence of methods that differ in where their files lie, and in nothing else."""
+    if tuned is None:
+        return None
+    return tuned.model_copy(update={"methods": Plan(*methods).digest})
 
 
 def _beside(method: Accelerator, folder: Path) -> Accelerator:

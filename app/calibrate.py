@@ -38,7 +38,7 @@ def calibrate(given: Given) -> None:
     asked = make(Calibration, given)
     entry = _entry(asked)
     options = _options(asked, entry)
-    prompts = read_prompts(asked)
+    prompts = read_prompts(asked.prompts or asset("prompts/scenes.txt"), asked.count, "--count")
     requests = [_request(asked, prompt, number) for number, prompt in enumerate(prompts)]
     target = make(Target, given)
     out = target.out or Path(f"{asked.what}-{slug(Path(asked.model).name)}.toml")
@@ -109,13 +109,17 @@ def _refusals(name: str) -> Iterator[None]:
         raise BadInput(f"{name} takes no {option} = {first['input']!r}: {first['msg']}.") from error
 
 
-def read_prompts(asked: Calibration) -> list[str]:
-    """The first prompts of the file that was given, or of the bundled captions.
+def read_prompts(path: Path, count: int, option: str) -> list[str]:
+    """The first prompts of a text file.
+
+    Args:
+        path: A prompt a line; empty lines do not count.
+        count: How many.
+        option: What asks for so many, for the message.
 
     Raises:
         BadInput: If the file cannot be read, or has too few lines.
     """
-    path = asked.prompts or asset("prompts/scenes.txt")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -124,12 +128,12 @@ def read_prompts(asked: Calibration) -> list[str]:
             f"--prompts {path} cannot be read ({reason}): give a text file with a prompt a line."
         ) from error
     prompts = [line.strip() for line in lines if line.strip()]
-    if len(prompts) < asked.count:
+    if len(prompts) < count:
         raise BadInput(
-            f"--prompts {path} has {len(prompts)} prompts, --count asks for {asked.count}: give "
-            "more lines, or a lower --count."
+            f"--prompts {path} has {len(prompts)} prompts, {option} asks for {count}: give "
+            f"more lines, or a lower {option}."
         )
-    return prompts[: asked.count]
+    return prompts[:count]
 
 
 def _request(asked: Calibration, prompt: str, number: int) -> Request:

@@ -27,6 +27,7 @@ from app.request import (
     Source,
     Target,
     Together,
+    Tuning,
 )
 
 app = typer.Typer(
@@ -101,6 +102,20 @@ def calibrate(given: Given) -> None:
     Runs the stock pipeline on a few prompts. The plan is for `accel generate --plan FILE`.
     """
     from app.calibrate import calibrate as run
+
+    run(given)
+
+
+@app.command()
+@takes(Tuning, Target, Printing)
+def tune(given: Given) -> None:
+    """Find the fastest plan that holds a fidelity on this model and machine, with proof.
+
+    Searches on a few prompts, then checks the best on others; the plan has what was measured in it.
+    Beside it come a plot, and a folder of trials from which the same command goes on. It is for
+    `accel generate --plan FILE`. Needs the extra `tune`.
+    """
+    from app.tune import tune as run
 
     run(given)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from accel.machine import processor as processor
 
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers")
 OPTIONAL = ("accelerate", "peft", "xformers", "av", "gradio", "ray")
@@ -24,24 +25,6 @@ def optional() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def processor(device: str) -> str:
-    """The name of the processor that a device is, with the vector unit that torch uses."""
-    import torch
-
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(device))
-    return f"{_cpu()} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _cpu() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def devices() -> dict[str, str]:

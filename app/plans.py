@@ -35,6 +35,8 @@ def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
         document = dict(base or {})
     for change in choice.changes:
         document = _changed(document, change)
+    if "tuned" in document and any(not change.startswith("tuned.") for change in choice.changes):
+        document = {name: table for name, table in document.items() if name != "tuned"}
     return Plan.from_dict(document)
 
 
@@ -65,6 +67,8 @@ def read(path: Path) -> Plan:
 def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
     left, equals, value = change.partition("=")
     parts = left.strip().split(".")
+    if parts[0] == "tuned":
+        return _elsewhere(document, change, parts[1:], value)
     if len(parts) != (3 if equals else 2) or not all(parts):
         raise PlanError(f"--set {change}: this is no change of a plan; {HINT}.")
     family, kind, *field = parts
@@ -73,6 +77,18 @@ def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
     if field:
         fields[field[0]] = toml_value(value.strip())
     return {**document, family: {**kinds, kind: fields}}
+
+
+def _elsewhere(
+    document: dict[str, Any], change: str, parts: list[str], value: str
+) -> dict[str, Any]:
+    """A tuned plan that is used elsewhere; the rest of its evidence is not to be changed."""
+    if parts != ["elsewhere"] or "tuned" not in document:
+        raise PlanError(
+            f"--set {change}: only tuned.elsewhere=warn or =refuse can be set, and only of a plan "
+            "that `accel tune` has written."
+        )
+    return {**document, "tuned": {**document["tuned"], "elsewhere": toml_value(value.strip())}}
 
 
 def toml_value(text: str) -> Any:

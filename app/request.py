@@ -473,6 +473,66 @@ class Calibration(Source):
 
 
 @dataclass(frozen=True)
+class Tuning(Source):
+    """What a plan is to hold, and what it is searched and proven on."""
+
+    target: Annotated[
+        list[str],
+        Option(
+            metavar="MEASURE>=VALUE",
+            help="what is to be held: ssim>=, psnr>=, perceptual<= (lpips<=), accuracy>=, "
+            "speedup>=, seconds<=; repeatable",
+            rich_help_panel=PLAN,
+        ),
+    ] = field(default_factory=list)
+    budget: Annotated[
+        str, Option(help="time in all, such as 90s, 10m or 2h", rich_help_panel=PLAN)
+    ] = "10m"
+    prompts: Annotated[
+        Path | None,
+        Option(
+            help="text file, a prompt a line; default: captions of the scenes",
+            rich_help_panel=PICTURE,
+        ),
+    ] = None
+    captions: Annotated[
+        int, Ge(1), Le(10000), Option(help="prompts of the search", rich_help_panel=PICTURE)
+    ] = 8
+    held_out: Annotated[
+        int,
+        Ge(1),
+        Le(10000),
+        Option(
+            "--held-out",
+            help="further prompts, on which the plan is proven; of 20, one may miss the target",
+            rich_help_panel=PICTURE,
+        ),
+    ] = 20
+    negative: Annotated[str | None, Option(help="negative prompt", rich_help_panel=PICTURE)] = None
+    steps: Annotated[
+        int | None,
+        Ge(2),
+        Le(1000),
+        Option(help="denoising steps of the stock run", rich_help_panel=PICTURE),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Ge(0),
+        Le(100),
+        Option(help="guidance scale; 1 is none", rich_help_panel=PICTURE),
+    ] = None
+    height: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    width: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    frames: Annotated[
+        int | None, Ge(1), Le(1024), Option(help="frames of a clip", rich_help_panel=PICTURE)
+    ] = None
+
+
+@dataclass(frozen=True)
 class Serving:
     """Where the app listens, who may use it, and what it may run."""
 

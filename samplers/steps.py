@@ -27,7 +27,7 @@ class Steps(Accelerator):
     layer: ClassVar[str] = "sampler"
     seam: ClassVar[str] = "steps"
     supports: ClassVar[str] = "every pipeline with a scheduler that takes a number of steps"
-    source: ClassVar[str] = "the number of function evaluations of any solver"
+    source: ClassVar[str] = "arXiv 2010.02502, section 4.2"
 
     share: float = Field(
         default=0.5,

@@ -61,7 +61,7 @@ def _enlarge_eye(pipe: Any) -> None:
 def run(*args: object, device: list[str] | None = None) -> Result:
     """Run the command line, on the CPU unless told, so that a GPU changes no test."""
     texts = [str(arg) for arg in args]
-    runs = texts[0] in ("generate", "compare", "calibrate", "explain")
+    runs = texts[0] in ("generate", "compare", "calibrate", "tune", "explain")
     chosen = ["--device", "cpu"] if runs and device is None else []
     return CliRunner().invoke(app, [*texts, *chosen])
 

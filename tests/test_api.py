@@ -34,6 +34,7 @@ def test_names():
         "memory",
         "methods",
         "tokens",
+        "tune",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
     assert sorted(accel.cache.__all__) == [

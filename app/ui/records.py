@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from accel.plan import RESERVED
 from app.files import without_folders
 from app.request import FILES
 from app.serve.jobs import PLACE, NoSuchJob, Result
@@ -196,7 +197,7 @@ def _fields(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"{family}.{kind}", ", ".join(f"{field} = {value}" for field, value in fields.items()))
         for family, kinds in plan.items()
-        if family != "plan"
+        if family not in RESERVED
         for kind, fields in kinds.items()
     ]
 

@@ -1,0 +1,193 @@
+"""What a tuned plan promises, on what it was measured, and for which pipeline: its evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+
+from accel.errors import AccelWarning, PlanError, UnsupportedModel
+
+if TYPE_CHECKING:
+    from accel.attach import Run
+
+NUMBERS = (
+    "num_inference_steps",
+    "height",
+    "width",
+    "num_frames",
+    "guidance_scale",
+    "true_cfg_scale",
+    "strength",
+)
+"""Arguments of a call that what is promised depends on."""
+
+Elsewhere = Literal["refuse", "warn"]
+
+
+class Entry(BaseModel):
+    """A part of the evidence: frozen, and without fields that are not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Figure(Entry):
+    """One measure over the prompts that the plan was checked on.
+
+    Attributes:
+        measure: Its name.
+        mean: Mean over the prompts; of ``speedup`` and ``seconds`` the median.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        share: Of the prompts that meet the target one by one, if there is one for this measure.
+        share_low: Lower end of the 95 % confidence interval of that share (Wilson).
+    """
+
+    measure: str
+    mean: float
+    low: float
+    high: float
+    share: float | None = None
+    share_low: float | None = None
+
+
+class Tuned(Entry):
+    """The evidence that `accel.tune` leaves in a plan.
+
+    Attributes:
+        targets: What was asked for, as in ``ssim>=0.95``.
+        elsewhere: What attaching to another network does: ``refuse`` or ``warn``.
+        methods: Digest of the methods that this is the evidence of.
+        network: Identity of the denoisers (`accel.seams.identity`).
+        pipeline: Class name.
+        scheduler: Class name of the pipeline's own.
+        call: Numbers of the call, by name.
+        machine: What the seconds were measured on.
+        versions: Of packages.
+        prompts: How many the search saw.
+        held_out: On how many others the figures were measured.
+        texts: Digest of the prompts that they were measured on.
+        figures: What was measured on those.
+        plans: How many plans were tried.
+        minutes: What the search took.
+        date: When it ended.
+    """
+
+    targets: tuple[str, ...]
+    elsewhere: Elsewhere = "refuse"
+    methods: str
+    network: str
+    pipeline: str
+    scheduler: str
+    call: tuple[tuple[str, float], ...]
+    machine: str
+    versions: tuple[tuple[str, str], ...]
+    prompts: int
+    held_out: int
+    texts: str
+    figures: tuple[Figure, ...] = Field(min_length=1)
+    plans: int
+    minutes: float
+    date: str
+
+    @field_validator("call", "versions", mode="before")
+    @classmethod
+    def _from_table(cls, value: Any) -> Any:
+        return tuple(value.items()) if isinstance(value, Mapping) else value
+
+    @field_serializer("call", "versions", when_used="json")
+    def _as_table(self, value: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+        return {name: int(one) if _is_whole(one) else one for name, one in value}
+
+    def figure(self, measure: str) -> Figure:
+        """What was measured of one measure.
+
+        Raises:
+            KeyError: If it was not.
+        """
+        for figure in self.figures:
+            if figure.measure == measure:
+                return figure
+        raise KeyError(measure)
+
+    def check_methods(self, digest: str) -> None:
+        """Refuse to be the evidence of other methods.
+
+        Raises:
+            PlanError: If they were changed by hand.
+        """
+        if digest != self.methods:
+            raise PlanError(
+                "The methods of this plan were changed after it was tuned, so its evidence is of "
+                "another one: remove the table [tuned], or tune again (`accel tune`)."
+            )
+
+    def check(self, pipe: Any) -> None:
+        """Compare the pipeline that the plan is about to be attached to.
+
+        Raises:
+            UnsupportedModel: If it is another network, and ``elsewhere`` is ``refuse``.
+        """
+        from accel.seams.identity import difference, identity
+
+        found = difference(self.network, identity(pipe))
+        own = type(pipe.scheduler).__name__
+        if found is None and own != self.scheduler:
+            found = f"another scheduler: {self.scheduler}, not {own}"
+        if found is None:
+            return
+        told = f"The plan was tuned for {found}: what it promises does not hold here."
+        if self.elsewhere == "refuse":
+            raise UnsupportedModel(
+                f'{told} Tune one for this pipeline (`accel tune`), or set elsewhere = "warn" in '
+                "the plan's table [tuned] (`--set tuned.elsewhere=warn`)."
+            )
+        warnings.warn(told, AccelWarning, stacklevel=4)
+
+    def watch(self, run: Run) -> None:
+        """Have each run say so where its call is another one than those that were measured."""
+
+        def compare() -> None:
+            from accel.seams.underway import arguments_of
+
+            other = differences(self.call, numbers_of(arguments_of(run.pipe)))
+            if other:
+                warnings.warn(
+                    f"The plan was tuned for {other[0]}, this call has {other[1]}: what it "
+                    "promises was not measured for that.",
+                    AccelWarning,
+                    stacklevel=2,
+                )
+
+        run.trajectory.starts.append(compare)
+
+
+def numbers_of(call: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The numbers of a call that figures depend on, by name."""
+    return tuple(
+        (name, float(call[name])) for name in NUMBERS if isinstance(call.get(name), int | float)
+    )
+
+
+def differences(
+    expected: Sequence[tuple[str, float]], found: Sequence[tuple[str, float]]
+) -> tuple[str, str] | None:
+    """The numbers that are others, in words; what only one of them names is not compared."""
+    known, now = dict(expected), dict(found)
+    other = [name for name in known if name in now and known[name] != now[name]]
+    if not other:
+        return None
+    return tuple(", ".join(f"{name}={one[name]:g}" for name in other) for one in (known, now))  # type: ignore[return-value]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def digest_of(methods: Mapping[str, Any]) -> str:
+    """A digest of methods as ``Plan.to_dict`` writes them."""
+    return hashlib.sha256(json.dumps(methods, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""The search: plans that Optuna suggests, by successive halving over the prompts.
+
+Each plan is drawn on one prompt first, then on a few, then on all, and leaves early where it can
+no longer win: because it misses a target by far, or costs more than one that holds them all. What
+it costs is told by a model: the share of the denoisers' multiplications that were computed, beside
+the time that a stock call spends outside of them. Attention's own products are not in that, so
+plans that change them are timed.
+
+Source: Optuna's multi-objective TPE with constraints (arXiv 2304.11127, section 2), successive
+halving (arXiv 1502.07943, section 3).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import AccelError, BadInput
+from accel.plan import Plan
+from accel.tuning.bench import Bench, Case, Line
+from accel.tuning.space import Space
+from accel.tuning.targets import Targets
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+RUNGS = (1, 4)
+"""Prompts of the first rungs; the last one has all."""
+
+FAR = -3.0
+"""Margin (in units of `targets.SCALES`) below which a plan does not go on."""
+
+WORSE = 1.15
+"""How many times the cost of the best plan that holds all another one may have and go on."""
+
+TIMED = ("attention",)
+"""Layers whose saving the model of costs does not see."""
+
+SEED = 0
+FUTILE = 200
+"""Plans in a row that were known or refused, after which there is nothing more to find."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan as far as it was drawn.
+
+    Attributes:
+        plan: The plan.
+        lines: What it did, one a prompt.
+        cost: Seconds of a call over those of stock, by the model.
+        slack: Margin of the tightest target at the worst prompt.
+        whole: Whether it was drawn on all prompts.
+    """
+
+    plan: Plan
+    lines: tuple[Line, ...]
+    cost: float
+    slack: float
+    whole: bool
+
+    def mean(self, measure: str) -> float:
+        """Mean of a measure over its prompts."""
+        return sum(line.figures[measure] for line in self.lines) / len(self.lines)
+
+    @property
+    def holds(self) -> bool:
+        """Whether every target of fidelity holds at every prompt."""
+        return self.whole and self.slack >= 0.0
+
+
+@dataclass
+class Search:
+    """Looks for plans until its time is over.
+
+    Attributes:
+        bench: What draws.
+        cases: The prompts of the search.
+        targets: What is to be held.
+        space: What may be tried.
+        outside: Share of a stock call that is spent outside of the denoisers.
+        seconds: Of a stock call.
+        folder: Where the study is kept, to go on with it; ``None``: in memory.
+        seed: Of the sampler.
+        points: What was found so far, by plan.
+    """
+
+    bench: Bench
+    cases: Sequence[Case]
+    targets: Targets
+    space: Space
+    outside: float
+    seconds: float
+    folder: Path | None = None
+    seed: int = SEED
+    points: dict[Plan, Point] = field(default_factory=dict)
+    refused: int = 0
+
+    def run(
+        self, until: Callable[[], bool], told: Callable[[Search], None] = lambda _: None
+    ) -> None:
+        """Try plans until something says that it is enough.
+
+        Args:
+            until: Asked before each plan.
+            told: Called after each plan.
+        """
+        self.points[Plan()] = self._stock()
+        study = self._study()
+        futile = 0
+        while not until() and futile < FUTILE:
+            before = len(self.points)
+            self._try(study)
+            futile = 0 if len(self.points) > before else futile + 1
+            told(self)
+
+    def _stock(self) -> Point:
+        """The empty plan: what holds every target of fidelity, at the price of stock."""
+        lines = tuple(self.bench.figures(Plan(), case) for case in self.cases)
+        return self._point(Plan(), lines)
+
+    def _study(self) -> Study:
+        optuna = imported()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        storage = None
+        if self.folder is not None:
+            journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "study.jsonl"))
+            storage = optuna.storages.JournalStorage(journal)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, group=True)
+        name = " ".join(map(str, self.targets.each))
+        study: Study = optuna.create_study(
+            study_name=f"{name}, {self.bench.mark}",
+            storage=storage,
+            sampler=sampler,
+            directions=["minimize", "maximize" if self._sign > 0 else "minimize"],
+            load_if_exists=True,
+        )
+        if not study.trials:
+            for parameters in self.space.seeds():
+                study.enqueue_trial(parameters)
+        return study
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.targets.first == "perceptual" else 1
+
+    def _try(self, study: Study) -> None:
+        """Have a plan suggested and drawn, and tell what came of it."""
+        optuna = imported()
+        trial = study.ask()
+        try:
+            plan = self.space.suggest(trial)
+            point = self.points.get(plan) or self._climb(plan)
+        except AccelError as error:
+            self.refused += 1
+            trial.set_user_attr("refused", str(error))
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        self.points[plan] = point
+        for number, limit in enumerate(self._constraints(point)):
+            trial.set_constraint(str(number), limit)
+        study.tell(trial, [point.cost, point.mean(self.targets.first)])
+
+    def _constraints(self, point: Point) -> tuple[float, ...]:
+        """What must be at most 0: by how much the plan misses fidelity, and time."""
+        times = [-target.margin(self._told(target.measure, point)) for target in self.targets.times]
+        return (-point.slack, *times)
+
+    def _told(self, measure: str, point: Point) -> float:
+        """What the model of costs says of a time."""
+        return point.cost * self.seconds if measure == "seconds" else 1.0 / point.cost
+
+    def _climb(self, plan: Plan) -> Point:
+        """Draw a plan on more and more prompts, for as long as it may still win.
+
+        Raises:
+            AccelError: If it does not serve the pipeline.
+        """
+        lines: list[Line] = []
+        for rung in self._rungs():
+            lines += [self.bench.figures(plan, case) for case in self.cases[len(lines) : rung]]
+            point = self._point(plan, tuple(lines))
+            if not self._promising(point):
+                break
+        return point
+
+    def _rungs(self) -> Iterator[int]:
+        return iter(sorted({*(min(rung, len(self.cases)) for rung in RUNGS), len(self.cases)}))
+
+    def _point(self, plan: Plan, lines: tuple[Line, ...]) -> Point:
+        slack = self.targets.slack([line.figures for line in lines])
+        whole = len(lines) == len(self.cases)
+        return Point(plan, lines, self._cost(plan, lines), slack, whole)
+
+    def _cost(self, plan: Plan, lines: Sequence[Line]) -> float:
+        if any(method.layer in TIMED for method in plan):
+            return median(line.ratio for line in lines)
+        products = sum(line.products for line in lines) / len(lines)
+        return self.outside + (1.0 - self.outside) * products
+
+    def _promising(self, point: Point) -> bool:
+        if self.targets.fidelity:
+            best = min((one.cost for one in self.points.values() if one.holds), default=1.0)
+            return point.slack > FAR and point.cost < WORSE * best
+        return all(limit <= 0.1 for limit in self._constraints(point)[1:])
+
+    def ranked(self) -> list[Point]:
+        """The plans that hold what was asked for at every prompt, the best first.
+
+        The best is the cheapest where fidelity is asked for, and the nearest where only time is.
+        """
+        sign, measure = self._sign, self.targets.first
+        good = [
+            point
+            for point in self.points.values()
+            if point.holds and all(limit <= 0.0 for limit in self._constraints(point))
+        ]
+        if self.targets.fidelity:
+            return sorted(good, key=lambda point: (point.cost, -sign * point.mean(measure)))
+        return sorted(good, key=lambda point: (-sign * point.mean(measure), point.cost))
+
+
+def imported() -> Any:
+    """Optuna.
+
+    Raises:
+        BadInput: If it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise BadInput("Tuning needs Optuna: `pip install diffusers-accel[tune]`.") from error
+    return optuna

@@ -1,0 +1,377 @@
+"""`accel.tune`: the fastest plan that holds a fidelity, or the nearest one that holds a time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from accel.errors import BadInput, NotReached
+from accel.machine import processor
+from accel.plan import Plan
+from accel.tuned import Tuned, numbers_of
+from accel.tuning import proof
+from accel.tuning.bench import Bench, Case, Ledger
+from accel.tuning.search import Point, Search
+from accel.tuning.space import Space
+from accel.tuning.targets import Targets
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FINALISTS = 6
+"""Plans that are timed."""
+
+TIMED = 3
+"""Prompts that they are timed on."""
+
+LEAST = 0.3
+"""Share of the budget that the search must have, beside what the proof takes."""
+
+PACKAGES = ("diffusers-accel", "diffusers", "torch", "transformers")
+
+Observe = Callable[[str, int, int], None]
+"""What is done (``stock``, ``search``, ``timing``, ``held out``), how far it is, of how much."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What came of it.
+
+    Attributes:
+        plan: The plan, with its evidence (`accel.Plan.tuned`).
+        targets: What was asked for.
+        points: Every plan that was drawn on all prompts of the search.
+        pairs: What was measured of the plan on the held-out prompts.
+        tried: How many plans were drawn at all.
+        refused: How many combinations did not go together.
+        failed: Plans that held on the prompts of the search, and not on the held-out ones.
+    """
+
+    plan: Plan
+    targets: Targets
+    points: tuple[Point, ...]
+    pairs: tuple[proof.Pair, ...]
+    tried: int
+    refused: int
+    failed: tuple[Plan, ...] = ()
+
+    @property
+    def evidence(self) -> Tuned:
+        """What the plan promises, and on what it was measured."""
+        assert self.plan.tuned is not None
+        return self.plan.tuned
+
+    def front(self) -> list[Point]:
+        """The plans that no other one beats in both cost and fidelity, the cheapest first."""
+        return front(self.points, self.targets.first)
+
+    def plot(self) -> Image.Image:
+        """Cost against fidelity of all plans; needs matplotlib (the extra ``tune``)."""
+        from accel.tuning.plot import draw
+
+        return draw(self)
+
+    def __str__(self) -> str:
+        proven = self.evidence
+        held = ", ".join(
+            f"{one.measure} {one.mean:.4g} ({one.low:.4g} to {one.high:.4g}"
+            + (f"; {one.share:.0%} meet it" if one.share is not None else "")
+            + ")"
+            for one in proven.figures
+        )
+        names = ", ".join(method.name for method in self.plan) or "no method: nothing faster holds"
+        return (
+            f"{' and '.join(proven.targets)}: {names}\n"
+            f"  on {proven.held_out} prompts that the search never saw: {held}\n"
+            f"  {self.tried} plans tried on {proven.prompts} prompts in {proven.minutes:.1f} min"
+        )
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One tuning: what it works on, and its time.
+
+    Attributes:
+        pipe: The stock pipeline.
+        targets: What is to be held.
+        cases: The prompts of the search.
+        held_out: Those of the proof.
+        budget: Seconds in all.
+        folder: Where trials are kept, to go on with them.
+        observe: Hears how far it is.
+        clock: Tells seconds.
+    """
+
+    pipe: Any
+    targets: Targets
+    cases: Sequence[Case]
+    held_out: Sequence[Case]
+    budget: float
+    folder: Path | None = None
+    observe: Observe = lambda _stage, _done, _total: None
+    clock: Callable[[], float] = time.perf_counter
+    failed: list[Plan] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from accel.seams.identity import identity
+
+        self.network = identity(self.pipe)
+        self.began = self.clock()
+        measures = dict.fromkeys(["ssim", "psnr", "perceptual"])
+        measures |= dict.fromkeys(target.measure for target in self.targets.fidelity)
+        self.measures = tuple(measures)
+        path = None if self.folder is None else self.folder / "trials.jsonl"
+        self.bench = Bench(self.pipe, self.measures, Ledger(path, self._mark()), self.clock)
+
+    def _mark(self) -> str:
+        """Of network and machine: figures of another one are of no use."""
+        text = f"{self.network} {machine(self.pipe)} {versions()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def run(self) -> Tuning:
+        """Search, time, prove."""
+        search = self._search()
+        reserve = self._reserve(search.seconds)
+        ends = self.began + self.budget - reserve
+
+        def told(one: Search) -> None:
+            spent = self.clock() - self.began
+            self.observe(
+                "search", int(min(spent, self.budget - reserve)), int(self.budget - reserve)
+            )
+            del one
+
+        search.run(lambda: self.clock() >= ends, told)
+        return self._proven(search)
+
+    def _search(self) -> Search:
+        """Stock on the prompts of the search, and what there is to try.
+
+        Raises:
+            BadInput: If the budget is too short for the proof.
+        """
+        self.bench.time(Plan(), self.cases[0])  # the first call of a process takes longer
+        drawn = []
+        for number, case in enumerate(self.cases):
+            self.observe("stock", number, len(self.cases))
+            drawn.append(self.bench.stock(case))
+            self._afford(median(one.seconds for one in drawn))
+        seconds = median(one.seconds for one in drawn)
+        inside = median(one.work.seconds / one.seconds for one in drawn)
+        steps = dict(numbers_of(self.cases[0].call)).get("num_inference_steps")
+        if steps is None:
+            raise BadInput(
+                "The call says no num_inference_steps, so there is nothing to hold fewer steps "
+                "against: give call={'num_inference_steps': …}."
+            )
+        return Search(
+            self.bench,
+            self.cases,
+            self.targets,
+            Space.of(self.pipe, int(steps)),
+            outside=max(0.0, 1.0 - inside),
+            seconds=seconds,
+            folder=self.folder,
+        )
+
+    def _reserve(self, seconds: float) -> float:
+        """Seconds to keep for timing and proof, by the time of a stock call."""
+        timing = min(TIMED, len(self.cases)) * (1 + 0.6 * FINALISTS)
+        return 1.2 * seconds * (timing + 1.6 * len(self.held_out))
+
+    def _afford(self, seconds: float) -> None:
+        stock = seconds * (1 + len(self.cases))
+        least = (stock + self._reserve(seconds)) / (1.0 - LEAST)
+        if self.budget < least:
+            raise BadInput(
+                f"A budget of {self.budget:.0f} s is too short: a stock call takes {seconds:.1f} "
+                f"s, and {len(self.cases)} prompts to search and {len(self.held_out)} to prove it "
+                f"need some {least:.0f} s. Give a larger budget, or fewer prompts."
+            )
+
+    def _proven(self, search: Search) -> Tuning:
+        """The first plan that the held-out prompts confirm.
+
+        Raises:
+            NotReached: If there is none.
+        """
+        checks = proof.Checks(self.bench, self.held_out, self.targets, self.measures)
+        for plan in self._finalists(search):
+            number = iter(range(1, len(self.held_out) + 1))
+            checks.told = lambda: self.observe("held out", next(number), len(self.held_out))  # noqa: B023
+            pairs = checks.check(plan)
+            if checks.holds(pairs):
+                return self._result(search, plan, pairs)
+            self.failed.append(plan)
+        raise NotReached(self._nearest(search))
+
+    def _finalists(self, search: Search) -> Iterator[Plan]:
+        """Plans that hold on the prompts of the search, the fastest by the clock first."""
+        ranked = [point.plan for point in search.ranked()]
+        while ranked:
+            some, ranked = ranked[:FINALISTS], ranked[FINALISTS:]
+            self.observe("timing", 0, 1)
+            pairs = proof.timed(self.bench, some, self.cases[:TIMED])
+            if self.targets.fidelity:
+                some = sorted(some, key=lambda plan: -proof.speed(pairs[plan]))
+            yield from some
+
+    def _result(self, search: Search, plan: Plan, pairs: list[proof.Pair]) -> Tuning:
+        call = self.cases[0].call
+        tuned = Tuned(
+            targets=tuple(map(str, self.targets.each)),
+            methods=plan.digest,
+            network=self.network,
+            pipeline=type(self.pipe).__name__,
+            scheduler=type(self.pipe.scheduler).__name__,
+            call=numbers_of(call),
+            machine=machine(self.pipe),
+            versions=versions(),
+            prompts=len(self.cases),
+            held_out=len(self.held_out),
+            texts=proof.texts(self.held_out),
+            figures=proof.figures(pairs, self.targets),
+            plans=len(search.points),
+            minutes=round((self.clock() - self.began) / 60.0, 2),
+            date=datetime.now().astimezone().date().isoformat(),
+        )
+        return Tuning(
+            Plan(*plan, tuned=tuned),
+            self.targets,
+            tuple(point for point in search.points.values() if point.whole),
+            tuple(pairs),
+            len(search.points),
+            search.refused,
+            tuple(self.failed),
+        )
+
+    def _nearest(self, search: Search) -> str:
+        """What was found instead, in words."""
+        wanted = " and ".join(map(str, self.targets.each))
+        whole = [point for point in search.points.values() if point.whole]
+        near = max(whole, key=lambda point: (min(point.slack, 0.0), -point.cost))
+        measure = self.targets.first
+        told = (
+            f"the nearest has {measure} {near.mean(measure):.4g} at {1.0 / near.cost:.2f} times "
+            "the speed of stock, by the model of costs"
+        )
+        some = (
+            f", {len(self.failed)} of them held it until the held-out prompts"
+            if self.failed
+            else ""
+        )
+        return (
+            f"None of {len(search.points)} plans that were tried holds {wanted}{some}; {told}. "
+            "Ask for less, or give a larger budget."
+        )
+
+
+def tune(
+    pipe: Any,
+    target: str | Sequence[str],
+    budget: float = 600.0,
+    *,
+    prompts: Sequence[str] | None = None,
+    call: Mapping[str, Any] | None = None,
+    split: tuple[int, int] = (8, 20),
+    folder: Path | None = None,
+    observe: Observe = lambda _stage, _done, _total: None,
+) -> Tuning:
+    """Find the fastest plan that holds a fidelity on this pipeline and machine, with proof.
+
+    Plans over sampler, steps, schedule, guidance, cache, tokens and attention are searched on a few
+    prompts; the best are timed beside the stock pipeline, and checked on prompts that the search
+    never saw: what is promised then was measured there. Needs the extra ``tune``.
+
+    Args:
+        pipe: A stock diffusers pipeline; it is left as it is.
+        target: Such as ``"ssim>=0.95"``, or several: ssim, psnr (dB), perceptual or lpips
+            (distance in the scenes oracle's features), accuracy (of captions of the scenes),
+            speedup, seconds. With times alone, the nearest plan that keeps them is found.
+        budget: Seconds in all.
+        prompts: What to draw, noise from seeds 0, 1, …; captions of the scenes where none are
+            given.
+        call: Arguments of the pipeline's call; ``num_inference_steps`` among them.
+        split: How many of the prompts are searched on, and how many of those that follow prove it:
+            of 20, one may miss the target.
+        folder: Where trials are kept; the same call goes on there.
+        observe: Hears how far it is.
+
+    Raises:
+        BadInput: If the target is none, the budget too short, prompts are missing, or Optuna is.
+        NotReached: If no plan that was tried holds the target.
+        UnsupportedModel: If the pipeline cannot be served.
+    """
+    targets, given = Targets.parse(target), dict(call or {})
+    found = cases(prompts, given, split)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Session(
+        pipe=pipe,
+        targets=targets,
+        cases=found[: split[0]],
+        held_out=found[split[0] :],
+        budget=budget,
+        folder=folder,
+        observe=observe,
+    ).run()
+
+
+def cases(
+    prompts: Sequence[str] | None, call: Mapping[str, Any], split: tuple[int, int]
+) -> list[Case]:
+    """The prompts of the search, then those of the proof, each with noise of its own.
+
+    Raises:
+        BadInput: If there are too few, or two of them are the same.
+    """
+    searched, proven = split
+    if searched < 1 or proven < 1:
+        raise BadInput(
+            f"found {searched} prompts to search and {proven} to prove it: give at least 1 each."
+        )
+    if prompts is None:
+        from accel.scenes import HELD_OUT, TRAINING, clip_scene, scene
+
+        describe = clip_scene if "num_frames" in call else scene
+        scenes = [describe(seed) for seed in (*TRAINING[-searched:], *HELD_OUT[-proven:])]
+        return [Case({**call, "prompt": one.caption}, one.seed, one) for one in scenes]
+    wanted = list(dict.fromkeys(prompts))[: searched + proven]
+    if len(wanted) < searched + proven:
+        raise BadInput(
+            f"found {len(wanted)} different prompts, needed are {searched} to search and {proven} "
+            "to prove it: give more, or lower one of the two."
+        )
+    return [Case({**call, "prompt": one}, at) for at, one in enumerate(wanted)]
+
+
+def machine(pipe: Any) -> str:
+    """What seconds depend on: device, processor, threads and dtype."""
+    import torch
+
+    device = str(getattr(pipe, "device", "cpu"))
+    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    dtype = str(pipe.dtype).removeprefix("torch.")
+    return f"{device}, {processor(device)}{threads}, {dtype}"
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """Of the packages that a picture depends on."""
+    return tuple((name, version(name)) for name in PACKAGES)
+
+
+def front(points: Sequence[Point], measure: str) -> list[Point]:
+    """The points that no other one beats in both cost and a measure, the cheapest first."""
+    sign = -1 if measure == "perceptual" else 1
+    found: list[Point] = []
+    for point in sorted(points, key=lambda one: (one.cost, -sign * one.mean(measure))):
+        if not found or sign * point.mean(measure) > sign * found[-1].mean(measure):
+            found.append(point)
+    return found
