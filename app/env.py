@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from accel.machine import processor as processor
+from accel.machine import processor
 
 PACKAGES = ("diffusers-accel", "torch", "diffusers", "transformers")
 OPTIONAL = ("accelerate", "peft", "xformers", "av", "gradio", "ray")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from accel.errors import BadInput
+from accel.machine import processor
 from accel.plan import Plan
 from app import env
 from app.request import FILES, Request, Source, make
@@ -172,7 +173,7 @@ def fingerprint(model: Model) -> Fingerprint:
         model=model.fingerprint,
         versions=env.versions(),
         device=device,
-        processor=env.processor(device),
+        processor=processor(device),
         threads=env.threads(),
         dtype=str(pipe.dtype).removeprefix("torch."),
         savings=tuple(savings(pipe)),

@@ -11,13 +11,14 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel.errors import AccelError, BadInput
 from accel.plan import Plan
+from accel.report import INACTIVE
 from accel.tuning.work import Work, counting
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ class Drawn:
         pictures: One picture, or the frames of a clip.
         seconds: From the prompt to the pictures.
         work: What the denoisers computed, if it was counted.
+        idle: Methods that did nothing.
     """
 
     pictures: list[Image.Image]
     seconds: float
     work: Work = field(default_factory=Work)
+    idle: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Line:
         figures: By measure (``ssim``, ``psnr``, ``perceptual``, ``accuracy``) its value.
         products: Multiplications of the denoisers over those of the stock run.
         ratio: Seconds of the whole call over those of the stock run of the case.
+        idle: Methods that did nothing.
     """
 
     mark: str
@@ -84,6 +88,7 @@ class Line:
     figures: dict[str, float]
     products: float
     ratio: float
+    idle: tuple[str, ...] = ()
 
 
 class Ledger:
@@ -101,6 +106,7 @@ class Ledger:
         for text in self._texts():
             try:
                 line = Line(**json.loads(text))
+                line = replace(line, idle=tuple(line.idle))
             except (ValueError, TypeError):
                 continue
             if line.mark == mark:
@@ -189,6 +195,7 @@ class Bench:
             fidelity(self._measures, stock.pictures, drawn.pictures, case),
             drawn.work.products / max(stock.work.products, 1),
             drawn.seconds / stock.seconds,
+            drawn.idle,
         )
         return self._ledger.add(line)
 
@@ -202,7 +209,7 @@ class Bench:
             return self._called(plan, case)
         with counting(self.pipe, self.clock) as work:
             drawn = self._called(plan, case)
-        return Drawn(drawn.pictures, drawn.seconds, work)
+        return replace(drawn, work=work)
 
     def _called(self, plan: Plan, case: Case) -> Drawn:
         import torch
@@ -212,9 +219,12 @@ class Bench:
         if not len(plan):
             return self._timed(arguments)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a method did nothing shows in time
-            with plan.attach(self.pipe):
-                return self._timed(arguments)
+            warnings.simplefilter("ignore", UserWarning)  # what did nothing is noted
+            with plan.attach(self.pipe) as run:
+                drawn = self._timed(arguments)
+        verdicts = run.report.verdicts.items()
+        idle = (name for name, one in verdicts if one.state == INACTIVE and not one.chosen)
+        return replace(drawn, idle=tuple(idle))
 
     def _timed(self, arguments: Mapping[str, Any]) -> Drawn:
         start = self.clock()
@@ -231,11 +241,7 @@ class Bench:
 def fidelity(
     measures: Iterable[str], stock: list[Any], drawn: list[Any], case: Case
 ) -> dict[str, float]:
-    """Figures of one picture or clip against the stock one.
-
-    Raises:
-        BadInput: If accuracy is asked for, and the prompt is no caption of the scenes.
-    """
+    """Figures of one picture or clip against the stock one; accuracy of captions of scenes only."""
     import numpy as np
 
     from accel import quality
@@ -253,11 +259,7 @@ def fidelity(
 def _accuracy(drawn: list[Any], case: Case) -> float:
     from accel.scenes import motion, oracle
 
-    if case.scene is None:
-        raise BadInput(
-            "The target accuracy asks what a picture shows, which only captions of the scenes "
-            "tell: leave --prompts out, or ask for ssim, psnr or perceptual."
-        )
+    assert case.scene is not None
     if len(drawn) > 1:
         return float(motion.caption_accuracy([drawn], [case.scene]).mean)
     return float(oracle.caption_accuracy(drawn, [case.scene]).mean)

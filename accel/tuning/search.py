@@ -162,7 +162,7 @@ class Search:
             trial.set_user_attr("refused", str(error))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
-        self.points[plan] = point
+        self.points[point.plan] = point
         for number, limit in enumerate(self._constraints(point)):
             trial.set_constraint(str(number), limit)
         study.tell(trial, [point.cost, point.mean(self.targets.first)])
@@ -179,10 +179,15 @@ class Search:
     def _climb(self, plan: Plan) -> Point:
         """Draw a plan on more and more prompts, for as long as it may still win.
 
+        What does nothing at the first one is left out.
+
         Raises:
             AccelError: If it does not serve the pipeline.
         """
-        lines: list[Line] = []
+        lines = [self.bench.figures(plan, self.cases[0])]
+        if lines[0].idle:
+            busy = Plan(*(method for method in plan if method.name not in lines[0].idle))
+            return self.points.get(busy) or self._climb(busy)
         for rung in self._rungs():
             lines += [self.bench.figures(plan, case) for case in self.cases[len(lines) : rung]]
             point = self._point(plan, tuple(lines))

@@ -75,7 +75,7 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
         "cache.EasyCache": (
             Real("threshold", 0.02, 0.6, log=True),
             PREDICTOR,
-            Whole("warmup", 1, 4),
+            Whole("warmup", 2, 4),
         ),
         "cache.FirstBlock": (
             Real("threshold", 0.02, 0.6, log=True),

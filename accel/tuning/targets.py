@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Literal
 
 from accel.errors import BadInput
@@ -105,8 +106,7 @@ class Target:
 
     def held_by(self, values: Sequence[float]) -> bool:
         """Whether the values of some prompts hold it: in the mean, and nearly all one by one."""
-        mean = sum(values) / len(values)
-        return self.met_by(mean) and (self.measure in MEANS or self.share(values) >= SHARE)
+        return self.met_by(mean(values)) and (self.measure in MEANS or self.share(values) >= SHARE)
 
     def share(self, values: Sequence[float]) -> float:
         """Which share of the prompts meets it one by one."""
@@ -181,8 +181,6 @@ class Targets:
         worst = [100.0]
         for target in self.fidelity:
             values = [one[target.measure] for one in figures]
-            mean = target.measure in MEANS
-            worst += (
-                [target.margin(sum(values) / len(values))] if mean else map(target.margin, values)
-            )
+            judged = [mean(values)] if target.measure in MEANS else values
+            worst += map(target.margin, judged)
         return min(worst)

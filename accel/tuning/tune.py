@@ -18,7 +18,7 @@ from accel.plan import Plan
 from accel.tuned import Tuned, numbers_of
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger
-from accel.tuning.search import Point, Search
+from accel.tuning.search import Point, Search, imported
 from accel.tuning.space import Space
 from accel.tuning.targets import Targets
 
@@ -122,6 +122,9 @@ class Session:
     def __post_init__(self) -> None:
         from accel.seams.identity import identity
 
+        imported()
+        if any(case.scene is None for case in (*self.cases, *self.held_out)):
+            self._refuse_accuracy()
         self.network = identity(self.pipe)
         self.began = self.clock()
         measures = dict.fromkeys(["ssim", "psnr", "perceptual"])
@@ -129,6 +132,18 @@ class Session:
         self.measures = tuple(measures)
         path = None if self.folder is None else self.folder / "trials.jsonl"
         self.bench = Bench(self.pipe, self.measures, Ledger(path, self._mark()), self.clock)
+
+    def _refuse_accuracy(self) -> None:
+        """What a picture shows is known of captions of the scenes alone.
+
+        Raises:
+            BadInput: If it is asked for.
+        """
+        if any(target.measure == "accuracy" for target in self.targets.each):
+            raise BadInput(
+                "The target accuracy asks what a picture shows, which only captions of the scenes "
+                "tell: give no prompts of your own, or ask for ssim, psnr or perceptual."
+            )
 
     def _mark(self) -> str:
         """Of network and machine: figures of another one are of no use."""
