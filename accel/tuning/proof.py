@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from accel.plan import Plan
 from accel.tuned import Figure
 from accel.tuning.bench import Bench, Case, Drawn, fidelity
@@ -147,6 +145,8 @@ def _figure(measure: str, values: Sequence[float], target: Target | None) -> Fig
 
 def interval(values: Sequence[float], *, of_median: bool) -> tuple[float, float, float]:
     """Mean, or median, of some values and its 95 % confidence interval, by bootstrap."""
+    import numpy as np
+
     given = np.asarray(values, np.float64)
     middle = np.median if of_median else np.mean
     if len(given) < 2:

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from accel.seams.denoisers import find_denoisers
-
 
 @dataclass
 class Work:
@@ -33,6 +31,8 @@ class Work:
 @contextmanager
 def counting(pipe: Any, clock: Callable[[], float] = time.perf_counter) -> Iterator[Work]:
     """Count what the denoisers of a pipeline compute inside of the block."""
+    from accel.seams.denoisers import find_denoisers
+
     work, handles = Work(), []
     for denoiser in find_denoisers(pipe):
         handles += [layer.register_forward_hook(_count(work)) for layer in _layers(denoiser.core)]
