@@ -127,7 +127,7 @@ def compare(given: Given) -> None:
     """
     request = make(Request, given).seeded()
     choice = make(Choice, given)
-    if not (choice.plan or choice.preset or choice.changes):
+    if not (choice.plan or choice.preset or choice.goal or choice.changes):
         choice = Choice(preset="balanced")
     plan, repeats = chosen(choice), make(Repeats, given)
     metadata.digests(request)
@@ -224,7 +224,11 @@ def comparison(request: Request, title: str, stock: Side, fast: Side) -> Compari
 
 
 def _title(choice: Choice) -> str:
-    name = choice.preset or (choice.plan.stem if choice.plan else "custom plan")
+    name = (
+        choice.preset
+        or " and ".join(choice.goal)
+        or (choice.plan.stem if choice.plan else "custom plan")
+    )
     return f"{name}, changed" if choice.changes and name != "custom plan" else name
 
 

@@ -23,11 +23,16 @@ def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
 
     Raises:
         PlanError: If the plan cannot be read, or is none.
-        BadInput: If the file cannot be read, or both file and preset are given.
+        BadInput: If the file cannot be read, more than one of file, preset and goal is given, or
+            no tuned plan holds the goal.
     """
-    if choice.plan and choice.preset:
-        raise BadInput("--plan and --preset are both given: choose one, and change it by --set.")
-    if choice.plan:
+    given = [name for name in ("plan", "preset", "goal") if getattr(choice, name)]
+    if len(given) > 1:
+        both = " and ".join(f"--{name}" for name in given)
+        raise BadInput(f"{both} are both given: choose one, and change it by --set.")
+    if choice.goal:
+        document = for_goal(choice).to_dict()
+    elif choice.plan:
         document = read(choice.plan).to_dict()
     elif choice.preset:
         document = Plan.preset(choice.preset).to_dict()
@@ -38,6 +43,25 @@ def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
     if "tuned" in document and any(not change.startswith("tuned.") for change in choice.changes):
         document = {name: table for name, table in document.items() if name != "tuned"}
     return Plan.from_dict(document)
+
+
+def for_goal(choice: Choice) -> Plan:
+    """The fastest tuned plan that holds the goal of a choice.
+
+    Raises:
+        BadInput: If there is none, or no folder of tuned plans was given.
+        PlanError: If a file there is no plan.
+    """
+    from accel.tuning.library import fastest
+    from accel.tuning.targets import Targets
+
+    goal = Targets.parse(choice.goal)
+    if choice.tuned is None:
+        raise BadInput(
+            f"--goal {goal.each[0]}: name the folder of the plans that `accel tune` wrote for this "
+            "model, by --tuned."
+        )
+    return fastest(choice.tuned, goal)[1]
 
 
 def read(path: Path) -> Plan:

@@ -167,13 +167,25 @@ class Request(Settings):
 
 @dataclass(frozen=True)
 class Choice:
-    """Which methods: a plan file or a preset, and changes to it."""
+    """Which methods: a plan file, a preset or a goal, and changes to it."""
 
     plan: Annotated[
         Path | None,
         Option(help="plan file (`accel methods --toml` prints one)", rich_help_panel=PLAN),
     ] = None
     preset: Annotated[Preset | None, Option(help="plan by name", rich_help_panel=PLAN)] = None
+    goal: Annotated[
+        list[str],
+        Option(
+            metavar="MEASURE>=VALUE",
+            help="the fastest plan in --tuned that was proven to hold this; repeatable",
+            rich_help_panel=PLAN,
+        ),
+    ] = field(default_factory=list)
+    tuned: Annotated[
+        Path | None,
+        Option(help="folder of plans that `accel tune` wrote for the model", rich_help_panel=PLAN),
+    ] = None
     changes: Annotated[
         list[str],
         Option(

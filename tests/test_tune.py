@@ -30,7 +30,7 @@ from accel.tuning.space import FAMILIES, NONE, SEEDS, Pick, Space
 from accel.tuning.targets import SENSES, TIMES, Target, Targets
 from accel.tuning.tune import Session, Tuning, cases, front
 from accel.tuning.work import counting
-from app import plans
+from app import metadata, plans
 from app.request import Choice
 from app.tune import seconds
 from samplers import Steps
@@ -534,6 +534,75 @@ def test_changes_on_the_command_line_drop_the_evidence_but_for_where_it_may_be_u
             plans.chosen(Choice(plan=file, changes=[change]))
     with pytest.raises(errors.PlanError, match=r"only tuned\.elsewhere"):
         plans.chosen(Choice(preset="fast", changes=["tuned.elsewhere=warn"]))
+
+
+# Tuned plans in a folder
+
+
+def kept(folder, tuning, name, level, speedup, network=None):
+    """A plan file that says that it was proven for an SSIM, at a speed."""
+    tuned = tuning.evidence
+    figures = tuple(
+        one.model_copy(update={"mean": speedup}) if one.measure == "speedup" else one
+        for one in tuned.figures
+    )
+    more = {"targets": (f"ssim>={level}",), "figures": figures, "network": network or tuned.network}
+    plan = Plan(*tuning.plan, tuned=tuned.model_copy(update=more))
+    (folder / name).write_text(plan.to_toml())
+    return plan
+
+
+def test_a_goal_takes_the_fastest_plan_that_was_proven_to_hold_it(found, tmp_path):
+    tuning = found[1]
+    near = kept(tmp_path, tuning, "near.toml", 0.98, 1.5)
+    fast = kept(tmp_path, tuning, "fast.toml", 0.95, 2.5)
+    kept(tmp_path, tuning, "faster.toml", 0.9, 3.5)
+    (tmp_path / "untuned.toml").write_text(Plan.preset("fast").to_toml())
+    goals = {"ssim>=0.97": near, "ssim>=0.95": fast, "ssim>=0.93": fast}
+    for goal, plan in goals.items():
+        assert plans.chosen(Choice(goal=[goal], tuned=tmp_path)) == plan
+    assert plans.chosen(Choice(goal=["ssim>=0.95", "speedup>=2"], tuned=tmp_path)) == fast
+    for goal in (["ssim>=0.99"], ["psnr>=20"], ["ssim>=0.97", "speedup>=2"]):
+        with pytest.raises(
+            errors.BadInput, match=r"proven to hold .*near.toml: ssim>=0.98 at 1.50"
+        ):
+            plans.chosen(Choice(goal=goal, tuned=tmp_path))
+    kept(tmp_path, tuning, "other.toml", 0.95, 2.5, network="abc:")
+    with pytest.raises(errors.BadInput, match="several networks"):
+        plans.chosen(Choice(goal=["ssim>=0.95"], tuned=tmp_path))
+
+
+def test_a_goal_without_tuned_plans_says_how_to_get_them(tmp_path):
+    for choice, said in (
+        (Choice(goal=["ssim>=0.9"]), "by --tuned"),
+        (Choice(goal=["ssim>=0.9"], tuned=tmp_path / "none"), "There is no folder"),
+        (Choice(goal=["ssim>=0.9"], tuned=tmp_path), "accel tune --target"),
+        (Choice(goal=["ssim>=0.9"], preset="fast"), "both given"),
+    ):
+        with pytest.raises(errors.BadInput, match=said):
+            plans.chosen(choice)
+    (tmp_path / "bad.toml").write_text("plan = 1\n[cache.Nonsense]\n")
+    with pytest.raises(errors.PlanError, match=r"bad\.toml"):
+        plans.chosen(Choice(goal=["ssim>=0.9"], tuned=tmp_path))
+
+
+def test_a_job_and_its_rows_have_goals(found, tmp_path_factory):
+    folder = Path("tuned")
+    folder.mkdir()
+    near = kept(folder, found[1], "near.toml", 0.98, 1.5)
+    fast = kept(folder, found[1], "fast.toml", 0.95, 2.5)
+    rows = [
+        {"prompt": "a fox"},
+        {"prompt": "a boat", "goal": "ssim>=0.98"},
+        {"prompt": "rain", "preset": "exact"},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = Folders(tmp_path_factory.getbasetemp() / "saved-models")(NAME)
+    asked = ["--model", model, "--goal", "ssim>=0.9", "--tuned", "tuned", "--batch", "1"]
+    result = run("batch", "rows.jsonl", "--out", "out", "--device", "cpu", *asked)
+    assert result.exit_code == 0, result.output
+    made = {int(path.name[:5]): metadata.record_of(path) for path in Path("out").glob("*.png")}
+    assert [Plan.from_dict(made[at].plan) for at in range(3)] == [fast, near, Plan()]
 
 
 # What cannot be done

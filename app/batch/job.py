@@ -27,7 +27,7 @@ from app.request import Batch, Choice, Preset, Request, make
 SHOWN = 20
 """Problems of an input that are named; of the others, the number."""
 
-PLANNING = ("plan", "preset", "set")
+PLANNING = ("plan", "preset", "goal", "set")
 WORDS = ("prompt", "negative", "seed", "id")
 
 
@@ -246,10 +246,18 @@ class _Checker:
     def _plan(self, planning: dict[str, Any]) -> Plan:
         """The row's own plan, else the job's; with the row's own changes."""
         base, choice = planning.get("plan"), self.ways.choice
-        preset = planning.get("preset")
-        if base is not None and preset is not None:
-            raise BadInput("plan and preset are both given: choose one, and change it by set.")
+        preset, goal = planning.get("preset"), planning.get("goal")
+        if sum(one is not None for one in (base, preset, goal)) > 1:
+            raise BadInput(
+                "plan, preset and goal: more than one of them is given; choose one, and change it "
+                "by set."
+            )
         changes = _changes(planning.get("set"))
+        if goal is not None:
+            goals = [goal] if isinstance(goal, str) else goal
+            if not isinstance(goals, list) or not all(isinstance(one, str) for one in goals):
+                raise BadInput("goal: give such as ssim>=0.95, or a list of such texts.")
+            return chosen(Choice(goal=goals, tuned=choice.tuned, changes=changes))
         if isinstance(base, dict):
             return chosen(Choice(changes=changes), Plan.from_dict({"plan": 1, **base}).to_dict())
         if base is not None:

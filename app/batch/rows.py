@@ -75,6 +75,7 @@ FIELDS = frozenset({field.name for field in fields(Request)} - {"device"}) | {
     "size",
     "plan",
     "preset",
+    "goal",
     "set",
 }
 """What a row may say. Where it runs is for the whole job."""
