@@ -16,6 +16,9 @@ import accel
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BATCH = (ROOT / "docs" / "batch.md").read_text()
+TUNING = (ROOT / "docs" / "tuning.md").read_text()
+SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
+"""What makes of a documented tuning a short one: the last of two options counts."""
 PROMPTS = "a boat on the sea\na red house\n"
 GUIDE = (ROOT / "docs" / "adding-a-method.md").read_text()
 
@@ -114,6 +117,20 @@ def test_the_commands_of_the_page_on_batches_run_in_order(tmp_path):
         run(command, tmp_path)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     assert len(list((tmp_path / "sweep").glob("*.png"))) == 8
+
+
+def test_the_page_on_tuning_runs(tmp_path):
+    for command in commands(TUNING):
+        run(f"{command} {SMALL if 'accel tune' in command else '--steps 3'}", tmp_path)
+    for name in ("near.toml", "near.png", "boat.png", "house.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    (python,) = fenced(TUNING, "python")
+    compile(python, "docs/tuning.md", "exec")
+    small = '.load("scenes-flux")\ncall |= dict(num_inference_steps=3, height=64, width=64)'
+    short = python.replace('.load("scenes-flux")', small).replace("budget=600", "20, split=(1, 1)")
+    scope = {}
+    exec(short.replace('"near.png"', repr(str(tmp_path / "again.png"))), scope)
+    assert scope["image"].size == (64, 64) and (tmp_path / "again.png").stat().st_size > 0
 
 
 def test_readme_server_starts_answers_and_ends(tmp_path):
