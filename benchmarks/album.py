@@ -1,8 +1,8 @@
-"""Pictures and clips that a benchmark has drawn, kept beside it: for distances of sets, and to show.
+"""Pictures and clips that a benchmark has drawn, kept: for distances of sets, and to show.
 
 They lie in ``pictures/MODEL/WEIGHTS-CODE``, which git ignores; numbers of other weights or other
-code look elsewhere. Sets are compared from `ENOUGH` captions on: of smaller ones the Fréchet distance says
-little, and less still beside one of another size.
+code look elsewhere. Sets are compared from `ENOUGH` captions on: of smaller ones the Fréchet
+distance says little.
 """
 
 from __future__ import annotations

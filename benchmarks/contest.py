@@ -285,7 +285,13 @@ class Stage:
 
     mark: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     refusals: type[Exception] = AccelError
-    keep: Callable[[Contestant, Scene, Drawn], None] | None = None
+    keep: Callable[[Contestant, Scene, Drawn], None] = lambda *_: None
+
+    def refuse(self, benches: Benches, who: Contestant, error: Exception, lines: Lines) -> None:
+        """Write down why somebody drew nothing; what an error of others left behind is given up."""
+        lines.add({**self.mark, **who.named(), "refused": reason_of(error)})
+        if not isinstance(error, AccelError):
+            benches.drop(who.package)
 
 
 ORDINARY = Stage()
@@ -328,13 +334,10 @@ def measure(
                 age += 1
                 drawn = draw(benches, who, subject)
             except stage.refusals as error:
-                lines.add({**stage.mark, **who.named(), "refused": reason_of(error)})
-                if not isinstance(error, AccelError):
-                    benches.drop(who.package)
+                stage.refuse(benches, who, error, lines)
                 continue
             lines.add({**stage.mark, **line_of(who, subject, reference, drawn)})
-            if stage.keep is not None:
-                stage.keep(who, subject, drawn)
+            stage.keep(who, subject, drawn)
         print(f"{turn + 1}/{len(scenes)}", end="\r", flush=True)
 
 

@@ -1,8 +1,8 @@
 """Other people's accelerators, as they are called by their own documentation.
 
-`of` are the caches; `every` adds what else there is: tomesd, stock schedulers that need fewer steps,
-and `torch.compile` alone. What is not installed, or does not serve a pipeline, is named with the
-reason by `absent`.
+`of` are the caches; `every` adds what else there is: tomesd, stock schedulers that need fewer
+steps, and `torch.compile` alone. What is not installed, or does not serve a pipeline, is named
+with the reason by `absent`.
 
 Each is put on before a picture and taken off after it, outside of the timed part; what a peer
 leaves behind is measured at the end of a benchmark by `leaves_a_trace`. Sweeps go on until the
@@ -41,7 +41,7 @@ FEWER = (20, 16, 14, 12, 10, 8)
 """Steps of those who take fewer."""
 
 LEVELS = 2
-"""Levels of a UNet that tokens are merged at: scenes-unet, as SDXL, has no attention at the first."""
+"""Levels of a UNet where tokens are merged: scenes-unet, as SDXL, has no attention at the first."""
 
 MASKS = ("slow", "medium", "fast", "ultra")
 """The presets of cache-dit: which steps of a run are computed."""
@@ -85,7 +85,7 @@ def of(pipe: Any, call: dict[str, Any]) -> list[Peer]:
 def every(pipe: Any, call: dict[str, Any]) -> list[Peer]:
     """All settings of all peers that run on a pipeline."""
     merged = _tomesd_ratios() if hasattr(pipe, "unet") and find_spec("tomesd") else ()
-    return [*of(pipe, call), *merged, *_schedulers(pipe, call), _compile()]
+    return [*of(pipe, call), *merged, *_schedulers(call), _compile()]
 
 
 def absent(pipe: Any) -> dict[str, str]:
@@ -201,7 +201,6 @@ def _cache_dit() -> Iterator[Peer]:
     for name, (front, order) in forms.items():
         for knob in (0.04, 0.08, 0.12, 0.2, 0.3, 0.5, 0.7, 1.0):
             yield Peer("cache-dit", name, knob, _dbcache(cache_dit, front, order, knob))
-
 
     for knob in (0.04, 0.08, 0.12, 0.2, 0.3, 0.5, 0.7, 1.0):
         yield Peer("cache-dit", "DBCache F1B0 + DMD", knob, _with_dmd(cache_dit, knob))
@@ -333,7 +332,7 @@ def tomesd_at(ratio: float) -> Enter:
     return enter
 
 
-def _schedulers(pipe: Any, call: dict[str, Any]) -> Iterator[Peer]:
+def _schedulers(call: dict[str, Any]) -> Iterator[Peer]:
     """Stock schedulers of higher order, which need fewer steps than the pipeline's own."""
     for name in ("DPMSolverMultistep", "UniPCMultistep"):
         for steps in FEWER:

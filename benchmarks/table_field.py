@@ -1,7 +1,7 @@
-"""Who is in the table: every method of ours in its sweeps, what is composed of them, and the peers.
+"""Who is in the table: every method of ours in its sweeps, compositions, and the peers.
 
-A curve of ours is named by its method (``cache.EasyCache``, ``tokens.ToMe, kept``), a composition by
-its parts. Whoever cannot serve a model, or rests on what is not here, is named with the reason:
+A curve of ours is named by its method (``cache.EasyCache``, ``tokens.ToMe, kept``), a composition
+by its parts. Whoever cannot serve a model, or rests on what is not here, is named with the reason:
 each method that `accel.methods` knows is in the one list or the other.
 """
 
@@ -110,7 +110,7 @@ def gather(wanted: Wanted, benches: Benches) -> Field:
     found.who += [one for one in fewer_steps(call, wanted.settings) if wanted.wants(one.method)]
     for plans in (single(pipe, call), composed(), presets()):
         found.add(wanted.chosen(plans), pipe, wanted.settings)
-    for steps, plans in in_fewer_steps(call).items():
+    for steps, plans in [*in_fewer_steps(call).items()][: wanted.settings]:
         found.add(wanted.chosen(plans), pipe, None, steps)
     _measured(wanted, benches, found)
     _tuned(wanted, pipe, found)
@@ -223,9 +223,7 @@ def _measured(wanted: Wanted, benches: Benches, found: Field) -> None:
         _try_solver(wanted, benches, found, one)
 
 
-def _try(
-    wanted: Wanted, found: Field, curve: str, pipe: Any, plans: Callable[[], Plans]
-) -> None:
+def _try(wanted: Wanted, found: Field, curve: str, pipe: Any, plans: Callable[[], Plans]) -> None:
     if not wanted.wants(curve):
         return
     try:

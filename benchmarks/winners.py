@@ -179,6 +179,6 @@ def _cell(best: dict[str, Any] | None) -> str:
 def why_censored(one: Level) -> str:
     """What is not known at a level, since sweeps of peers end too early."""
     return (
-        f"SSIM ≥ {one['level']:g} is censored: the sweeps of {', '.join(one['censored'])} end while "
-        "they still hold it; with a larger knob they might be faster."
+        f"SSIM ≥ {one['level']:g} is censored: the sweeps of {', '.join(one['censored'])} end "
+        "while they still hold it; with a larger knob they might be faster."
     )
