@@ -424,6 +424,14 @@ def undrawn(field: list[Contestant], lines: Lines) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why is not None}
 
 
+def together(left: Mapping[str, str]) -> list[str]:
+    """Why they are left out, those who have one reason on one line."""
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return sorted(f"{', '.join(sorted(those))}: {why}" for why, those in names.items())
+
+
 def why_undrawn(who: Contestant, lines: Lines) -> str | None:
     """Why a setting is not summed up; ``None`` where it is."""
     for line in lines.found:

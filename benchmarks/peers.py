@@ -88,6 +88,15 @@ def every(pipe: Any, call: dict[str, Any]) -> list[Peer]:
     return [*of(pipe, call), *merged, *_schedulers(call), _compile()]
 
 
+def scheduled(pipe: Any, call: dict[str, Any]) -> list[Peer]:
+    """Those that decide beforehand what they compute: no calibration, no look at an answer."""
+    if hasattr(pipe, "unet"):
+        merged = _tomesd_ratios() if find_spec("tomesd") else ()
+        return [*of(pipe, call), *merged]
+    masked = [*_cache_dit()] if find_spec("cache_dit") else []
+    return [*_taylor(), *_by_timestep(pipe), *masked]
+
+
 def absent(pipe: Any) -> dict[str, str]:
     """By peer, why it is left out."""
     found = {
@@ -115,16 +124,12 @@ def _native(config: Callable[[Any, dict[str, Any]], Any]) -> Enter:
 
 
 def _diffusers(pipe: Any, call: dict[str, Any]) -> Iterator[Peer]:
-    from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+    from diffusers import FirstBlockCacheConfig, MagCacheConfig
 
     for knob in (0.02, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.7, 1.0):
         config = FirstBlockCacheConfig(threshold=knob)
         yield Peer("diffusers", "FirstBlockCache", knob, _native(lambda *_, c=config: c))
-    for every in (2, 3, 4, 5, 6, 8, 10):
-        taylor = TaylorSeerCacheConfig(
-            cache_interval=every, disable_cache_before_step=3, max_order=1
-        )
-        yield Peer("diffusers", "TaylorSeer", every, _native(lambda *_, c=taylor: c))
+    yield from _taylor()
     ratios = _magnitudes(pipe, call)
     for name, skips, knobs in MAG_CURVES:
         for knob in knobs:
@@ -141,6 +146,16 @@ def _diffusers(pipe: Any, call: dict[str, Any]) -> Iterator[Peer]:
 
             yield Peer("diffusers", name, knob, _native(mag))
     yield from _by_timestep(pipe)
+
+
+def _taylor() -> Iterator[Peer]:
+    from diffusers import TaylorSeerCacheConfig
+
+    for every in (2, 3, 4, 5, 6, 8, 10):
+        config = TaylorSeerCacheConfig(
+            cache_interval=every, disable_cache_before_step=3, max_order=1
+        )
+        yield Peer("diffusers", "TaylorSeer", every, _native(lambda *_, c=config: c))
 
 
 def _by_timestep(pipe: Any) -> Iterator[Peer]:
@@ -338,7 +353,8 @@ def _schedulers(call: dict[str, Any]) -> Iterator[Peer]:
         for steps in FEWER:
             if steps <= call["num_inference_steps"]:
                 fewer = {"num_inference_steps": steps}
-                yield Peer("diffusers", name, steps, _scheduler(name), call=fewer)
+                curve = f"{name}, steps"
+                yield Peer("diffusers", curve, steps, _scheduler(name), call=fewer)
 
 
 def _scheduler(name: str) -> Enter:

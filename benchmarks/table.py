@@ -187,8 +187,8 @@ def _shown(
 
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know besides."""
-    found = [f"{name} is left out: {why}" for name, why in sorted(result["left_out"].items())]
-    return [*result["idle"], *found]
+    left = [f"Left out: {one}" for one in contest.together(result["left_out"])]
+    return [*result["idle"], *left]
 
 
 def title_of(result: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from accel.seams.layout import Layout
 TUNED = Path(__file__).parent / "tuned"
 """Where plans that were tuned for a model lie: ``MODEL-NAME.toml``."""
 
-FEWER_STEPS, PRESET, TUNED_CURVE = "fewer steps", "preset", "tuned"
+FEWER_STEPS, PRESET, TUNED_CURVE = "fewer steps:", "preset", "tuned"
 NO_TUNED = "there is no tuned plan of this model yet: `benchmarks/tuned` holds none"
 
 SAMPLED = (20, 14, 10, 8)
@@ -195,16 +195,17 @@ def in_fewer_steps(call: Mapping[str, Any]) -> dict[int, Plans]:
 
 
 def _solved(steps: int) -> Plans:
-    return {(f"samplers.{name}", steps): plan for name, plan in sampling.PLANS.items()}
+    return {(f"samplers.{name}, steps", steps): plan for name, plan in sampling.PLANS.items()}
 
 
 def _solved_with(steps: int) -> Plans:
     solver, adaptive = samplers.DPMSolverPP(), accel.guidance.Adaptive()
-    found: Plans = {("DPM++ 2M + Adaptive", steps): Plan(solver, adaptive)}
+    found: Plans = {("DPM++ 2M + Adaptive, steps", steps): Plan(solver, adaptive)}
     for value in (0.05, 0.1, 0.2):
         easy = cache.EasyCache(threshold=value)
-        found[f"DPM++ 2M + EasyCache {value:g}", steps] = Plan(solver, easy)
-        found[f"DPM++ 2M + Adaptive + EasyCache {value:g}", steps] = Plan(solver, adaptive, easy)
+        found[f"DPM++ 2M + EasyCache {value:g}, steps", steps] = Plan(solver, easy)
+        both = Plan(solver, adaptive, easy)
+        found[f"DPM++ 2M + Adaptive + EasyCache {value:g}, steps", steps] = both
     return found
 
 
@@ -233,9 +234,9 @@ def _try(wanted: Wanted, found: Field, curve: str, pipe: Any, plans: Callable[[]
 
 
 def _told(error: Exception) -> str:
-    """The last line that a calibration printed, or what else was raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """What a calibration said was wrong, without the command, or what else was raised."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words.rpartition("error: ")[2]
 
 
 def _calibrated(curve: str, bench: calibrated.Bench, wanted: Wanted) -> Plans:
@@ -268,7 +269,8 @@ def _try_solver(wanted: Wanted, benches: Benches, found: Field, one: Calibration
         return
     for count, name in one.files()[-(wanted.settings or len(SAMPLED)) :]:
         for steps in SAMPLED if count is None else (count,):
-            found.add({(curve, steps): sampling.read(folder / name)}, pipe, None, steps)
+            plan = sampling.read(folder / name)
+            found.add({(f"{curve}, steps", steps): plan}, pipe, None, steps)
 
 
 def _tuned(wanted: Wanted, pipe: Any, found: Field) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import winners
-from contest import MEETS, active, label
+from contest import MEETS, active, label, together
 from PIL import Image
 
 from app.batch.page import CSS, NOTHING, PALETTE, Html, el, joined, ticks
@@ -66,7 +66,10 @@ th[aria-sort="descending"] button::after { content: "↓"; }
 td.num, th.num { white-space: nowrap; padding-right: 1.1rem; }
 .rows tbody th { min-width: 15rem; }
 .rows td { min-width: 3.5rem; }
-.shown { display: grid; gap: 0.9rem; margin: 1rem 0; }
+.shown {
+  display: grid; gap: 1rem; margin: 1rem 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr));
+}
 .shown figure { min-width: 0; }
 .shown div { display: flex; flex-wrap: wrap; gap: 0.5rem; }
 .shown img { max-width: 100%; height: auto; border-radius: 6px; border: 1px solid var(--line); }
@@ -122,7 +125,7 @@ def draw(result: dict[str, Any], title: str, machine: dict[str, Any]) -> str:
         _section("Pictures", _shown(result["shown"])),
         *_tables(result),
         _section("What did nothing", _list(result["idle"])),
-        _section("What was left out, and why", _list(_left(result["left_out"]))),
+        _section("What was left out, and why", _list(together(result["left_out"]))),
         _section("How it was measured", _method(result)),
     )
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['date']}"
@@ -172,14 +175,6 @@ def _section(name: str, inside: Html) -> Html:
 def _list(lines: Iterable[str]) -> Html:
     items = [el("li", line) for line in lines]
     return el("ul", *items, class_="plain") if items else NOTHING
-
-
-def _left(left: dict[str, str]) -> list[str]:
-    """Names together that have one reason."""
-    together: dict[str, list[str]] = {}
-    for name, why in left.items():
-        together.setdefault(why, []).append(name)
-    return sorted(f"{', '.join(sorted(names))}: {why}" for why, names in together.items())
 
 
 # the figures at the top
