@@ -46,6 +46,8 @@ LEVELS = 2
 MASKS = ("slow", "medium", "fast", "ultra")
 """The presets of cache-dit: which steps of a run are computed."""
 
+PRESETS = "presets from slow, 1, to ultra, 4,"
+
 MAG_CURVES = (
     ("MagCache", 5, (0.06, 0.12, 0.24, 0.4, 0.7, 1.0, 2.0)),
     ("MagCache, 10 skips", 10, (0.4, 0.7, 1.0, 2.0)),
@@ -183,6 +185,7 @@ def _by_timestep(pipe: Any) -> Iterator[Peer]:
                 unconditional_batch_skip_range=every,
                 attention_weight_callback=lambda _: 0.3,
                 tensor_format=layout,
+                is_guidance_distilled=True,  # two calls a step: it has no batch to split
                 current_timestep_callback=lambda: pipe.current_timestep,
             )
 
@@ -223,7 +226,7 @@ def _cache_dit() -> Iterator[Peer]:
         yield Peer("cache-dit", "DBPrune F1B0", knob, _dbprune(cache_dit, knob))
     for policy in ("static", "dynamic"):
         for place, mask in enumerate(MASKS, 1):
-            name = f"preset, {policy}"
+            name = f"{PRESETS} {policy}"
             yield Peer("cache-dit", name, place, _masked(cache_dit, mask, policy))
 
 

@@ -61,7 +61,7 @@ FIXED = {
     ("tomesd", "ToMe"): HALF,
     ("diffusers", "TaylorSeer"): EVERY_THIRD,
     ("diffusers", "PyramidAttentionBroadcast"): 2,
-    ("cache-dit", "preset, static"): 3,
+    ("cache-dit", f"{peers.PRESETS} static"): 3,
 }
 """Peers whose schedule is fixed, and the knob: its presets count from slow, 1."""
 

@@ -6,8 +6,8 @@
 One command, two stages. The sweep draws everybody (`table_field`) on some captions, interleaved as
 `contest` says; the winners of each level of fidelity and their runners-up are then drawn on other
 captions, which the sweep has not seen (`winners`). Both are in ``results/table-MODEL.jsonl``, each
-line with its stage (the form: `compact`); a run that was cut off goes on there. Pictures are kept
-beside the benchmarks, out of git (`album`).
+line with its stage, and packed beside it (the form: `compact`); a run that was cut off goes on
+there. Pictures are kept beside the benchmarks, out of git (`album`).
 
 Beside the lines come ``.json`` (the sums), ``.md`` (who holds each level), ``.png`` and ``.html``
 (`table_page`). Needs the extra `bench` for the peers: whoever is missing is named. What is
@@ -32,7 +32,7 @@ import table_page
 import torch
 import winners
 from album import KEPT, Album
-from compact import Compact
+from compact import Compact, rounded
 from contest import OURS, STOCK, Benches, Contestant, Stage, active, label
 from measure import Lines, digest, here, machine
 from peers import COMPILED
@@ -106,8 +106,9 @@ class Bench:
 
 
 def _about(one: Contestant) -> dict[str, Any]:
-    parts = 0 if one.plan is None else sum(method.why_off() is None for method in one.plan)
-    return {"parts": parts, "tuned": one.method.startswith(TUNED_CURVE), "call": dict(one.call)}
+    made = [method.name for method in one.plan or () if method.why_off() is None]
+    tuned = one.method.startswith(TUNED_CURVE)
+    return {"parts": len(made), "made_of": made, "tuned": tuned, "call": dict(one.call)}
 
 
 def _judged(rows: list[Row]) -> list[Row]:
@@ -149,6 +150,7 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
         "asked": {SWEEP: options.captions, HELD: options.held_out},
         "blocks": len(benches.get(STOCK)[1].blocks),
         "stock": {name: _stock(bench, name, rows) for name, rows in stages.items() if rows},
+        "packed": lines.pack().name,
         "levels": winners.levels(sweep, verified),
         "idle": contest.idle(sweep),
         "left_out": field.left | contest.undrawn(field.who, bench.part(SWEEP)),
@@ -177,7 +179,7 @@ def _shown(
     order = [one for one in field.who if one.key == (STOCK, STOCK, 0) or one.label in names]
     return [
         {
-            "name": "stock" if one.method == STOCK else one.label,
+            "name": winners.title({**one.named(), **_about(one)}),
             "captions": [subject.caption for subject in scenes[:SHOWN]],
             "pictures": [bench.album.get(one.named(), s.seed) for s in scenes[:SHOWN]],
         }
@@ -207,7 +209,18 @@ def plain(result: dict[str, Any]) -> dict[str, Any]:
         name: [{key: one for key, one in row.items() if key not in dropped} for row in found]
         for name, found in result["rows"].items()
     }
-    return {key: one for key, one in result.items() if key != "shown"} | {"rows": rows}
+    short: dict[str, Any] = _short({**result, "shown": None, "rows": rows})
+    del short["shown"]
+    return short
+
+
+def _short(found: Any) -> Any:
+    """With numbers of few digits."""
+    if isinstance(found, dict):
+        return {name: _short(one) for name, one in found.items()}
+    if isinstance(found, list | tuple):
+        return [_short(one) for one in found]
+    return rounded(found) if isinstance(found, float) else found
 
 
 def write(result: dict[str, Any], folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import winners
-from contest import MEETS, active, label, together
+from album import ENOUGH
+from contest import MEETS, active, together
 from PIL import Image
 
 from app.batch.page import CSS, NOTHING, PALETTE, Html, el, joined, ticks
@@ -62,8 +63,8 @@ th button {
 th button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 th[aria-sort="ascending"] button::after { content: "↑"; }
 th[aria-sort="descending"] button::after { content: "↓"; }
-.num, .num button { text-align: right; }
-td.num, th.num { white-space: nowrap; padding-right: 1.1rem; }
+.num, .num button, .rows td { text-align: right; }
+.rows td, th.num { white-space: nowrap; padding-right: 1.1rem; }
 .rows tbody th { min-width: 15rem; }
 .rows td { min-width: 3.5rem; }
 .shown {
@@ -256,7 +257,11 @@ def _best(best: dict[str, Any] | None, level: float) -> Html:
     spread = f"{speed['low']:.2f}–{speed['high']:.2f}×"
     detail = f"{spread}, SSIM {best['ssim']:.3f}; {share:.0%} of the captions reach it"
     return joined(
-        [el("strong", f"{speed['median']:.2f}×"), label(best), el("p", detail, class_="quiet")]
+        [
+            el("strong", f"{speed['median']:.2f}×"),
+            winners.title(best),
+            el("p", detail, class_="quiet"),
+        ]
     )
 
 
@@ -367,7 +372,7 @@ def _shape(side: str, x: float, y: float, tip: str = "") -> Html:
 
 def _tip(row: Row) -> str:
     return (
-        f"{label(row)}: {row['seconds']['median']:.3f} s, {row['speedup']['median']:.2f}×, "
+        f"{winners.title(row)}: {row['seconds']['median']:.3f} s, {row['speedup']['median']:.2f}×, "
         f"SSIM {row['ssim']:.4f}, perceptual {row['perceptual']:.4f}"
     )
 
@@ -481,7 +486,7 @@ def _head(name: str, kind: str) -> Html:
 
 def _name(row: Row) -> Html:
     tag = el("span", "did nothing", class_="tag") if row["inactive"] else NOTHING
-    name = "stock" if row["package"] == row["method"] == "stock" else label(row)
+    name = winners.title(row)
     return joined([name, " " if tag else "", tag])
 
 
@@ -497,9 +502,9 @@ def _figure_of(row: Row, key: str) -> Any:
 def _cell(row: Row, key: str) -> Html:
     found = _figure_of(row, key)
     if found is None:
-        return el("td", "–", class_="num")
+        return el("td", "–")
     written = found if isinstance(found, str) else COLUMNS[key][1].format(found)
-    return el("td", written, class_="num")
+    return el("td", written)
 
 
 def _method(result: dict[str, Any]) -> Html:
@@ -512,7 +517,7 @@ def _method(result: dict[str, Any]) -> Html:
         "as all blocks.",
         "SSIM, PSNR and the perceptual distance are to the stock picture of the same caption and "
         "seed; captions and motion are judged by the bundled oracles; Fréchet distances, from "
-        f"{64} captions on, are to real scenes and to the stock set.",
+        f"{ENOUGH} captions on, are to real scenes and to the stock set.",
         "A level is held by a mean SSIM that reaches it; the columns with ≥ say which share of the "
         "captions does.",
         f"The call: {', '.join(f'{key} {one!r}' for key, one in result['call'].items())}.",

@@ -16,15 +16,18 @@ from peers import COMPILED
 
 SINGLE, COMPOSED, PEER, STEPS = "single", "composed", "peer", "steps"
 SIDES = {
-    SINGLE: "our best single method",
-    COMPOSED: "our best composition",
-    PEER: "the best peer",
-    STEPS: "stock in fewer steps",
+    SINGLE: ("our best single method", "no single method of ours"),
+    COMPOSED: ("our best composition", "no composition of ours"),
+    PEER: ("the best peer", "no peer"),
+    STEPS: ("the best of stock in fewer steps", "no smaller number of stock's steps"),
 }
-"""By class of contestants, what the best of it is called."""
+"""By class of contestants, what the best of it is called, and what is said where there is none."""
 
 RUNNERS = 3
 """So many of each class are drawn again, the fastest first."""
+
+NAMELESS = ("preset ", "tuned ")
+"""Plans whose name does not say what they are made of."""
 
 Row = dict[str, Any]
 Level = dict[str, Any]
@@ -82,7 +85,8 @@ def point(row: Row) -> dict[str, Any]:
     """What a table of winners says of a row."""
     names = ("package", "method", "knob", "ssim", "meets", "nfe", "block_rows", "caption_accuracy")
     named = {name: row[name] for name in names}
-    return named | {"seconds": row["seconds"]["median"], "speedup": row["speedup"]}
+    made = {"made_of": row.get("made_of", ())}
+    return named | made | {"seconds": row["seconds"]["median"], "speedup": row["speedup"]}
 
 
 def censored(rows: Sequence[Row], level: float) -> list[str]:
@@ -110,35 +114,46 @@ def words(best: dict[str, Row | None], level: float) -> Iterator[str]:
 
 
 def _beside(ours: Row | None, other: Row | None, level: float, what: str) -> str:
-    name, at = SIDES[what], f"At SSIM ≥ {level:g}"
+    (best, none), at = SIDES[what], f"At SSIM ≥ {level:g}"
     if other is None:
-        return f"{at} {name} is nobody: none holds the level."
+        return f"{at} {none} holds the level."
     if ours is None:
-        return f"{at} {name} is {label(other)} ({_times(other)}): we do not win."
-    ratio = _speed(ours) / _speed(other)
-    near = " The quartiles overlap: that is as good as a draw." if _overlap(ours, other) else ""
-    if ratio > 1:
-        return f"{at} {label(ours)} is {ratio:.2f}× as fast as {name}, {label(other)}.{near}"
+        return f"{at} we do not win: {best} is {title(other)} ({_times(other)})."
+    if _speed(ours) > _speed(other):
+        return f"{at} {_faster(ours, other, best)}"
+    ratio = _speed(other) / _speed(ours)
     return (
-        f"{at} we do not win: {name}, {label(other)}, is {1 / ratio:.2f}× as fast as our best, "
-        f"{label(ours)}.{near}"
+        f"{at} we do not win: {best}, {title(other)}, is {ratio:.2f}× as fast as our best, "
+        f"{title(ours)}.{_draw(ours, other)}"
     )
 
 
 def _together(both: Row | None, single: Row | None, level: float) -> str:
     at = f"At SSIM ≥ {level:g}"
     if both is None or single is None:
-        missing = SIDES[COMPOSED] if both is None else SIDES[SINGLE]
-        return f"{at} {missing} is none: nothing of the kind holds the level."
-    ratio = _speed(both) / _speed(single)
-    near = " The quartiles overlap: that is as good as a draw." if _overlap(both, single) else ""
-    if ratio > 1:
-        pays = f"{at} composing pays: {label(both)} is {ratio:.2f}× as fast as"
-        return f"{pays} {label(single)}.{near}"
-    return (
-        f"{at} composing does not pay: {label(single)} alone is {1 / ratio:.2f}× as fast as "
-        f"{label(both)}.{near}"
-    )
+        none = SIDES[COMPOSED if both is None else SINGLE][1]
+        return f"{at} {none} holds the level."
+    if _speed(both) > _speed(single):
+        return f"{at} composing pays: {_faster(both, single, SIDES[SINGLE][0])}"
+    return f"{at} composing does not pay: {_faster(single, both, SIDES[COMPOSED][0])}"
+
+
+def _faster(one: Row, other: Row, called: str) -> str:
+    ratio = _speed(one) / _speed(other)
+    return f"{title(one)} is {ratio:.2f}× as fast as {called}, {title(other)}.{_draw(one, other)}"
+
+
+def _draw(one: Row, other: Row) -> str:
+    return " The quartiles overlap: that is as good as a draw." if _overlap(one, other) else ""
+
+
+def title(row: Row) -> str:
+    """What a row is called in a sentence; of a preset and a tuned plan also what it is made of."""
+    if row["package"] == STOCK:
+        return f"stock in {row['knob']:g} steps" if row["method"] != STOCK else "stock"
+    made = row.get("made_of", ())
+    short = row["method"].startswith(NAMELESS)
+    return f"{label(row)} ({' + '.join(made)})" if made and short else label(row)
 
 
 def _speed(row: Row) -> float:
@@ -173,12 +188,12 @@ def markdown(found: Sequence[Level], title: str, notes: Sequence[str]) -> str:
 def _cell(best: dict[str, Any] | None) -> str:
     if best is None:
         return "none"
-    return f"{label(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f})"
+    return f"{title(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f})"
 
 
 def why_censored(one: Level) -> str:
     """What is not known at a level, since sweeps of peers end too early."""
     return (
-        f"SSIM ≥ {one['level']:g} is censored: the sweeps of {', '.join(one['censored'])} end "
+        f"SSIM ≥ {one['level']:g} is censored: the sweeps of {'; '.join(one['censored'])} end "
         "while they still hold it; with a larger knob they might be faster."
     )

@@ -58,6 +58,10 @@ def test_lines_are_found_as_they_are_read_again(tmp_path):
     assert [one["seed"] for one in compact.Compact(path, {"model": "m"}).found[-2:]] == [4, 5]
     text = path.read_text()
     assert text.count("EasyCache") == 1  # what repeats is written once
+    kept = again.pack().read_bytes()
+    path.unlink()
+    assert len(compact.Compact(path, {"model": "m"}).found) == 6 and path.read_text() == text
+    assert compact.Compact(path, {"model": "m"}).pack().read_bytes() == kept
     with pytest.raises(SystemExit, match="model differ"):
         compact.Compact(path, {"model": "n"})
 
@@ -283,10 +287,13 @@ def test_winners_and_what_is_said_of_them():
     }  # fmt: skip
     assert strict["best"]["composed"] is None and strict["best"]["steps"] is None
     assert "A + B 1 is 1.14× as fast as the best peer, p: C 2." in loose["words"][0]
-    assert "composing pays" in loose["words"][2]
+    assert "composing pays: A + B 1 is 1.33× as fast as our best single" in loose["words"][2]
+    assert loose["words"][1].endswith("the best of stock in fewer steps, stock in 14 steps.")
     assert "we do not win: the best peer, p: C 2, is 1.17× as fast" in middle["words"][0]
-    assert "A 2" in middle["words"][0] and "none" in middle["words"][2]
-    assert "none holds the level" in strict["words"][1]
+    assert "A 2" in middle["words"][0] and "no composition of ours holds" in middle["words"][2]
+    assert "no smaller number of stock's steps holds the level" in strict["words"][1]
+    named = row(contest.OURS, "tuned 0.9", 0, 1.0, 1.0, made_of=["cache.A", "guidance.B"])
+    assert winners.title(named) == "tuned 0.9 (cache.A + guidance.B)"
     # the peer's sweep ends at 0.96: with a larger knob it might hold 0.9 and 0.95 too
     assert [one["censored"] for one in (loose, middle, strict)] == [["p: C"], ["p: C"], []]
     text = winners.markdown([loose, middle, strict], "Title", ["note"])
@@ -381,6 +388,7 @@ def written(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(contest, "draw", drawing([]))
         result = table.measured(options_of(folder), Benches(), field)
+    assert (folder / result["packed"]).name == "table-toy.jsonl.gz"
     for path in table.write(result, folder):
         assert path.stat().st_size > 100
     return folder
