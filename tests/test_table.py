@@ -18,16 +18,19 @@ from PIL import Image
 from tiny import PIPELINES
 
 import accel
+import samplers
 from accel import Plan, cache, guidance
 from accel.scenes import HELD_OUT, picture, scene
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import album
+import calibrated
 import compact
 import contest
 import counting
 import giants
 import peers
+import sampling
 import shapes
 import table
 import table_field
@@ -463,6 +466,39 @@ def test_every_method_is_drawn_or_left_out_with_a_reason(monkeypatch, tmp_path):
     assert len(keys) == len(set(keys))
 
 
+def test_what_rests_on_measured_numbers_is_calibrated_or_named(monkeypatch, tmp_path):
+    """Each curve alone and under guidance; samplers in the steps that they are calibrated for."""
+    asked = []
+
+    def calibrate(one, model, folder, steps=None):
+        asked.append((one.name, steps))
+        if one.name == "OLSS":
+            raise RuntimeError("accel calibrate olss: error: no.")
+        for _, name in one.files():
+            plan = Plan(guidance.Adaptive()) if "AG" in name else Plan(samplers.DPMSolverPP())
+            (folder / name).write_text(plan.to_toml())
+
+    def plan_of(curve, value, bench):
+        if curve == "Table":
+            raise RuntimeError("accel calibrate table: error: no blocks.")
+        return Plan(cache.EasyCache(threshold=value))
+
+    monkeypatch.setattr(sampling, "calibrate", calibrate)
+    monkeypatch.setattr(calibrated, "calibrate", calibrate)
+    monkeypatch.setattr(calibrated, "plan_of", plan_of)
+    monkeypatch.setattr(sampling, "plans_of", lambda *_: tmp_path)
+    monkeypatch.setattr(calibrated, "plans_of", lambda *_: tmp_path)
+    benches, found = contest.Benches("scenes-flux", None), table_field.Field()
+    table_field._measured(table_field.Wanted("scenes-flux"), benches, found)
+    assert found.left == {"cache.Table": "no blocks.", "samplers.OLSS": "no."}
+    methods = {one.method for one in found.who}
+    assert {"cache.StepRehash", "Adaptive + StepRehash", "guidance.LinearAG"} < methods
+    solved = [one for one in found.who if one.method.startswith("samplers.DPM-Solver-v3")]
+    steps = [one.call["num_inference_steps"] for one in solved]
+    assert steps == [one.knob for one in solved] == [*table_field.SAMPLED]
+    assert ("LinearAG", 28) in asked
+
+
 def test_what_is_not_asked_for_is_not_there(tmp_path):
     wanted = table_field.Wanted("scenes-flux", only=("cache.", "tuned"))
     assert wanted.wants("cache.EasyCache") and not wanted.wants("tokens.ToMe")
@@ -484,6 +520,38 @@ def test_stock_schedulers_in_fewer_steps_are_peers_and_come_off():
         with one.enter(pipe, {}):
             assert type(pipe.scheduler).__name__ == f"{one.method.split(',')[0]}Scheduler"
         assert pipe.scheduler is before and one.call == {"num_inference_steps": one.knob}
+
+
+@pytest.mark.parametrize("name", ["flux_cfg", "wan21"])
+@pytest.mark.parametrize("method", ["FasterCache", "PyramidAttentionBroadcast"])
+def test_caches_that_ask_where_the_pipeline_is_compute_less_and_come_off(name, method):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    counter = counting.Counter(pipe)
+    counter.calibrate(lambda: tiny.call(pipe, steps=1))
+    (one,) = [one for one in peers._by_timestep(pipe) if (one.method, one.knob) == (method, 2)]
+    with one.enter(pipe, {}):
+        tiny.call(pipe, steps=8)
+    whole = 8 * len(tiny.order) * len(counter.blocks)
+    assert counter.rows < whole and counter.evaluations == 8 * len(tiny.order)
+    counter.reset()
+    tiny.call(pipe, steps=8)
+    assert counter.rows == whole
+
+
+@pytest.mark.parametrize("form", ["static", "dynamic", "DMD", "DBPrune"])
+def test_forms_of_cache_dit_compute_less(form):
+    pytest.importorskip("cache_dit", reason="the extra 'bench' is not installed")
+    tiny = PIPELINES["flux_cfg"]
+    pipe = tiny.build()
+    counter = counting.Counter(pipe)
+    counter.calibrate(lambda: tiny.call(pipe, steps=1))
+    one = [one for one in peers._cache_dit() if form in one.method][-1]
+    with one.enter(pipe, {"num_inference_steps": 8}):
+        tiny.call(pipe, steps=8)
+    whole = 8 * len(tiny.order) * len(counter.blocks)
+    assert 0 < counter.rows <= whole  # what looks at an answer may find that all has changed
+    assert form in ("dynamic", "DBPrune") or counter.rows < whole
 
 
 def test_compiling_is_done_once_and_told_apart():
