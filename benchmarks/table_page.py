@@ -20,7 +20,7 @@ from album import ENOUGH
 from contest import MEETS, active, together
 from PIL import Image
 
-from app.batch.page import CSS, NOTHING, PALETTE, Html, el, joined, ticks
+from app.batch.page import CSS, NOTHING, PALETTE, Html, count, el, joined, ticks
 
 MOST = 1_500_000
 """Bytes of a page."""
@@ -28,7 +28,7 @@ MOST = 1_500_000
 QUALITY, LARGEST, FRAMES = 72, 128, 4
 """Of a picture: its quality as WebP, pixels a side at most; of a clip so many frames."""
 
-WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 66, 16, 34, 52
+WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM = 640, 390, 84, 16, 14, 58
 LEAST = 1e-4
 """What is nearer to stock than that is drawn there."""
 
@@ -54,6 +54,7 @@ svg .peer { fill: none; stroke: var(--bad); stroke-width: 2; }
 svg .fewer { fill: var(--quiet); }
 svg .path { fill: none; stroke: var(--quiet); stroke-dasharray: 5 4; }
 svg .level { stroke: var(--ink); stroke-dasharray: 2 4; }
+svg .mark { pointer-events: all; }
 svg .mark:hover { stroke: var(--ink); stroke-width: 3; }
 .tall { max-height: 36rem; overflow: auto; }
 .tall thead th { position: sticky; top: 0; background: var(--paper); }
@@ -129,7 +130,7 @@ def draw(result: dict[str, Any], title: str, machine: dict[str, Any]) -> str:
         _section("What was left out, and why", _list(together(result["left_out"]))),
         _section("How it was measured", _method(result)),
     )
-    where = f"{machine['processor']}, {machine['threads']} threads, {machine['date']}"
+    where = f"{machine['processor']}, {count(machine['threads'], 'thread')}, {machine['date']}"
     versions = ", ".join(f"{name} {one}" for name, one in machine["versions"].items())
     header = el(
         "header",
@@ -224,10 +225,7 @@ def _winners(levels: Sequence[dict[str, Any]]) -> Html:
         "Best peer",
         "Stock in fewer steps",
     )
-    lines = [
-        (f"{one['level']:g}", *(_best(one["best"][side], one["level"]) for side in winners.SIDES))
-        for one in levels
-    ]
+    lines = [(f"{one['level']:g}", *(_best(one, side) for side in winners.SIDES)) for one in levels]
     words = [el("li", sentence) for one in levels for sentence in one["words"]]
     open_ = [el("li", winners.why_censored(one)) for one in levels if one["censored"]]
     whence = (
@@ -249,20 +247,16 @@ def _line(cells: Sequence[str]) -> Html:
     return el("tr", el("th", first, scope="row"), *(el("td", cell) for cell in others))
 
 
-def _best(best: dict[str, Any] | None, level: float) -> Html:
+def _best(one: dict[str, Any], side: str) -> Html:
+    best = one["best"][side]
+    tag = el("span", "censored", class_="tag") if winners.is_censored(one, side) else NOTHING
     if best is None:
-        return el("span", "none", class_="quiet")
-    speed = best["speedup"]
-    share = best["meets"][str(level)]
+        return joined([el("span", "none ", class_="quiet"), tag])
+    speed, share = best["speedup"], best["meets"][str(one["level"])]
     spread = f"{speed['low']:.2f}–{speed['high']:.2f}×"
     detail = f"{spread}, SSIM {best['ssim']:.3f}; {share:.0%} of the captions reach it"
-    return joined(
-        [
-            el("strong", f"{speed['median']:.2f}×"),
-            winners.title(best),
-            el("p", detail, class_="quiet"),
-        ]
-    )
+    name = joined([winners.title(best), " ", tag])
+    return joined([el("strong", f"{speed['median']:.2f}×"), name, el("p", detail, class_="quiet")])
 
 
 # charts
@@ -296,7 +290,7 @@ class Scatter:
             *(frame.second(value) for value in _seconds(low, high)),
             frame.path([row for row in shown if winners.side(row) == winners.STEPS], self._lost),
             *(frame.mark(row, self._lost(row)) for row in shown),
-            frame.words("seconds for one, faster is left", self.title),
+            _text((LEFT + WIDE - RIGHT) / 2, HIGH - 6, "middle", "seconds for one, faster is left"),
         ]
         svg = el("svg", *inside, viewBox=f"0 0 {WIDE} {HIGH}", role="img", aria_label=self.title)
         return el("figure", el("figcaption", self.title), svg)
@@ -343,10 +337,6 @@ class _Frame:
         assert side is not None  # rows without one are not drawn
         return _shape(side, self.x(row["seconds"]["median"]), self.y(lost), _tip(row))
 
-    def words(self, across: str, up: str) -> Html:
-        middle = (LEFT + WIDE - RIGHT) / 2
-        return joined([_text(middle, HIGH - 6, "middle", across), _text(0, 16, "start", up)])
-
 
 def _straight(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
     ends = {"x1": x1, "y1": y1, "x2": x2, "y2": y2}
@@ -390,7 +380,7 @@ def _charts(rows: Sequence[Row]) -> Html:
     distant = [(one, f"{one:g}") for one in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)]
     parts = [
         Scatter("SSIM to stock (down is nearer)", "ssim", similar).draw(rows),
-        Scatter("Perceptual distance to stock", "perceptual", distant).draw(rows),
+        Scatter("Perceptual distance to stock (down is nearer)", "perceptual", distant).draw(rows),
     ]
     return joined([_key(), el("div", *parts, class_="charts")])
 

@@ -26,6 +26,8 @@ SIDES = {
 RUNNERS = 3
 """So many of each class are drawn again, the fastest first."""
 
+FEWER = "stock in fewer steps"
+
 NAMELESS = ("preset ", "tuned ")
 """Plans whose name does not say what they are made of."""
 
@@ -90,16 +92,23 @@ def point(row: Row) -> dict[str, Any]:
 
 
 def censored(rows: Sequence[Row], level: float) -> list[str]:
-    """Curves of peers that end while they still hold a level: one more knob might be faster."""
-    curves: dict[tuple[str, str], list[Row]] = {}
+    """Curves not of ours that end while they hold a level: one more knob might be faster."""
+    curves: dict[str, list[Row]] = {}
     for row in active([*rows]):
-        if side(row) == PEER and row["package"] != COMPILED:
-            curves.setdefault((row["package"], row["method"]), []).append(row)
-    return [
-        f"{package}: {method}"
-        for (package, method), points in curves.items()
-        if caches.goes_on(points, "ssim", level)
-    ]
+        if side(row) in (PEER, STEPS) and row["package"] != COMPILED:
+            curves.setdefault(_curve(row), []).append(row)
+    return [name for name, points in curves.items() if caches.goes_on(points, "ssim", level)]
+
+
+def _curve(row: Row) -> str:
+    return FEWER if row["package"] == STOCK else f"{row['package']}: {row['method']}"
+
+
+def is_censored(one: Level, which: str) -> bool:
+    """Whether the best of a class might not be the best: a sweep of that class ends too early."""
+    stock = FEWER in one["censored"]
+    others = len(one["censored"]) > stock
+    return {STEPS: stock, PEER: others}.get(which, False)
 
 
 def words(best: dict[str, Row | None], level: float) -> Iterator[str]:
@@ -176,19 +185,18 @@ def markdown(found: Sequence[Level], title: str, notes: Sequence[str]) -> str:
     heads = ("SSIM at least", "ours, single", "ours, composed", "best peer", "fewer steps")
     lines = [f"{title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for one in found:
-        cells = [f"{one['level']:g}", *(_cell(one["best"][which]) for which in SIDES)]
-        if one["censored"]:
-            cells[3] += " (censored)"
+        cells = [f"{one['level']:g}", *(_cell(one, which) for which in SIDES)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"* {sentence}" for one in found for sentence in one["words"])]
     lines += ["", *(f"* {why_censored(one)}" for one in found if one["censored"])]
     return "\n".join([*lines, "", *(f"* {note}" for note in notes)]).rstrip() + "\n"
 
 
-def _cell(best: dict[str, Any] | None) -> str:
+def _cell(one: Level, which: str) -> str:
+    best, open_ = one["best"][which], " (censored)" if is_censored(one, which) else ""
     if best is None:
-        return "none"
-    return f"{title(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f})"
+        return f"none{open_}"
+    return f"{title(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f}){open_}"
 
 
 def why_censored(one: Level) -> str:
