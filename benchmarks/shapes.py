@@ -204,9 +204,24 @@ class Stand:
         }
 
     def compile(self, who: Setting, mode: str) -> None:
-        """Have compiled what is compiled under a setting, or nothing."""
-        parts = parts_for(who.plan) if who.plan is not None else "blocks"
-        self.regions.put_on(parts if mode == COMPILED else None)
+        """Have compiled what is compiled under a setting, or nothing.
+
+        That is modules where a plan must reach into blocks: it refuses compiled ones.
+        """
+        self.regions.put_on(None)
+        if mode != COMPILED:
+            return
+        self.regions.put_on(parts_for(who.plan) if who.plan is not None else "blocks")
+        if who.plan is not None and not self._takes(who.plan):
+            self.regions.put_on("modules")
+
+    def _takes(self, plan: Plan) -> bool:
+        """Whether the pipeline takes a plan as it is compiled now."""
+        try:
+            plan.attach(self.pipe).detach()
+        except AccelError:
+            return False
+        return True
 
     def timed(self, who: Setting, mode: str, repeats: int) -> dict[str, Any]:
         """Warm up, and draw some times."""
