@@ -85,20 +85,21 @@ SWEEPS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
 """By curve: the field that is swept, the other fields, and the values."""
 
 
-def ours(pipe: Any, settings: int | None) -> list[Contestant]:
-    """Every setting of every cache of ours that serves the pipeline."""
-    known, found = accel.methods(), []
+def plans() -> dict[tuple[str, float], accel.Plan]:
+    """Every setting of every cache of ours by its curve and knob."""
+    known, found = accel.methods(), {}
     for curve, (knob, fields, values) in SWEEPS.items():
         kind = known[f"cache.{curve.split(',')[0]}"]
-        for value in values[:settings]:
-            plan = accel.Plan(kind(**fields, **{knob: value}))
-            try:
-                plan.attach(pipe).detach()
-            except AccelError as error:
-                print(f"left out {curve}: {error}")
-                break
-            found.append(Contestant(OURS, curve, value, plan=plan))
+        found |= {(curve, value): accel.Plan(kind(**fields, **{knob: value})) for value in values}
     return found
+
+
+def ours(pipe: Any, settings: int | None) -> list[Contestant]:
+    """Every setting of every cache of ours that serves the pipeline."""
+    field, left = contest.serving(plans(), pipe, settings)
+    for curve, why in left.items():
+        print(f"left out {curve}: {why}")
+    return field
 
 
 def fitted(
@@ -145,7 +146,7 @@ def levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "level": level,
                     "ours": mine and _point(mine),
                     "peer": peer and _point(peer),
-                    "censored": any(_open(curve, measure_, sign * level) for curve in curves),
+                    "censored": any(goes_on(curve, measure_, sign * level) for curve in curves),
                     "ratio": mine
                     and peer
                     and mine["speedup"]["median"] / peer["speedup"]["median"],
@@ -163,7 +164,7 @@ def peer_curves(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(curves.values())
 
 
-def _open(curve: list[dict[str, Any]], measure_: str, level: float) -> bool:
+def goes_on(curve: list[dict[str, Any]], measure_: str, level: float) -> bool:
     """Whether the last knob of a curve holds a level, which is signed so that more is nearer.
 
     It is not open where its last knob computed what the one before did: more changes nothing.

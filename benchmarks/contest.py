@@ -16,7 +16,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,23 +42,38 @@ OURS = "diffusers-accel"
 EVERY = 8
 """Pictures between two of the stock pipeline."""
 
-OF_CLIPS = {
+BESIDES = {
+    "nfe": "nfe",
+    "compile_seconds": "compile_seconds",
     "ssim_worst_frame": "ssim_worst_frame",
     "flicker": "flicker",
     "motion_accuracy": "motion_right",
 }
-"""What is summed up of clips besides, and its name in the lines."""
+"""What is summed up besides where all lines have it, and its name there: clips have more."""
+
+MEETS = (0.9, 0.95, 0.98)
+"""SSIM of which it is said how many captions reach it."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One setting of one cache."""
+    """One setting of one method, or of some together.
+
+    Attributes:
+        package: Whose it is.
+        method: Name of the curve.
+        knob: Value of what is swept.
+        plan: Of ours.
+        peer: Of others. Neither: the stock pipeline.
+        call: What it asks of the pipeline in the place of the model's own call: fewer steps.
+    """
 
     package: str
     method: str
     knob: float
     plan: accel.Plan | None = None
     peer: peers.Peer | None = None
+    call: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, float]:
@@ -79,13 +94,15 @@ class Contestant:
         return found
 
     def wrote(self, line: dict[str, Any]) -> bool:
-        """Whether a line is of this setting, with the plan that it has now."""
-        return _key(line) == self.key and line.get("plan") == self.written
+        """Whether a line is of this setting, with the plan and the call that it has now."""
+        same = _key(line) == self.key and line.get("call", {}) == dict(self.call)
+        return same and line.get("plan") == self.written
 
     def named(self) -> dict[str, Any]:
         """What each of its lines begins with."""
         plan = {} if self.plan is None else {"plan": self.written}
-        return {"package": self.package, "method": self.method, "knob": self.knob, **plan}
+        call = {"call": dict(self.call)} if self.call else {}
+        return {"package": self.package, "method": self.method, "knob": self.knob, **plan, **call}
 
     @property
     def kinds(self) -> frozenset[tuple[str, str]]:
@@ -93,6 +110,11 @@ class Contestant:
         if self.plan is None:
             return frozenset({(self.package, self.method)})
         return frozenset((self.package, method.name) for method in self.plan)
+
+    @property
+    def apart(self) -> dict[str, float]:
+        """What was spent once, before anything was timed."""
+        return {} if self.peer is None else dict(self.peer.apart)
 
     @contextmanager
     def on(self, pipe: Any, call: dict[str, Any]) -> Iterator[Run | None]:
@@ -124,10 +146,14 @@ class Benches:
         if package not in self._pipes:
             pipe, _ = accel.load(self._model)
             pipe.set_progress_bar_config(disable=True)
-            counter = Counter(pipe)
+            counter = Counter(pipe, layers=package != peers.COMPILED)
             counter.calibrate(lambda: pipe("a house", **self.call | {"num_inference_steps": 2}))
             self._pipes[package] = pipe, counter
         return self._pipes[package]
+
+    def drop(self, package: str) -> None:
+        """Give up a package's pipeline: what failed on it may have left it half changed."""
+        self._pipes.pop(package, None)
 
 
 @dataclass(frozen=True)
@@ -138,18 +164,21 @@ class Drawn:
         picture: The picture, or the frames.
         seconds: What it took.
         blocks: Rows of blocks that were computed.
+        evaluations: Of the network, a row each; below all hooks, as the blocks.
         verdicts: By method of ours, ``ACTIVE`` or ``INACTIVE``, and what it did or why not.
     """
 
     picture: Image.Image | list[Image.Image]
     seconds: float
     blocks: float
+    evaluations: float = 0.0
     verdicts: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = None) -> Drawn:
     """Draw one caption, timed from the prompt to the picture."""
-    call = benches.call if steps is None else benches.call | {"num_inference_steps": steps}
+    call = benches.call | dict(who.call)
+    call |= {} if steps is None else {"num_inference_steps": steps}
     pipe, counter = benches.get(who.package)
     generator = torch.Generator().manual_seed(subject.seed)
     call = call | {"output_type": "pil"}
@@ -160,7 +189,7 @@ def draw(benches: Benches, who: Contestant, subject: Scene, steps: int | None = 
         seconds = time.perf_counter() - start
         said = {} if run is None else run.report.verdicts
     verdicts = {name: (one.state, one.detail) for name, one in said.items()}
-    return Drawn(picture, seconds, counter.rows, verdicts)
+    return Drawn(picture, seconds, counter.rows, counter.evaluations, verdicts)
 
 
 def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict[str, Any]:
@@ -172,6 +201,8 @@ def line_of(who: Contestant, subject: Scene, stock: Drawn, drawn: Drawn) -> dict
         "seconds": drawn.seconds,
         "stock_seconds": stock.seconds,
         "block_rows": drawn.blocks,
+        "nfe": drawn.evaluations,
+        **who.apart,
         **({"verdicts": drawn.verdicts} if drawn.verdicts else {}),
         **figures(stock.picture, drawn.picture, subject),
     }
@@ -217,6 +248,55 @@ def _moving(told: oracle.Accuracy) -> float:
     return float(np.mean([told.by_attribute[name] for name in MOTIONS]))
 
 
+def serving(
+    plans: Mapping[tuple[str, float], accel.Plan], pipe: Any, settings: int | None
+) -> tuple[list[Contestant], dict[str, str]]:
+    """Of plans by curve and knob those that serve a pipeline, and why the other curves do not.
+
+    Args:
+        plans: In the order of each curve.
+        pipe: The pipeline.
+        settings: So many of each curve at most.
+    """
+    field: list[Contestant] = []
+    left: dict[str, str] = {}
+    for (curve, knob), plan in plans.items():
+        drawn = sum(who.method == curve for who in field)
+        if curve in left or (settings is not None and drawn >= settings):
+            continue
+        try:
+            plan.attach(pipe).detach()
+        except AccelError as error:
+            left[curve] = reason_of(error)
+            continue
+        field.append(Contestant(OURS, curve, knob, plan=plan))
+    return field, left
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a round of captions is drawn.
+
+    Attributes:
+        mark: What each of its lines begins with.
+        refusals: Errors that are written down as a refusal, and stop nothing.
+        keep: Is given whatever was drawn.
+    """
+
+    mark: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    refusals: type[Exception] = AccelError
+    keep: Callable[[Contestant, Scene, Drawn], None] = lambda *_: None
+
+    def refuse(self, benches: Benches, who: Contestant, error: Exception, lines: Lines) -> None:
+        """Write down why somebody drew nothing; what an error of others left behind is given up."""
+        lines.add({**self.mark, **who.named(), "refused": reason_of(error)})
+        if not isinstance(error, AccelError):
+            benches.drop(who.package)
+
+
+ORDINARY = Stage()
+
+
 def measure(
     benches: Benches,
     field: list[Contestant],
@@ -224,6 +304,7 @@ def measure(
     lines: Lines,
     until: float,
     warm: bool = False,
+    stage: Stage = ORDINARY,
 ) -> None:
     """Draw what is not in the file yet, until the time is over; what is refused says so there.
 
@@ -235,6 +316,7 @@ def measure(
         until: When the time is over, on the monotonic clock.
         warm: Whether a method draws once before it is first measured: imports and first
             allocations. Whole, since what is calibrated is for a number of steps.
+        stage: How these captions are drawn.
     """
     stock = Contestant(STOCK, STOCK, 0)
     warmed: set[tuple[str, str]] = set()
@@ -250,10 +332,19 @@ def measure(
                 if reference is None or age == EVERY:
                     reference, age = draw(benches, stock, subject), 0
                 age += 1
-                lines.add(line_of(who, subject, reference, draw(benches, who, subject)))
-            except AccelError as error:
-                lines.add({**who.named(), "refused": str(error).splitlines()[0]})
+                drawn = draw(benches, who, subject)
+            except stage.refusals as error:
+                stage.refuse(benches, who, error, lines)
+                continue
+            lines.add({**stage.mark, **line_of(who, subject, reference, drawn)})
+            stage.keep(who, subject, drawn)
         print(f"{turn + 1}/{len(scenes)}", end="\r", flush=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something was refused, on one line; an error that is not ours with its kind."""
+    first = (str(error).splitlines() or [""])[0]
+    return first if isinstance(error, AccelError) else f"{type(error).__name__}: {first}"
 
 
 def missing(field: list[Contestant], subject: Scene, lines: Lines) -> list[Contestant]:
@@ -296,7 +387,11 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
         "ssim": mean("ssim"),
         "perceptual": mean("perceptual"),
         "caption_accuracy": mean("attributes_right"),
-        **{name: mean(key) for name, key in OF_CLIPS.items() if key in points[0]},
+        "meets": {
+            str(level): float(np.mean([point["ssim"] >= level for point in points]))
+            for level in MEETS
+        },
+        **{n: mean(key) for n, key in BESIDES.items() if all(key in point for point in points)},
     }
 
 
@@ -327,6 +422,14 @@ def undrawn(field: list[Contestant], lines: Lines) -> dict[str, str]:
     """Who was refused, at whichever caption, or has drawn nothing: by label, and why."""
     reasons = {who.label: why_undrawn(who, lines) for who in field}
     return {name: why for name, why in reasons.items() if why is not None}
+
+
+def together(left: Mapping[str, str]) -> list[str]:
+    """Why they are left out, those who have one reason on one line."""
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return sorted(f"{', '.join(sorted(those))}: {why}" for why, those in names.items())
 
 
 def why_undrawn(who: Contestant, lines: Lines) -> str | None:

@@ -3,14 +3,15 @@
 A cache may skip a network, a block, or a module in a block; hooks on blocks or modules would fire
 all the same where another hook answers in their place. So what is counted is below all hooks: the
 ``forward`` of the linear and convolution layers themselves, wrapped before anything else is put on
-the pipeline. Attention's own products and norms are not counted.
+the pipeline. Attention's own products and norms are not counted. Evaluations of the network are
+counted in the same way: a cache that answers in the whole network's place makes none.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -30,15 +31,31 @@ class Counter:
 
     Args:
         pipe: A pipeline that nothing has been put on yet.
+        layers: Whether it looks into blocks. Not into those that are to be compiled, which would
+            trace what counts: each evaluation is then taken for all blocks.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, layers: bool = True) -> None:
         network = getattr(pipe, "unet", None) or pipe.transformer
         self.blocks = list(_outermost(network))
+        self.evaluations = 0
         self._done = [0] * len(self.blocks)
         self._whole: list[int] = []
-        self._rows = 0
-        self._network = network
+        self._layers = layers
+        network.forward = self._evaluated(network.forward)
+        if layers:
+            self._count_layers()
+
+    def _evaluated(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(inner)  # what others put on a network looks at its signature
+        def forward(*args: Any, **named: Any) -> Any:
+            sample = args[0] if args else named.get("hidden_states", named.get("sample"))
+            self.evaluations += len(sample)
+            return inner(*args, **named)
+
+        return forward
+
+    def _count_layers(self) -> None:
         for index, block in enumerate(self.blocks):
             for layer in block.modules():
                 if isinstance(layer, LAYERS):
@@ -54,28 +71,20 @@ class Counter:
     def calibrate(self, draw: Callable[[], object]) -> None:
         """Learn from a run of the stock pipeline what one row of each block takes."""
         self.reset()
-        inner, rows = self._network.forward, []
-
-        def forward(*args: Any, **named: Any) -> Any:
-            sample = args[0] if args else named.get("hidden_states", named.get("sample"))
-            rows.append(len(sample))
-            return inner(*args, **named)
-
-        self._network.forward = forward
-        try:
-            draw()
-        finally:
-            self._network.forward = inner
-        self._whole = [done // sum(rows) for done in self._done]
+        draw()
+        self._whole = [done // self.evaluations for done in self._done]
         self.reset()
 
     def reset(self) -> None:
         """Begin anew."""
         self._done = [0] * len(self.blocks)
+        self.evaluations = 0
 
     @property
     def rows(self) -> float:
         """Rows of blocks since the last reset."""
+        if not self._layers:
+            return float(self.evaluations * len(self.blocks))
         return sum(done / whole for done, whole in zip(self._done, self._whole, strict=True))
 
 

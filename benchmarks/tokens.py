@@ -12,7 +12,6 @@ grows with it. The numbers lie in ``results/tokens-SIZE-MODEL.jsonl`` as they co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,13 +19,9 @@ import contest
 import torch
 from contest import OURS, Benches, Contestant
 from measure import save
-from peers import Enter, Peer
+from peers import LEVELS, Peer, tomesd_at
 
 import accel
-from accel.errors import AccelError
-
-LEVELS = 2
-"""Levels of a UNet that are served: scenes-unet, as SDXL, has no attention at the first."""
 
 FINE = {"max_downsample": LEVELS}
 
@@ -48,21 +43,23 @@ JUDGED = (64, 128)
 """Pixels a side, at least and at most, that the oracle was trained on."""
 
 
-def ours(pipe: Any, settings: int | None) -> list[Contestant]:
-    """Every setting of every reduction of ours that serves the pipeline."""
-    known, found = accel.methods(), []
+def plans(pipe: Any) -> dict[tuple[str, float], accel.Plan]:
+    """Every setting of every reduction of ours by its curve and knob."""
+    known, found = accel.methods(), {}
     for curve, (knob, fields, values) in SWEEPS.items():
         kind = known[f"tokens.{curve.split(',')[0]}"]
         deep = knob == "factor" and hasattr(pipe, "unet")  # the first level that has attention
-        for value in values[:settings]:
-            plan = accel.Plan(kind(**fields, **{"next_factor" if deep else knob: value}))
-            try:
-                plan.attach(pipe).detach()
-            except AccelError as error:
-                print(f"left out {curve}: {error}")
-                break
-            found.append(Contestant(OURS, curve, value, plan=plan))
+        swept = "next_factor" if deep else knob
+        found |= {(curve, value): accel.Plan(kind(**fields, **{swept: value})) for value in values}
     return found
+
+
+def ours(pipe: Any, settings: int | None) -> list[Contestant]:
+    """Every setting of every reduction of ours that serves the pipeline."""
+    field, left = contest.serving(plans(pipe), pipe, settings)
+    for curve, why in left.items():
+        print(f"left out {curve}: {why}")
+    return field
 
 
 def why_not_theirs(pipe: Any) -> str | None:
@@ -79,22 +76,8 @@ def theirs(pipe: Any, settings: int | None) -> Iterator[Contestant]:
     if why_not_theirs(pipe):
         return
     for ratio in RATIOS[:settings]:
-        peer = Peer("tomesd", "ToMe", ratio, _tomesd(ratio))
+        peer = Peer("tomesd", "ToMe", ratio, tomesd_at(ratio))
         yield Contestant(peer.package, peer.method, ratio, peer=peer)
-
-
-def _tomesd(ratio: float) -> Enter:
-    @contextmanager
-    def enter(pipe: Any, call: dict[str, Any]) -> Iterator[None]:  # noqa: ARG001
-        import tomesd
-
-        tomesd.apply_patch(pipe, ratio=ratio, max_downsample=LEVELS)
-        try:
-            yield
-        finally:
-            tomesd.remove_patch(pipe)
-
-    return enter
 
 
 def notes(pipe: Any, call: dict[str, Any], own: dict[str, Any]) -> list[str]:

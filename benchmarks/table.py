@@ -1,0 +1,288 @@
+"""The honest table: every method of ours, tuned plans and every peer, beside the stock pipeline.
+
+    python benchmarks/table.py [--model scenes-flux] [--captions 16] [--held-out 128]
+        [--budget SECONDS] [--only NAME …] [--threads N]
+
+One command, two stages. The sweep draws everybody (`table_field`) on some captions, interleaved as
+`contest` says; the winners of each level of fidelity and their runners-up are then drawn on other
+captions, which the sweep has not seen (`winners`). Both are in ``results/table-MODEL.jsonl``, each
+line with its stage, and packed beside it (the form: `compact`); a run that was cut off goes on
+there. Pictures are kept beside the benchmarks, out of git (`album`).
+
+Beside the lines come ``.json`` (the sums), ``.md`` (who holds each level), ``.png`` and ``.html``
+(`table_page`). Needs the extra `bench` for the peers: whoever is missing is named. What is
+calibrated first, is calibrated on captions of training seeds; ``--searched`` also searches for
+schedules, which takes minutes each. Tuned plans are read from ``benchmarks/tuned/MODEL-*.toml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import contest
+import table_page
+import torch
+import winners
+from album import KEPT, Album
+from compact import Compact, rounded
+from contest import OURS, STOCK, Benches, Contestant, Stage, active, label
+from measure import Lines, digest, here, machine
+from peers import COMPILED
+from table_field import TUNED, TUNED_CURVE, Field, Wanted, gather
+
+from accel.scenes import HELD_OUT, Scene, clip_scene, scene
+
+SWEEP, HELD = "sweep", "held-out"
+
+UNSEEN = 1000
+"""Captions of the second stage start this far into the held-out seeds: the sweep has none."""
+
+SHOWN = 3
+"""Captions of which pictures are shown."""
+
+IDLE = "it computed all that stock does, and every picture is stock's to the bit"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The lines of one stage, as `contest` reads them."""
+
+    found: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What both stages share.
+
+    Attributes:
+        benches: The pipelines.
+        lines: The file.
+        album: What was drawn.
+        until: When the time is over, on the monotonic clock.
+    """
+
+    benches: Benches
+    lines: Lines
+    album: Album
+    until: float
+
+    def scenes(self, first: int, count: int) -> list[Scene]:
+        """So many captions from a place in the held-out seeds on."""
+        told = clip_scene if "num_frames" in self.benches.call else scene
+        return [told(seed) for seed in HELD_OUT[first : first + count]]
+
+    def draw(self, name: str, who: Sequence[Contestant], scenes: list[Scene]) -> list[Row]:
+        """Draw what is missing of a stage, and sum it up over the captions that all have drawn."""
+        keep = partial(self.album.keep, scenes=scenes)
+        stage = Stage({"stage": name}, Exception, keep)
+        if scenes:
+            contest.measure(
+                self.benches, [*who], scenes, self.lines, self.until, warm=True, stage=stage
+            )
+        rows, seeds = contest.rows_of([*who], self.part(name))
+        settings = {one.key: one for one in who}
+        stock = settings[STOCK, STOCK, 0].named()
+        for row in rows:
+            one = settings[row["package"], row["method"], row["knob"]]
+            row |= {**_about(one), **self.album.frechet(one.named(), stock, seeds)}
+            row["seeds"] = len(seeds)
+        return _judged(rows)
+
+    def part(self, name: str) -> Any:
+        """The lines of a stage; refusals are of all stages."""
+        return Part(
+            [one for one in self.lines.found if one.get("stage") == name or "refused" in one]
+        )
+
+
+def _about(one: Contestant) -> dict[str, Any]:
+    made = [method.name for method in one.plan or () if method.why_off() is None]
+    tuned = one.method.startswith(TUNED_CURVE)
+    return {"parts": len(made), "made_of": made, "tuned": tuned, "call": dict(one.call)}
+
+
+def _judged(rows: list[Row]) -> list[Row]:
+    """With a verdict on those of others, which have no report: whether they did anything."""
+    stock = next((row for row in rows if row["method"] == STOCK), None)
+    for row in rows:
+        others = row["package"] not in (OURS, STOCK, COMPILED)
+        if stock and others and _same(row, stock):
+            row["inactive"] = {row["method"]: IDLE}
+    return rows
+
+
+def _same(row: Row, stock: Row) -> bool:
+    return row["psnr"] == stock["psnr"] and row["block_rows"] >= stock["block_rows"]
+
+
+def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dict[str, Any]:
+    """Both stages, as far as the time allows, summed up."""
+    weights, code = digest(benches.get(STOCK)[0]), here()
+    call = benches.call
+    path = options.out / f"table-{options.model}.jsonl"
+    if options.fresh:
+        path.unlink(missing_ok=True)
+    lines = Compact(path, {"model": options.model, "call": call, "weights": weights, **code})
+    album = Album(options.kept / options.model / f"{weights}-{code['code']}", SHOWN, call)
+    bench = Bench(benches, lines, album, time.monotonic() + options.budget)
+    scenes = bench.scenes(0, options.captions)
+    sweep = bench.draw(SWEEP, field.who, scenes)
+    if not sweep:
+        raise SystemExit(f"No caption is drawn by all yet: start again to go on. {path}")
+    chosen = {label(row) for row in winners.candidates(sweep)}
+    again = [who for who in field.who if who.label in chosen or who.key == (STOCK, STOCK, 0)]
+    unseen = bench.scenes(UNSEEN, options.held_out)
+    verified = bench.draw(HELD, again, unseen) if _whole(sweep, scenes) else []
+    stages = {SWEEP: sweep, HELD: verified}
+    return {
+        "model": options.model,
+        "call": call,
+        "asked": {SWEEP: options.captions, HELD: options.held_out},
+        "blocks": len(benches.get(STOCK)[1].blocks),
+        "stock": {name: _stock(bench, name, rows) for name, rows in stages.items() if rows},
+        "packed": lines.pack().name,
+        "levels": winners.levels(sweep, verified),
+        "idle": contest.idle(sweep),
+        "left_out": field.left | contest.undrawn(field.who, bench.part(SWEEP)),
+        "rows": stages,
+        "shown": _shown(bench, field, sweep, verified, unseen if verified else scenes),
+    }
+
+
+def _whole(sweep: list[Row], scenes: list[Scene]) -> bool:
+    """Whether all captions of the sweep are drawn: before that its winners are not known."""
+    return min(row["seeds"] for row in sweep) == len(scenes)
+
+
+def _stock(bench: Bench, name: str, rows: list[Row]) -> dict[str, Any]:
+    part = bench.part(name)
+    seeds = sorted({one["seed"] for one in part.found if "seed" in one})
+    return contest.stock_of(part, seeds) | {"captions": rows[0]["seeds"]}
+
+
+def _shown(
+    bench: Bench, field: Field, sweep: list[Row], verified: list[Row], scenes: list[Scene]
+) -> list[dict[str, Any]]:
+    """What is shown of the stock pipeline and of each winner: arrays, by caption."""
+    best = [one for level in winners.levels(sweep, verified) for one in level["best"].values()]
+    names = {label(one) for one in best if one}
+    order = [one for one in field.who if one.key == (STOCK, STOCK, 0) or one.label in names]
+    return [
+        {
+            "name": winners.title({**one.named(), **_about(one)}),
+            "captions": [subject.caption for subject in scenes[:SHOWN]],
+            "pictures": [bench.album.get(one.named(), s.seed) for s in scenes[:SHOWN]],
+        }
+        for one in order
+    ]
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """What a reader must know besides."""
+    left = [f"Left out: {one}" for one in contest.together(result["left_out"])]
+    return [*result["idle"], *left]
+
+
+def title_of(result: dict[str, Any]) -> str:
+    """The model and what was drawn, in a sentence."""
+    rows, asked = result["rows"], result["asked"]
+    drawn = {name: one[0]["seeds"] if one else 0 for name, one in rows.items()}
+    stages = ", ".join(f"{name} {drawn[name]} of {asked[name]} captions" for name in rows)
+    steps, blocks = result["call"]["num_inference_steps"], result["blocks"]
+    return f"{result['model']}: {steps} steps, {blocks} blocks; {stages}"
+
+
+def plain(result: dict[str, Any]) -> dict[str, Any]:
+    """The sums as a file holds them: plans stand in the lines, verdicts in `idle`."""
+    dropped = ("plan", "verdicts", "inactive")
+    rows = {
+        name: [{key: one for key, one in row.items() if key not in dropped} for row in found]
+        for name, found in result["rows"].items()
+    }
+    short: dict[str, Any] = _short({**result, "shown": None, "rows": rows})
+    del short["shown"]
+    return short
+
+
+def _short(found: Any) -> Any:
+    """With numbers of few digits."""
+    if isinstance(found, dict):
+        return {name: _short(one) for name, one in found.items()}
+    if isinstance(found, list | tuple):
+        return [_short(one) for one in found]
+    return rounded(found) if isinstance(found, float) else found
+
+
+def write(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write sums, table, plot and page."""
+    name, title, about = f"table-{result['model']}", title_of(result), machine()
+    paths = [folder / f"{name}{ending}" for ending in (".json", ".md", ".png", ".html")]
+    text = json.dumps({"machine": about, **plain(result)}, separators=(",", ":"), default=float)
+    paths[0].write_text(text + "\n")
+    paths[1].write_text(winners.markdown(result["levels"], f"{title}.", notes(result)))
+    plot(active(result["rows"][SWEEP]), paths[2], title)
+    paths[3].write_text(table_page.draw(result, title, about))
+    return paths
+
+
+def plot(rows: list[Row], path: Path, title: str) -> None:
+    """Seconds against lost fidelity: ours in colour, others and fewer steps in greys."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    for one, (name, look) in LOOKS.items():
+        points = [row for row in rows if winners.side(row) == one]
+        seconds = [row["seconds"]["median"] for row in points]
+        axes.plot(seconds, [max(1 - row["ssim"], 1e-4) for row in points], look, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="1 − SSIM (lower is closer)")
+    axes.grid(alpha=0.3, which="both")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=9)
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+
+
+LOOKS = {
+    winners.SINGLE: ("ours, one method", "C0o"),
+    winners.COMPOSED: ("ours, together", "C1s"),
+    winners.PEER: ("peers", "kx"),
+    winners.STEPS: ("stock, fewer steps", "C7--D"),
+}
+
+
+def options_of() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = contest.options_of(__doc__.splitlines()[0])
+    parser.add_argument("--held-out", type=int, default=128, help="captions that winners draw")
+    parser.add_argument("--searched", action="store_true", help="search for schedules too")
+    parser.add_argument("--tuned", type=Path, default=TUNED, help="folder of tuned plans")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder that pictures are kept in")
+    return parser
+
+
+def main() -> None:
+    """Measure, and write ``table-MODEL`` with its endings."""
+    options = options_of().parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore", UserWarning)
+    benches = Benches(options.model, options.steps)
+    only = tuple(options.only or ())
+    wanted = Wanted(options.model, options.settings, only, options.searched, options.tuned)
+    result = measured(options, benches, gather(wanted, benches))
+    contest.show(active(result["rows"][HELD] or result["rows"][SWEEP]))
+    for path in write(result, options.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Who holds a level of fidelity fastest: one method of ours, ours together, peers, stock in less.
+
+A row holds a level if the mean SSIM of its pictures to stock's reaches it. Winners of the sweep are
+drawn again on captions that it has not seen, with their runners-up: who does not hold the level
+there has not won it. What did nothing does not compete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import caches
+from contest import MEETS, OURS, STOCK, active, label
+from peers import COMPILED
+
+SINGLE, COMPOSED, PEER, STEPS = "single", "composed", "peer", "steps"
+SIDES = {
+    SINGLE: ("our best single method", "no single method of ours"),
+    COMPOSED: ("our best composition", "no composition of ours"),
+    PEER: ("the best peer", "no peer"),
+    STEPS: ("the best of stock in fewer steps", "no smaller number of stock's steps"),
+}
+"""By class of contestants, what the best of it is called, and what is said where there is none."""
+
+RUNNERS = 3
+"""So many of each class are drawn again, the fastest first."""
+
+FEWER = "stock in fewer steps"
+
+NAMELESS = ("preset ", "tuned ")
+"""Plans whose name does not say what they are made of."""
+
+Row = dict[str, Any]
+Level = dict[str, Any]
+
+
+def side(row: Row) -> str | None:
+    """The class of a row; the stock pipeline itself is in none."""
+    if row["package"] == OURS:
+        return COMPOSED if row["parts"] > 1 or row["tuned"] else SINGLE
+    if row["package"] == STOCK:
+        return STEPS if row["method"] != STOCK else None
+    return PEER
+
+
+def candidates(rows: Sequence[Row]) -> list[Row]:
+    """Who is drawn again: the fastest of each class at each level."""
+    found: dict[str, Row] = {}
+    for level in MEETS:
+        for one in SIDES:
+            found |= {label(row): row for row in _ranked(rows, one, level)[:RUNNERS]}
+    found |= {label(row): row for row in rows if row["tuned"]}
+    return list(found.values())
+
+
+def _ranked(rows: Sequence[Row], one: str, level: float) -> list[Row]:
+    """Rows of a class that hold a level, the fastest first."""
+    holding = [row for row in active([*rows]) if side(row) == one and row["ssim"] >= level]
+    return sorted(holding, key=lambda row: -row["speedup"]["median"])
+
+
+def levels(sweep: Sequence[Row], verified: Sequence[Row]) -> list[Level]:
+    """For each level the best of each class, and how ours stands beside the others.
+
+    Args:
+        sweep: All rows, which say whether a peer's sweep ends too early.
+        verified: Rows of captions that the sweep has not seen, or none: then the sweep's count.
+    """
+    rows = verified or sweep
+    found = []
+    for level in MEETS:
+        best = {one: next(iter(_ranked(rows, one, level)), None) for one in SIDES}
+        found.append(
+            {
+                "level": level,
+                "verified": bool(verified),
+                "best": {one: row and point(row) for one, row in best.items()},
+                "censored": censored(sweep, level),
+                "words": list(words(best, level)),
+            }
+        )
+    return found
+
+
+def point(row: Row) -> dict[str, Any]:
+    """What a table of winners says of a row."""
+    names = ("package", "method", "knob", "ssim", "meets", "nfe", "block_rows", "caption_accuracy")
+    named = {name: row[name] for name in names}
+    made = {"made_of": row.get("made_of", ())}
+    return named | made | {"seconds": row["seconds"]["median"], "speedup": row["speedup"]}
+
+
+def censored(rows: Sequence[Row], level: float) -> list[str]:
+    """Curves not of ours that end while they hold a level: one more knob might be faster."""
+    curves: dict[str, list[Row]] = {}
+    for row in active([*rows]):
+        if side(row) in (PEER, STEPS) and row["package"] != COMPILED:
+            curves.setdefault(_curve(row), []).append(row)
+    return [name for name, points in curves.items() if caches.goes_on(points, "ssim", level)]
+
+
+def _curve(row: Row) -> str:
+    return FEWER if row["package"] == STOCK else f"{row['package']}: {row['method']}"
+
+
+def is_censored(one: Level, which: str) -> bool:
+    """Whether the best of a class might not be the best: a sweep of that class ends too early."""
+    stock = FEWER in one["censored"]
+    others = len(one["censored"]) > stock
+    return {STEPS: stock, PEER: others}.get(which, False)
+
+
+def words(best: dict[str, Row | None], level: float) -> Iterator[str]:
+    """How ours stands, in plain sentences: also where it does not win."""
+    ours = [row for row in (best[SINGLE], best[COMPOSED]) if row]
+    first = max(ours, key=_speed, default=None)
+    if first is None:
+        yield f"At SSIM ≥ {level:g} nothing of ours holds the level."
+    yield _beside(first, best[PEER], level, PEER)
+    yield _beside(first, best[STEPS], level, STEPS)
+    yield _together(best[COMPOSED], best[SINGLE], level)
+
+
+def _beside(ours: Row | None, other: Row | None, level: float, what: str) -> str:
+    (best, none), at = SIDES[what], f"At SSIM ≥ {level:g}"
+    if other is None:
+        return f"{at} {none} holds the level."
+    if ours is None:
+        return f"{at} we do not win: {best} is {title(other)} ({_times(other)})."
+    if _speed(ours) > _speed(other):
+        return f"{at} {_faster(ours, other, best)}"
+    ratio = _speed(other) / _speed(ours)
+    return (
+        f"{at} we do not win: {best}, {title(other)}, is {ratio:.2f}× as fast as our best, "
+        f"{title(ours)}.{_draw(ours, other)}"
+    )
+
+
+def _together(both: Row | None, single: Row | None, level: float) -> str:
+    at = f"At SSIM ≥ {level:g}"
+    if both is None or single is None:
+        none = SIDES[COMPOSED if both is None else SINGLE][1]
+        return f"{at} {none} holds the level."
+    if _speed(both) > _speed(single):
+        return f"{at} composing pays: {_faster(both, single, SIDES[SINGLE][0])}"
+    return f"{at} composing does not pay: {_faster(single, both, SIDES[COMPOSED][0])}"
+
+
+def _faster(one: Row, other: Row, called: str) -> str:
+    ratio = _speed(one) / _speed(other)
+    return f"{title(one)} is {ratio:.2f}× as fast as {called}, {title(other)}.{_draw(one, other)}"
+
+
+def _draw(one: Row, other: Row) -> str:
+    return " The quartiles overlap: that is as good as a draw." if _overlap(one, other) else ""
+
+
+def title(row: Row) -> str:
+    """What a row is called in a sentence; of a preset and a tuned plan also what it is made of."""
+    if row["package"] == STOCK:
+        return f"stock in {row['knob']:g} steps" if row["method"] != STOCK else "stock"
+    made = row.get("made_of", ())
+    short = row["method"].startswith(NAMELESS)
+    return f"{label(row)} ({' + '.join(made)})" if made and short else label(row)
+
+
+def _speed(row: Row) -> float:
+    speed: float = row["speedup"]["median"]
+    return speed
+
+
+def _times(row: Row) -> str:
+    return f"{_speed(row):.2f}×"
+
+
+def _overlap(one: Row, other: Row) -> bool:
+    first, second = one["speedup"], other["speedup"]
+    apart: bool = first["low"] > second["high"] or second["low"] > first["high"]
+    return not apart
+
+
+def markdown(found: Sequence[Level], title: str, notes: Sequence[str]) -> str:
+    """The levels as a table to read, the sentences, and what a reader must know."""
+    heads = ("SSIM at least", "ours, single", "ours, composed", "best peer", "fewer steps")
+    lines = [f"{title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for one in found:
+        cells = [f"{one['level']:g}", *(_cell(one, which) for which in SIDES)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"* {sentence}" for one in found for sentence in one["words"])]
+    lines += ["", *(f"* {why_censored(one)}" for one in found if one["censored"])]
+    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]).rstrip() + "\n"
+
+
+def _cell(one: Level, which: str) -> str:
+    best, open_ = one["best"][which], " (censored)" if is_censored(one, which) else ""
+    if best is None:
+        return f"none{open_}"
+    return f"{title(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f}){open_}"
+
+
+def why_censored(one: Level) -> str:
+    """What is not known at a level, since sweeps of peers end too early."""
+    return (
+        f"SSIM ≥ {one['level']:g} is censored: the sweeps of {'; '.join(one['censored'])} end "
+        "while they still hold it; with a larger knob they might be faster."
+    )
