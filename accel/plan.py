@@ -8,17 +8,22 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from accel.attach import LAYERS, Accelerator, Run
 from accel.errors import Conflict, PlanError, UnknownMethod
+from accel.guard import Guard
 
 GROUP = "diffusers_accel.methods"
 FORMAT = 1
+GUARD = "guard"
+"""The table of a plan that is no family of methods."""
+
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Plan:
@@ -26,13 +31,14 @@ class Plan:
 
     Args:
         *methods: At most one of each kind.
+        guard: A budget of error over all of them, or none.
 
     Raises:
         Conflict: If a method is there twice.
-        PlanError: If something is no method.
+        PlanError: If something is no method, or the guard is none.
     """
 
-    def __init__(self, *methods: Accelerator) -> None:
+    def __init__(self, *methods: Accelerator, guard: Guard | None = None) -> None:
         for method in methods:
             if not isinstance(method, Accelerator):
                 raise PlanError(
@@ -43,7 +49,17 @@ class Plan:
         for first, second in pairwise(ordered):
             if first.name == second.name:
                 raise Conflict(f"{first.name} is in the plan twice: keep one of the two.")
+        if not isinstance(guard, Guard | None):
+            raise PlanError(
+                f"guard is a {type(guard).__name__}: write for example accel.Guard(max_error=0.05)."
+            )
         self._methods = tuple(ordered)
+        self._guard = guard
+
+    @property
+    def guard(self) -> Guard | None:
+        """The budget of error, where there is one."""
+        return self._guard
 
     @property
     def methods(self) -> tuple[Accelerator, ...]:
@@ -57,13 +73,18 @@ class Plan:
         return len(self._methods)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Plan) and self._methods == other._methods
+        return isinstance(other, Plan) and self._parts == other._parts
 
     def __hash__(self) -> int:
-        return hash(self._methods)
+        return hash(self._parts)
 
     def __repr__(self) -> str:
-        return f"Plan({', '.join(map(repr, self._methods))})"
+        guard = [] if self._guard is None else [f"guard={self._guard!r}"]
+        return f"Plan({', '.join([*map(repr, self._methods), *guard])})"
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self._methods, self._guard
 
     def attach(self, pipe: Any) -> Run:
         """Put the plan on a stock diffusers pipeline.
@@ -75,21 +96,24 @@ class Plan:
             Conflict: If two methods cannot go together, or the pipeline already carries a plan.
             UnsupportedModel: If a method cannot serve this pipeline. Nothing is left behind.
         """
-        return Run(self._methods, pipe)
+        return Run(self._methods, pipe, self._guard)
 
     def beside(self, folder: Path) -> Plan:
         """The plan with the relative paths among its fields taken from a folder.
 
         For a plan that was read from a file there, which refers to files beside it.
         """
-        return Plan(*(_beside(method, folder) for method in self._methods))
+        guard = self._guard and self._guard.beside(folder)
+        return Plan(*(_beside(method, folder) for method in self._methods), guard=guard)
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"plan": 1, family: {method: fields}}``, every field written out."""
+        """``{"plan": 1, family: {method: fields}, "guard": fields}``, every field written out."""
         document: dict[str, Any] = {"plan": FORMAT}
         for method in self._methods:
             family, kind = method.name.split(".")
             document.setdefault(family, {})[kind] = method.model_dump(mode="json")
+        if self._guard is not None:
+            document[GUARD] = self._guard.model_dump(mode="json")
         return document
 
     def to_toml(self) -> str:
@@ -120,7 +144,7 @@ class Plan:
             )
         methods = []
         for family, kinds in document.items():
-            if family == "plan":
+            if family in ("plan", GUARD):
                 continue
             if not isinstance(kinds, Mapping):
                 raise PlanError(
@@ -130,7 +154,7 @@ class Plan:
             if not kinds:
                 _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
-        return cls(*methods)
+        return cls(*methods, guard=_guard(document.get(GUARD)))
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -205,16 +229,23 @@ def build(name: str, fields: Any) -> Accelerator:
         UnknownMethod: If no installed package offers it.
         PlanError: If a field is unknown or out of range.
     """
-    kind = method_class(name)
+    return _validated(name, method_class(name), fields, f"Run `accel methods {name}`.")
+
+
+def _guard(fields: Any) -> Guard | None:
+    return None if fields is None else _validated(GUARD, Guard, fields, "See accel.Guard.")
+
+
+def _validated(name: str, kind: type[M], fields: Any, way_out: str) -> M:
     if not isinstance(fields, Mapping):
         raise PlanError(f"{name}: expected a table of fields, found {fields!r}.")
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
-        raise PlanError(_explain(name, kind, error)) from error
+        raise PlanError(_explain(name, kind, error, way_out)) from error
 
 
-def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
+def _explain(name: str, kind: type[BaseModel], error: ValidationError, way_out: str) -> str:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     known = ", ".join(kind.model_fields)
@@ -222,7 +253,7 @@ def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
         return f"{name} has no field '{field}': it has {known}."
     found = f"{name}.{field} = {first['input']!r}" if field else name
     needed = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{found}: {needed}. Run `accel methods {name}`."
+    return f"{found}: {needed}. {way_out}"
 
 
 def _refuse_unknown_family(family: str) -> None:
