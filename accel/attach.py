@@ -386,7 +386,7 @@ class Run:
                 "checked step by step. Leave the method out of the plan, or the guard."
             )
         idle = tally.reason
-        tally.reason = lambda: next(filter(None, (gate.why_idle() for gate in gates)), None) or idle()
+        tally.reason = lambda: controller.why_idle(method.name) or idle()
 
     def _check_entries(self) -> None:
         for denoiser in self.denoisers:

@@ -353,7 +353,8 @@ class BlockRangeCache:
         """What one row comes to without the blocks of its range; nothing is learned of it."""
         spans, before = self._spans[call.denoiser.name], self._pass
         chosen = spans.choose(call.step)
-        guess = Pass(call, [], decided=True, skipped=[0], span=spans.ranges[chosen])
+        sums = [Sum() for _ in spans.ranges]
+        guess = Pass(call, sums, decided=True, skipped=[0], span=spans.ranges[chosen])
         guess.pending = self._filled(guess, chosen)
         self._pass = guess
         try:

@@ -265,6 +265,14 @@ class Controller:
 
     # What came of it.
 
+    def why_idle(self, method: str) -> str | None:
+        """Why a method approximated nothing, where that was the guard's doing."""
+        gates = self.gates(method)
+        asked, allowed = (sum(counts) for counts in zip(*((g.asked, g.allowed) for g in gates)))
+        if allowed or not asked:
+            return None
+        return f"the guard refused all {asked} approximations that it asked for"
+
     def told(self) -> list[dict[str, Any]]:
         """For each sample what it spent, of what, and the spot checks."""
         return [

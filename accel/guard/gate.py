@@ -157,12 +157,6 @@ class Guarded:
         """Ask the onion."""
         return self._controller.dense(self, call)
 
-    def why_idle(self) -> str | None:
-        """Why nothing was approximated, where that was the guard's doing."""
-        if self.allowed or not self.asked:
-            return None
-        return f"the guard refused all {self.asked} approximations that it asked for"
-
 
 def reach(step: Step, newest: int | None) -> float:
     """How far an answer reaches that was computed at an evaluation before, in `Step.time`."""
