@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 TWICE = 0.5
@@ -63,13 +63,21 @@ class Charge:
 
 @dataclass
 class Line:
-    """What one method did for one sample.
+    """What one method did for one sample: errors that add up, or average out.
+
+    Between two checks a method errs in one direction: its charges add up. From check to check the
+    directions have a cosine, the coherence ρ, so that errors a_1, a_2, … of those stretches come
+    to E² = Σ_i Σ_j ρ^|i − j|·a_i·a_j: to their sum where a method is off the same way throughout (a
+    guidance that was left out), to the root of their squares where it is off now this way, now
+    that (a forecast). It begins at 1.
 
     Attributes:
-        growth: Its error.
+        growth: The error of the next approximation.
         saving: Share of an evaluation of all branches that it saves.
-        settled: Σ gain·error up to the latest check.
-        charges: Since then.
+        coherence: ρ, in [0, 1].
+        square: E² up to the latest check.
+        drift: Σ_i ρ^(n − i)·a_i: how much of E lies in the direction that comes next.
+        charges: Since the latest check.
         asked: Evaluation of the latest question.
         answer: The latest answer.
         wanted: Evaluation at which a check was asked for.
@@ -77,29 +85,53 @@ class Line:
 
     growth: Growth
     saving: float
-    settled: float = 0.0
+    coherence: float = 1.0
+    square: float = 0.0
+    drift: float = 0.0
     charges: list[Charge] = field(default_factory=list)
     asked: int = -1
     answer: bool = False
     wanted: int = -1
 
-    @property
-    def total(self) -> float:
-        """Σ gain·error, in units of the final latents."""
-        return self.settled + sum(c.gain * self.growth.at(c.horizon) for c in self.charges)
+    def squared(self, *more: Charge) -> float:
+        """E² in units of the final latents, with charges that are thought of."""
+        return self._with(self._sum(self.growth, *more))
 
-    def learn(self, error: float, horizon: float, index: int) -> None:
-        """A check: what was charged since the one before is charged by what it found."""
-        found = Growth(self.growth.grows, error, horizon)
-        self.settled += sum(charge.gain * found.at(charge.horizon) for charge in self.charges)
-        self.charges.clear()
+    def learn(self, error: float, horizon: float, index: int, cosine: float | None) -> None:
+        """A check: what was charged since the one before is charged by what it found.
+
+        Args:
+            error: RMS of the guided output.
+            horizon: How far the approximation reached, in `Step.time`.
+            index: Of the evaluation.
+            cosine: Of this error and that of the check before, where there was one.
+        """
+        if cosine is not None:
+            self.coherence += (min(max(cosine, 0.0), 1.0) - self.coherence) / 2
+        self._settle(Growth(self.growth.grows, error, horizon))
         self.growth.learn(error, horizon, index)
 
     def unknown(self, index: int) -> None:
         """A check found nothing to measure: what was charged stays, and nothing more is known."""
-        self.settled = self.total
-        self.charges.clear()
+        self._settle(self.growth)
         self.growth.error, self.growth.checked = None, index
+
+    def _settle(self, growth: Growth) -> None:
+        total = self._sum(growth)
+        self.square = self._with(total)
+        self.drift = self.coherence * (self.drift + total)
+        self.charges.clear()
+
+    def _sum(self, growth: Growth, *more: Charge) -> float:
+        return sum(charge.gain * growth.at(charge.horizon) for charge in (*self.charges, *more))
+
+    def _with(self, error: float) -> float:
+        return self.square + error * (2.0 * self.drift + error)
+
+    def spread(self, count: int) -> float:
+        """What the square of one of many errors comes to among them: 1 to their number."""
+        apart = 1.0 - self.coherence
+        return float(count) if apart * count <= 1.0 else min((2.0 - apart) / apart, float(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,44 +162,52 @@ class Account:
 
     @property
     def relative(self) -> float:
-        """What one unit of Σ gain·error is of the budget."""
+        """What one unit of E is of the budget."""
         return self.scale / self.unit if self.unit > 0.0 else math.inf
 
     @property
     def spent(self) -> float:
-        """The estimated relative error by now, by the latest checks."""
-        total = sum(line.total for line in self.lines.values())
-        return total * self.relative if total else 0.0
+        """The estimated relative error by now, by the latest checks; methods err apart."""
+        return self._spent(sum(line.squared() for line in self.lines.values()))
 
     @property
     def left(self) -> float:
         """What may still be spent; below 0 where a check has shown that more was."""
         return self.budget - self.spent
 
-    def affords(self, line: Line, charge: Charge, ahead: Iterable[Ahead]) -> bool:
+    def affords(self, line: Line, charge: Charge, ahead: Sequence[Ahead]) -> bool:
         """Whether an approximation is among the cheapest, for what they save, that fit.
 
         Everything that may be left out from now on is in one row, by cost over saving. What stands
-        in front of this one, and this one, have to fit into what is left.
+        in front of this one, and this one, have to fit into what is left. Costs are squares, as
+        errors add up.
         """
-        cost = charge.gain * line.growth.at(charge.horizon) * self.relative
-        left = self.left
-        if not cost <= left:
+        others = sum(one.squared() for one in self.lines.values() if one is not line)
+        after = others + line.squared(charge)
+        if not self._spent(after) <= self.budget:
             return False
-        price = cost / line.saving
-        return cost + self._cheaper(price, ahead) <= left
+        count = len(ahead) + 1
+        price = self._price(line, charge.gain * line.growth.at(charge.horizon), count)
+        room = (self.budget / self.relative) ** 2 - after
+        return self._cheaper(price, ahead) <= room
 
-    def _cheaper(self, price: float, ahead: Iterable[Ahead]) -> float:
+    def _spent(self, square: float) -> float:
+        return math.sqrt(max(square, 0.0)) * self.relative if square else 0.0
+
+    def _price(self, line: Line, error: float, count: int) -> float:
+        return error * error * line.spread(count) / line.saving
+
+    def _cheaper(self, price: float, ahead: Sequence[Ahead]) -> float:
         """What all approximations to come cost together that are cheaper for what they save."""
         latest: dict[object, Line] = {}
         for (method, *_), line in self.lines.items():
-            if line.growth.error is not None and line.asked >= 0:
+            if line.growth.error is not None:
                 known = latest.setdefault(method, line)
                 latest[method] = line if line.asked > known.asked else known
-        total = 0.0
+        total, count = 0.0, len(ahead) + 1
         for later in ahead:
             for line in latest.values():
-                cost = later.gain * line.growth.at(later.span) * self.relative
-                if cost < price * line.saving:
-                    total += cost * (TWICE if line.growth.grows else 1.0)
+                one = self._price(line, later.gain * line.growth.at(later.span), count)
+                if one < price:
+                    total += one * line.saving * (TWICE if line.growth.grows else 1.0)
         return total

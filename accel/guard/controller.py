@@ -22,6 +22,9 @@ Undo = Callable[[], None]
 Place = tuple[str, int]
 """Denoiser and stage of the solver: what is kept in one is no answer in the other."""
 
+Key = tuple[Guarded, Place, int]
+"""A method's gate, a place and a sample."""
+
 
 @dataclass
 class Filed:
@@ -72,7 +75,8 @@ class Controller:
         self._onions = onions
         self._gates: list[Guarded] = []
         self._accounts: dict[int, Account] = {}
-        self._filed: dict[tuple[Guarded, Place, int], Filed] = {}
+        self._filed: dict[Key, Filed] = {}
+        self._errors: dict[Key, Tensor] = {}
         self._seen: dict[int, Seen] = {}
         self._depths: dict[int, tuple[int, set[int]]] = {}
         self._requests: dict[int, tuple[int, int]] = {}
@@ -100,9 +104,17 @@ class Controller:
         """Forget the run before."""
         for gate in self._gates:
             gate.asked = gate.allowed = 0
-        for kept in (self._accounts, self._filed, self._seen, self._depths, self._requests):
-            kept.clear()
+        self._accounts.clear()
+        self._depths.clear()
+        self._requests.clear()
+        self._forget()
         self._ahead = (-1, ())
+
+    def _forget(self) -> None:
+        """Drop every tensor."""
+        self._filed.clear()
+        self._seen.clear()
+        self._errors.clear()
 
     def account(self, sample: int) -> Account:
         """The account of a sample."""
@@ -217,29 +229,43 @@ class Controller:
         finally:
             self._filed.clear()
             self._seen.clear()
+        if not left(update.step):
+            self._forget()
         return output
 
     def _resolve(self, update: Update) -> None:
         import torch
 
-        from accel.guard.spot import rms
-
         sizes = self._units(update)
-        errors = [rms(self._guided_error(update, key[2], one)) for key, one in self._filed.items()]
-        numbers = torch.stack([*errors, *sizes.values()]).tolist()
-        for sample, size in zip(sizes, numbers[len(errors) :], strict=True):
+        errors = {
+            key: self._guided_error(update, key[2], one) for key, one in self._filed.items()
+        }
+        found = [measure for key, error in errors.items() for measure in self._measures(key, error)]
+        numbers = torch.stack([*found, *sizes.values()]).tolist()
+        for sample, size in zip(sizes, numbers[len(found) :], strict=True):
             self.account(sample).unit = size
-        for key, error in zip(self._filed, numbers[: len(errors)], strict=True):
-            self._learn(self._filed[key], key[2], error, update.step.index)
+        pairs = zip(numbers[: len(found) : 2], numbers[1 : len(found) : 2], strict=True)
+        for (key, filed), (error, cosine) in zip(self._filed.items(), pairs, strict=True):
+            known = cosine if key in self._errors else None
+            self._learn(filed, key[2], error, update.step.index, known)
+        self._errors |= errors
 
-    def _learn(self, filed: Filed, sample: int, error: float, index: int) -> None:
+    def _measures(self, key: Key, error: Tensor) -> tuple[Tensor, Tensor]:
+        """The size of an error, and its cosine with that of the check before."""
+        from accel.guard.spot import cosine, rms
+
+        return rms(error), cosine(error, self._errors.get(key, error))
+
+    def _learn(
+        self, filed: Filed, sample: int, error: float, index: int, cosine: float | None
+    ) -> None:
         self.account(sample).checks += 1
         if self._requests.get(sample, (0, -1))[1] == filed.gate.depth:
             del self._requests[sample]
         if filed.gate.silent and error == 0.0:
             filed.line.unknown(index)
             return
-        filed.line.learn(error, filed.horizon, index)
+        filed.line.learn(error, filed.horizon, index, cosine)
 
     def _units(self, update: Update) -> dict[int, Tensor]:
         """The size of the clean sample of everyone who was checked."""

@@ -30,6 +30,12 @@ def rms(tensor: Tensor) -> Tensor:
     return tensor.float().square().mean().sqrt()
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of two tensors of one shape; 0 of nothing. No device read."""
+    a, b = a.float().flatten(), b.float().flatten()
+    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30)
+
+
 def fitted(value: Tensor, like: Tensor) -> Tensor:
     """A network's answer in the form of the guided output that was made of it.
 
