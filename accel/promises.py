@@ -1,10 +1,11 @@
 """Calibrate a guard: what one unit of its estimate really is, on the pictures of some calls.
 
 Each call is run without approximations and then under the plan at several budgets, with a scale of
-1. Its score is the largest real error over the budget. By split conformal prediction the
-⌈(n + 1)·0.95⌉-th smallest of n scores bounds that of a new picture, drawn like the others, with a
-probability of 95 % at least (Angelopoulos & Bates, "A Gentle Introduction to Conformal
-Prediction", arXiv 2107.07511, section 1): that many times smaller a budget keeps the promise.
+1. Its score is the largest real error over the estimate, or over the budget where a check has shown
+that more was spent. By split conformal prediction the ⌈(n + 1)·0.95⌉-th smallest of n scores bounds
+that of a new picture, drawn like the others, with a probability of 95 % at least (Angelopoulos &
+Bates, "A Gentle Introduction to Conformal Prediction", arXiv 2107.07511, section 1): an estimate
+that counts that many times its size keeps the promise.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Options(BaseModel):
         default=0.05, ge=0.0, description="that the guard is written with; any may be used"
     )
     budgets: tuple[float, ...] = Field(
-        default=(0.02, 0.05, 0.1),
+        default=(0.01, 0.03, 0.1),
         min_length=1,
         description="estimated errors to run at: the range in which the scale is measured",
     )
@@ -69,6 +70,12 @@ class Measured:
     nfe: float
     stock: float
     checks: int
+
+    @property
+    def score(self) -> float:
+        """What the estimate would have had to be multiplied by; 0 where nothing was spent."""
+        told = min(self.spent, self.budget)
+        return self.real / told if told else 0.0
 
 
 def rank(count: int, coverage: float = COVERAGE) -> int:
@@ -148,7 +155,7 @@ def calibrate_guard(
         for budget in asked.budgets
     ]
     runs = [measured(pipe, call, plan, guards) for call in calls]
-    scores = sorted(max(one.real / one.budget for one in run) for run in runs)
+    scores = sorted(max(one.score for one in run) for run in runs)
     scale = scores[rank(len(scores)) - 1]
     if scale == 0.0:
         raise BadInput(
@@ -160,13 +167,14 @@ def calibrate_guard(
         coverage=COVERAGE,
         captions=len(scores),
         steps=round(max(one.stock for run in runs for one in run)),
+        budgets=asked.budgets,
         model=identity(pipe),
         plan={method.name: method.model_dump(mode="json") for method in plan},
         ratios=tuple(scores),
     )
     note = (
-        f"scale {scale:.3g}: of {len(scores)} pictures the real error is at most that many times "
-        f"the estimated budget, in {COVERAGE:.0%} of new ones"
+        f"scale {scale:.3g}: by {len(scores)} pictures the real error of {COVERAGE:.0%} of new ones "
+        "is at most that many times the estimate"
     )
     guard = Guard(max_error=asked.max_error, check_every=asked.check_every)
     content = json.dumps(basis.model_dump(mode="json"), indent=1).encode() + b"\n"

@@ -66,9 +66,7 @@ class Controller:
         onions: By denoiser.
     """
 
-    def __init__(
-        self, guard: Guard, scale: float, note: str, onions: Mapping[str, Onion]
-    ) -> None:
+    def __init__(self, guard: Guard, scale: float, note: str, onions: Mapping[str, Onion]) -> None:
         self.note = note
         self._guard = guard
         self._scale = scale
@@ -148,9 +146,7 @@ class Controller:
                 self._depths_at(step, sample).add(gate.depth)
         return line.answer
 
-    def _judge(
-        self, gate: Guarded, line: Line, step: Step, sample: int, charge: Charge
-    ) -> bool:
+    def _judge(self, gate: Guarded, line: Line, step: Step, sample: int, charge: Charge) -> bool:
         account = self.account(sample)
         if account.left <= 0.0 or self._blocked(gate, step, sample):
             return False
@@ -237,9 +233,7 @@ class Controller:
         import torch
 
         sizes = self._units(update)
-        errors = {
-            key: self._guided_error(update, key[2], one) for key, one in self._filed.items()
-        }
+        errors = {key: self._guided_error(update, key[2], one) for key, one in self._filed.items()}
         found = [measure for key, error in errors.items() for measure in self._measures(key, error)]
         numbers = torch.stack([*found, *sizes.values()]).tolist()
         for sample, size in zip(sizes, numbers[len(found) :], strict=True):

@@ -26,11 +26,19 @@ class Basis(BaseModel):
     coverage: float = Field(gt=0.0, lt=1.0, description="share of pictures that it holds for")
     captions: int = Field(ge=1, description="pictures that it was measured on")
     steps: int = Field(ge=1, description="evaluations of their runs")
+    budgets: tuple[float, ...] = Field(
+        min_length=1, description="estimates, before the scale, that those runs were allowed"
+    )
     model: str = Field(description="digest of the network, and a sample of its weights")
     plan: dict[str, Any] = Field(description="the methods that it was measured with, by name")
     ratios: tuple[float, ...] = Field(
         description="for each picture the largest real error over its estimate, rising"
     )
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The promises that it was measured for."""
+        return self.scale * min(self.budgets), self.scale * max(self.budgets)
 
 
 def read(path: Path) -> Basis:
@@ -76,4 +84,7 @@ def basis(guard: Guard, pipe: Any, plan: Mapping[str, Any]) -> tuple[float, str]
     note = f"calibrated on {found.captions} pictures"
     if found.plan != json.loads(json.dumps(plan)):
         note += " with another plan"
+    low, high = found.range
+    if not low <= guard.max_error <= high:
+        note += f", for promises of {low:.2g} to {high:.2g}"
     return found.scale, note

@@ -162,9 +162,7 @@ class Unconditional:
             self._observe(call, self._pairs(call, result, evaluated))
         return result
 
-    def _check(
-        self, call: Call, result: Result, evaluated: list[int], spared: list[int]
-    ) -> None:
+    def _check(self, call: Call, result: Result, evaluated: list[int], spared: list[int]) -> None:
         """Tell the guard what evaluated rows would have been answered.
 
         An estimate rests on which steps are evaluated: it is made where the method would have.
