@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -303,7 +304,7 @@ class Run:
         )
         self.trajectory = Trajectory(pipe, lambda scheduled: evaluations(pipe, scheduled))
         self.reader = Reader(pipe, layout_of(pipe), self.trajectory)
-        self.controller = self._controlled(methods, guard)
+        self.controller = self.report.guard = self._controlled(methods, guard)
         with ExitStack() as stack:
             self._attach(methods, stack)
             self._stack = stack.pop_all()
@@ -348,13 +349,11 @@ class Run:
         self.trajectory.starts += [self._check_entries, self.reader.reset, self.report.start]
         self.trajectory.observers.append(self._on_step)
         self._attach_onions(stack)
-        if self.controller is not None:
-            self.report.guard = self.controller
-            for undo in self.controller.attach(self.trajectory):
-                stack.callback(undo)
+        undos = [] if self.controller is None else [self.controller.attach(self.trajectory)]
         if active:
-            for undo in spare(self.trajectory, LAYERS.index("sampler")):
-                stack.callback(undo)
+            undos.append(spare(self.trajectory, LAYERS.index("sampler")))
+        for undo in chain(*undos):
+            stack.callback(undo)
         for method, tally in active:
             if method.layer not in FIRST:
                 self._attach_one(method, tally, stack)

@@ -154,7 +154,7 @@ class Plan:
             if not kinds:
                 _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
-        return cls(*methods, guard=_guard(document.get(GUARD)))
+        return cls(*methods, guard=guarding(document.get(GUARD)))
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -232,7 +232,12 @@ def build(name: str, fields: Any) -> Accelerator:
     return _validated(name, method_class(name), fields, f"Run `accel methods {name}`.")
 
 
-def _guard(fields: Any) -> Guard | None:
+def guarding(fields: Any) -> Guard | None:
+    """A guard from its fields; none from ``None``.
+
+    Raises:
+        PlanError: If a field is unknown or out of range.
+    """
     return None if fields is None else _validated(GUARD, Guard, fields, "See accel.Guard.")
 
 

@@ -173,8 +173,8 @@ def calibrate_guard(
         ratios=tuple(scores),
     )
     note = (
-        f"scale {scale:.3g}: by {len(scores)} pictures the real error of {COVERAGE:.0%} of new ones "
-        "is at most that many times the estimate"
+        f"scale {scale:.3g}: by {len(scores)} pictures the real error is at most that many times "
+        f"the estimate, for {COVERAGE:.0%} of new ones"
     )
     guard = Guard(max_error=asked.max_error, check_every=asked.check_every)
     content = json.dumps(basis.model_dump(mode="json"), indent=1).encode() + b"\n"

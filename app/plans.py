@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import BadInput, PlanError
-from accel.plan import Plan
+from accel.plan import GUARD, Plan
 from app.request import Choice
 
-HINT = "write METHOD.FIELD=VALUE, such as cache.EasyCache.threshold=0.05"
+HINT = "write METHOD.FIELD=VALUE, such as cache.EasyCache.threshold=0.05 or guard.max_error=0.05"
 
 
 def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
@@ -65,6 +65,9 @@ def read(path: Path) -> Plan:
 def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
     left, equals, value = change.partition("=")
     parts = left.strip().split(".")
+    if parts[0] == GUARD and len(parts) == 2 and parts[1] and equals:
+        guard = {**document.get(GUARD, {}), parts[1]: toml_value(value.strip())}
+        return {**document, GUARD: guard}
     if len(parts) != (3 if equals else 2) or not all(parts):
         raise PlanError(f"--set {change}: this is no change of a plan; {HINT}.")
     family, kind, *field = parts

@@ -6,6 +6,7 @@ part would have handed to it is filled in from the steps before.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel.cache.decisions import Decisions, Slot
@@ -135,7 +136,7 @@ class DeepBranchCache:
             newest = self.decisions.sample(call, row.sample).learned.get(row.branch)
             if newest is not None and gate.wants(call, row.sample) and self._fits(call, index):
                 one = call.take([index])
-                guess = self._behind(one, lambda one=one: gate.dense(one))
+                guess = self._behind(one, partial(gate.dense, one))
                 gate.compare(call, [index], guess.value, result.value[[index]], newest)
 
     def _fits(self, call: Call, index: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -288,8 +287,8 @@ class Controller:
     def why_idle(self, method: str) -> str | None:
         """Why a method approximated nothing, where that was the guard's doing."""
         gates = self.gates(method)
-        asked, allowed = (sum(counts) for counts in zip(*((g.asked, g.allowed) for g in gates)))
-        if allowed or not asked:
+        asked = sum(gate.asked for gate in gates)
+        if not asked or any(gate.allowed for gate in gates):
             return None
         return f"the guard refused all {asked} approximations that it asked for"
 

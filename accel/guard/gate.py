@@ -178,7 +178,9 @@ class Switch:
         quiet: Around a check: nothing of it is to be told as done.
     """
 
-    def __init__(self, gate: Guarded, layer: Layer, quiet: Callable[[], Callable[[], None]]):
+    def __init__(
+        self, gate: Guarded, layer: Layer, quiet: Callable[[], Callable[[], None]]
+    ) -> None:
         self._gate = gate
         self._layer = layer
         self._quiet = quiet

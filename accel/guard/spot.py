@@ -27,13 +27,15 @@ ALIKE = 1e-10
 
 def rms(tensor: Tensor) -> Tensor:
     """Root of the mean square: a scalar tensor in float32; no device read."""
-    return tensor.float().square().mean().sqrt()
+    found: Tensor = tensor.float().square().mean().sqrt()
+    return found
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of two tensors of one shape; 0 of nothing. No device read."""
     a, b = a.float().flatten(), b.float().flatten()
-    return (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30)
+    found: Tensor = (a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-30)
+    return found
 
 
 def fitted(value: Tensor, like: Tensor) -> Tensor:
@@ -62,14 +64,14 @@ def weights(guided: Tensor, answers: Mapping[str, Tensor]) -> dict[str, float]:
         answers: By branch, of the same shape.
     """
     lead = LEADER if LEADER in answers else next(iter(answers))
-    base = answers[lead].flatten().double()
+    base = answers[lead].flatten().float()
     others = {branch: value for branch, value in answers.items() if branch != lead}
-    shifts = [value.flatten().double() - base for value in others.values()]
+    shifts = [value.flatten().float() - base for value in others.values()]
     apart = [bool(shift.square().sum() > ALIKE * base.square().sum()) for shift in shifts]
     shifts = [shift for shift, counts in zip(shifts, apart, strict=True) if counts]
     if not shifts:
         return {branch: float(branch == lead) for branch in answers}
-    found = _solved(guided.flatten().double(), base, torch.stack(shifts)).tolist()
+    found = _solved(guided.flatten().float(), base, torch.stack(shifts)).tolist()
     left = iter(found)
     shares = {b: next(left) if a else 0.0 for b, a in zip(others, apart, strict=True)}
     return {lead: 1.0 - sum(found), **shares}
@@ -77,16 +79,13 @@ def weights(guided: Tensor, answers: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _solved(guided: Tensor, base: Tensor, shifts: Tensor) -> Tensor:
     """The w of the smaller rest, over both signs of the guided output."""
-    inverse = torch.linalg.pinv((shifts @ shifts.T).cpu())
-    best, rest = None, None
+    inverse = torch.linalg.pinv((shifts @ shifts.T).cpu().double())
+    fits = []
     for sign in (1.0, -1.0):
         target = sign * guided - base
-        found = inverse @ (shifts @ target).cpu()
-        missed = (target - found.to(shifts) @ shifts).square().sum().item()
-        if rest is None or missed < rest:
-            best, rest = found, missed
-    assert best is not None
-    return best
+        found: Tensor = inverse @ (shifts @ target).cpu().double()
+        fits.append((found, (target - found.to(shifts) @ shifts).square().sum().item()))
+    return min(fits, key=lambda fit: fit[1])[0]
 
 
 def clean_size(answer: Tensor, sample: Tensor, step: Step, network: str, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from accel.plan import GUARD
 from app.files import without_folders
 from app.request import FILES
 from app.serve.jobs import PLACE, NoSuchJob, Result
@@ -195,10 +196,17 @@ def _fields(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The methods of a plan as it was kept, though none of them may be installed any more."""
     return [
         (f"{family}.{kind}", ", ".join(f"{field} = {value}" for field, value in fields.items()))
-        for family, kinds in plan.items()
-        if family != "plan"
+        for family, kinds in _families(plan)
         for kind, fields in kinds.items()
+    ] + [
+        (GUARD, ", ".join(f"{field} = {value}" for field, value in fields.items()))
+        for family, fields in plan.items()
+        if family == GUARD
     ]
+
+
+def _families(plan: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [item for item in plan.items() if item[0] not in ("plan", GUARD)]
 
 
 def without(jobs: list[Job], language: Language) -> Markup:
