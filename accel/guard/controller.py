@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class Controller:
 
     Args:
         guard: The promise.
-        scale: Real error for each unit of estimate.
+        scale: Real error for each unit of estimate; infinite: nothing may be spent.
         note: What the scale rests on.
         onions: By denoiser.
     """
@@ -116,7 +117,9 @@ class Controller:
     def account(self, sample: int) -> Account:
         """The account of a sample."""
         if sample not in self._accounts:
-            self._accounts[sample] = Account(self._guard.max_error, self._scale)
+            barred = math.isinf(self._scale)
+            budget, scale = (0.0, 1.0) if barred else (self._guard.max_error, self._scale)
+            self._accounts[sample] = Account(budget, scale)
         return self._accounts[sample]
 
     def line(self, gate: Guarded, place: Place, sample: int) -> Line:

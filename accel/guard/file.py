@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,23 +24,35 @@ class Basis(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = Field(default=1, ge=1, le=1, description="of this file")
-    scale: float = Field(gt=0.0, description="real error for each unit of estimated error")
     coverage: float = Field(gt=0.0, lt=1.0, description="share of pictures that it holds for")
     captions: int = Field(ge=1, description="pictures that it was measured on")
     steps: int = Field(ge=1, description="evaluations of their runs")
     budgets: tuple[float, ...] = Field(
-        min_length=1, description="estimates, before the scale, that those runs were allowed"
+        min_length=1, description="estimated errors that those runs were allowed, rising"
+    )
+    bounds: tuple[float, ...] = Field(
+        description="for each the real error that so many pictures stay within, rising"
     )
     model: str = Field(description="digest of the network, and a sample of its weights")
     plan: dict[str, Any] = Field(description="the methods that it was measured with, by name")
-    ratios: tuple[float, ...] = Field(
-        description="for each picture the largest real error over its estimate, rising"
+    errors: tuple[tuple[float, ...], ...] = Field(
+        description="for each budget the real errors, picture by picture"
     )
 
-    @property
-    def range(self) -> tuple[float, float]:
-        """The promises that it was measured for."""
-        return self.scale * min(self.budgets), self.scale * max(self.budgets)
+    def spending(self, promise: float) -> float:
+        """The estimated error that may be spent on a promise; 0 where none keeps it.
+
+        Between two bounds that were measured it is on the line through them, in logarithms. Above
+        the largest it is the largest that was tried; below the smallest nothing is known.
+        """
+        pairs = list(zip(self.bounds, self.budgets, strict=True))
+        if promise < pairs[0][0]:
+            return 0.0
+        for (low, less), (high, more) in pairwise(pairs):
+            if low <= promise < high:
+                share = math.log(promise / low) / math.log(high / low) if low else 0.0
+                return less * (more / less) ** share
+        return self.budgets[-1]
 
 
 def read(path: Path) -> Basis:
@@ -57,7 +71,7 @@ def read(path: Path) -> Basis:
 
 
 def basis(guard: Guard, pipe: Any, plan: Mapping[str, Any]) -> tuple[float, str]:
-    """The scale of a guard, and what it rests on in words.
+    """The scale of a guard, and what it rests on in words; infinite: nothing may be spent.
 
     Args:
         guard: The guard.
@@ -84,7 +98,10 @@ def basis(guard: Guard, pipe: Any, plan: Mapping[str, Any]) -> tuple[float, str]
     note = f"calibrated on {found.captions} pictures"
     if found.plan != json.loads(json.dumps(plan)):
         note += " with another plan"
-    low, high = found.range
-    if not low <= guard.max_error <= high:
-        note += f", for promises of {low:.2g} to {high:.2g}"
-    return found.scale, note
+    spending = found.spending(guard.max_error)
+    if not spending:
+        return math.inf, (
+            f"{note}: no approximation keeps a promise below {found.bounds[0]:.2g} for "
+            f"{found.coverage:.0%} of them, so everything computes"
+        )
+    return guard.max_error / spending, note
