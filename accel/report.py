@@ -278,18 +278,17 @@ class Report:
             + "; ".join(filter(None, (verdict.detail, tally.cost)))
             for tally, verdict in zip(self.tallies, self.verdicts.values(), strict=True)
         ]
-        return "\n".join([head, *lines, *self._guarded()])
+        told = [f"  guard  {line}" for line in self.guarded]
+        return "\n".join([head, *lines, *told])
 
-    def _guarded(self) -> list[str]:
-        """A line for each sample of a guarded run."""
-        if self.guard is None:
-            return []
-        samples = self.guard.told()
+    @property
+    def guarded(self) -> list[str]:
+        """What the guard spent, a line for each sample; empty without a guard."""
+        samples = [] if self.guard is None else self.guard.told()
         return [
-            "  guard"
-            + (f" {number}" if len(samples) > 1 else "")
-            + f"  spent {one['spent']:.3g} of {one['budget']:.3g}, {one['checks']:g} checks"
-            + f" ({self.guard.note})"
+            (f"{number}: " if len(samples) > 1 else "")
+            + f"spent {one['spent']:.3g} of {one['budget']:.3g}, {one['checks']:g} checks"
+            + f" ({self.guard.note if self.guard else ''})"
             for number, one in enumerate(samples)
         ]
 

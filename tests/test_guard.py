@@ -17,7 +17,7 @@ from accel.guard.account import Account, Ahead, Charge, Growth, Line
 from accel.guard.file import Basis
 from accel.guard.gain import gain, left
 from accel.guard.spot import cosine, weights
-from accel.promises import LEAST, calibrate_guard, measured, rank
+from accel.promises import LEAST, calibrate_guard, measured, rank, reference
 from accel.seams.identity import identity
 from accel.trajectory import Step
 
@@ -75,8 +75,6 @@ def test_a_budget_for_nothing_makes_checks_and_changes_no_bit(bench, name, place
 
 @pytest.mark.parametrize(("name", "place"), ROWS)
 def test_no_error_is_stock(bench, name, place):
-    if place not in CORE[:2] and not name.startswith(("cache", "guidance")):
-        pytest.skip("one pipeline a method is enough")
     output, report = run(bench, place, Plan(ROSTER[name].active, guard=Guard(max_error=0)))
     assert bits_equal(output, bench.stock(place, steps=STEPS))
     assert report.verdicts[name].detail == "off: guard.max_error is 0: everything computes"
@@ -471,19 +469,27 @@ def test_a_scale_is_measured_and_its_file_serves(bench, tmp_path):
     file = tmp_path / "a-guard.json"
     file.write_bytes(found.files["file"])
     basis = Basis.model_validate_json(file.read_text())
-    assert basis.captions == len(basis.ratios) == LEAST
-    assert list(basis.ratios) == sorted(basis.ratios)
-    assert basis.scale == basis.ratios[-1] > 0, "of 19 the largest"
+    assert basis.captions == LEAST and basis.budgets == (0.1, 1.0)
+    assert basis.bounds == tuple(map(max, basis.errors)), "of 19 the largest"
+    assert 0 < basis.bounds[0] < basis.bounds[1]
     assert basis.model == identity(pipe)
     assert found.method == Guard(max_error=0.1) and found.beside == (BOLD,)
-    plan = Plan(BOLD, guard=Guard(max_error=0.1, file=file))
+    promise = 1.01 * basis.bounds[0]
+    plan = Plan(BOLD, guard=Guard(max_error=promise, file=file))
     _, report = run(bench, "sd3", plan)
-    assert report.guard.note.startswith("calibrated on 19 pictures")
+    assert report.guard.note == "calibrated on 19 pictures"
+    less = Plan(BOLD, guard=Guard(max_error=basis.bounds[0] / 2, file=file))
+    output, report = run(bench, "sd3", less)
+    assert bits_equal(output, bench.stock("sd3", steps=STEPS))
+    assert "so everything computes" in report.guard.note
+    assert report.guard.told()[0]["checks"] == 0
     _, report = run(bench, "sd3", Plan(UNCOND_LEFT_OUT, BOLD, guard=plan.guard))
     assert "with another plan" in report.guard.note
     with pytest.raises(errors.UnsupportedModel, match=r"a-guard\.json is for another network"):
         plan.attach(bench.pipe("sd15"))
-    assert measured(pipe, next(calls(1)), plan, [plan.guard])[0].real <= 0.1
+    call = next(calls(1))
+    (one,) = measured(pipe, call, plan, [plan.guard], reference(pipe, call, plan))
+    assert one.real <= promise and one.nfe < one.stock
 
 
 def test_a_file_that_is_none_is_refused(bench, tmp_path):
@@ -494,6 +500,15 @@ def test_a_file_that_is_none_is_refused(bench, tmp_path):
     file.write_text("{}")
     with pytest.raises(errors.BadInput, match="is no file of a guard: `accel calibrate guard`"):
         plan.attach(bench.pipe("sd3"))
+
+
+def test_what_may_be_spent_on_a_promise():
+    rest = {"coverage": 0.95, "captions": 19, "steps": 8, "model": "", "plan": {}, "errors": ()}
+    basis = Basis(budgets=(0.01, 0.02, 0.08, 0.2), bounds=(0.0, 0.02, 0.32, 0.32), **rest)
+    wanted = {0.01: 0.01, 0.02: 0.02, 0.08: 0.04, 0.32: 0.2, 5.0: 0.2}
+    assert {one: basis.spending(one) for one in wanted} == pytest.approx(wanted)
+    basis = Basis(budgets=(0.01, 0.02), bounds=(0.03, 0.04), **rest)
+    assert basis.spending(0.029) == 0, "below the smallest bound nothing keeps a promise"
 
 
 def test_the_rank_of_a_promise():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel.guard.account import Account, Ahead, Charge, Growth, Line
 from accel.guard.gain import gain, left, span
-from accel.guard.gate import Guarded, Switch, reach
+from accel.guard.gate import Metered, Switch, reach
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ Undo = Callable[[], None]
 Place = tuple[str, int]
 """Denoiser and stage of the solver: what is kept in one is no answer in the other."""
 
-Key = tuple[Guarded, Place, int]
+Key = tuple[Metered, Place, int]
 """A method's gate, a place and a sample."""
 
 
@@ -38,7 +38,7 @@ class Filed:
     """
 
     line: Line
-    gate: Guarded
+    gate: Metered
     horizon: float
     errors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Controller:
         self._guard = guard
         self._scale = scale
         self._onions = onions
-        self._gates: list[Guarded] = []
+        self._gates: list[Metered] = []
         self._accounts: dict[int, Account] = {}
         self._filed: dict[Key, Filed] = {}
         self._errors: dict[Key, Tensor] = {}
@@ -88,13 +88,13 @@ class Controller:
             yield onion.add(-1, self._look)
         yield trajectory.edit(-1, self._settle)
 
-    def gate(self, method: str, depth: int, saving: float, **kind: bool) -> Guarded:
+    def gate(self, method: str, depth: int, saving: float, **kind: bool) -> Metered:
         """A gate for a method."""
-        gate = Guarded(self, method, depth, saving, **kind)
+        gate = Metered(self, method, depth, saving, **kind)
         self._gates.append(gate)
         return gate
 
-    def gates(self, method: str) -> list[Guarded]:
+    def gates(self, method: str) -> list[Metered]:
         """The gates that a method has taken."""
         return [gate for gate in self._gates if gate.method == method]
 
@@ -122,7 +122,7 @@ class Controller:
             self._accounts[sample] = Account(budget, scale)
         return self._accounts[sample]
 
-    def line(self, gate: Guarded, place: Place, sample: int) -> Line:
+    def line(self, gate: Metered, place: Place, sample: int) -> Line:
         """What a method did for a sample at a denoiser and stage."""
         lines = self.account(sample).lines
         key = (id(gate), *place)
@@ -133,7 +133,7 @@ class Controller:
     # Before an approximation.
 
     def allows(
-        self, gate: Guarded, step: Step, place: Place, sample: int, newest: int | None
+        self, gate: Metered, step: Step, place: Place, sample: int, newest: int | None
     ) -> bool:
         """Whether it may be made; see `accel.guard.gate.Gate`."""
         line = self.line(gate, place, sample)
@@ -148,7 +148,7 @@ class Controller:
                 self._depths_at(step, sample).add(gate.depth)
         return line.answer
 
-    def _judge(self, gate: Guarded, line: Line, step: Step, sample: int, charge: Charge) -> bool:
+    def _judge(self, gate: Metered, line: Line, step: Step, sample: int, charge: Charge) -> bool:
         account = self.account(sample)
         if account.left <= 0.0 or self._blocked(gate, step, sample):
             return False
@@ -160,7 +160,7 @@ class Controller:
             return False
         return account.affords(line, charge, self._to_come(step))
 
-    def _blocked(self, gate: Guarded, step: Step, sample: int) -> bool:
+    def _blocked(self, gate: Metered, step: Step, sample: int) -> bool:
         """Whether a method above is being checked: what lies below it has to compute.
 
         The request of the evaluation before counts as well: where branches are calls of their own,
@@ -186,7 +186,7 @@ class Controller:
 
     # Spot checks.
 
-    def dense(self, gate: Guarded, call: Call) -> Result:
+    def dense(self, gate: Metered, call: Call) -> Result:
         """Run a call through what lies below a method, without what approximates there."""
         return self._onions[call.denoiser.name].below(
             gate.depth, call, lambda layer: not isinstance(layer, Switch)
@@ -194,7 +194,7 @@ class Controller:
 
     def file(
         self,
-        gate: Guarded,
+        gate: Metered,
         step: Step,
         place: Place,
         row: tuple[str, int],

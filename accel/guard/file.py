@@ -51,7 +51,7 @@ class Basis(BaseModel):
         for (low, less), (high, more) in pairwise(pairs):
             if low <= promise < high:
                 share = math.log(promise / low) / math.log(high / low) if low else 0.0
-                return less * (more / less) ** share
+                return less * math.exp(share * math.log(more / less))
         return self.budgets[-1]
 
 

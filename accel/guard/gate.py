@@ -92,7 +92,7 @@ class Open:
 OPEN: Gate = Open()
 
 
-class Guarded:
+class Metered:
     """The gate of one method under a guard.
 
     Args:
@@ -179,7 +179,7 @@ class Switch:
     """
 
     def __init__(
-        self, gate: Guarded, layer: Layer, quiet: Callable[[], Callable[[], None]]
+        self, gate: Metered, layer: Layer, quiet: Callable[[], Callable[[], None]]
     ) -> None:
         self._gate = gate
         self._layer = layer
