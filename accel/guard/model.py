@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-UNCALIBRATED = 6.0
+UNCALIBRATED = 3.0
 """The scale of a guard that nobody calibrated: what it promises then is a guess."""
 
 
