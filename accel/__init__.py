@@ -16,6 +16,7 @@ from accel.attach import Site as Site
 from accel.bundled import asset as asset
 from accel.bundled import load as load
 from accel.explain import explain as explain
+from accel.guard import Guard as Guard
 from accel.plan import Plan as Plan
 from accel.plan import methods as methods
 from accel.report import Report as Report
@@ -23,6 +24,7 @@ from accel.tuning import tune as tune
 
 __all__ = [
     "Accelerator",
+    "Guard",
     "Plan",
     "Report",
     "Run",

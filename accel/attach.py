@@ -7,6 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -14,10 +15,13 @@ from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
 from accel import hooks
 from accel.errors import AccelWarning, BrokenAttachment, Conflict, UnsupportedModel
+from accel.guard import Guard
+from accel.guard.gate import OPEN, Gate, Switch
 from accel.report import INACTIVE, Report, Tally
 from accel.trajectory import Editor, Reviser, Step, Trajectory
 
 if TYPE_CHECKING:
+    from accel.guard.controller import Controller
     from accel.seams.blocks import Block
     from accel.seams.branches import Layout, Reader
     from accel.seams.denoisers import Denoiser, Layer, Onion
@@ -26,6 +30,10 @@ FIRST = ("sampler", "memory")
 """Layers that are attached before all others: what follows the scheduler, or sits on the modules,
 then follows the new scheduler and sits above what moves weights. Of them, what replaces the
 scheduler (seam ``scheduler``) goes before what changes it."""
+
+INSIDE = {"tokens": 0.2, "attention": 0.2}
+"""Layers of what approximates inside a computed call, where a guard switches it as a whole, and
+the share of an evaluation that it is taken to save: clocks would decide about bits."""
 
 LAYERS = (
     "loop",
@@ -57,6 +65,9 @@ class Accelerator(BaseModel, ABC):
         seam: What it changes in a pipeline; for the table of methods.
         supports: Which networks and guidance layouts it serves, in words.
         source: Paper and section.
+        approximates: Whether it answers otherwise than the network would, beyond rounding. What
+            does needs a gate (`Site.gate`) to go with a guard; what does not (a sampler, what
+            moves weights, exact reuse) goes with it as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -66,6 +77,7 @@ class Accelerator(BaseModel, ABC):
     seam: ClassVar[str]
     supports: ClassVar[str]
     source: ClassVar[str]
+    approximates: ClassVar[bool] = True
 
     @field_validator("*")
     @classmethod
@@ -95,6 +107,12 @@ class Accelerator(BaseModel, ABC):
             Conflict: If another method of the plan holds the same seam.
             UnsupportedModel: If the pipeline is none that the method can serve.
         """
+
+
+def _why_off(method: Accelerator, guard: Guard | None) -> str | None:
+    """Why a method of a plan does nothing; under a guard of 0 nothing approximates."""
+    refused = guard is not None and guard.max_error == 0 and method.approximates
+    return method.why_off() or ("guard.max_error is 0: everything computes" if refused else None)
 
 
 def _infinities_as_text(value: Any) -> Any:
@@ -158,7 +176,30 @@ class Site:
             at: One of ``LAYERS``, the depth; ``None``: the method's own.
         """
         depth = LAYERS.index(at or self._method.layer)
+        controller = self._run.controller
+        if controller is not None and self._method.approximates and self._method.layer in INSIDE:
+            layer = self._switched(controller, depth, layer)
         return self._run.onions[denoiser.name].add(depth, layer)
+
+    def _switched(self, controller: Controller, depth: int, layer: Layer) -> Layer:
+        """A layer that works inside a computed call, behind a gate."""
+        saving = INSIDE[self._method.layer]
+        gate = controller.gate(self._method.name, depth, saving, grows=False, silent=True)
+        return Switch(gate, layer, self.tally.aside)
+
+    def gate(self, saving: float, *, grows: bool = True, whole: bool = False) -> Gate:
+        """The gate that a method asks before it approximates; open without a guard.
+
+        Args:
+            saving: Share of an evaluation of all branches that an approximation saves.
+            grows: Whether its error grows with the time since the network was computed.
+            whole: Whether it acts on the guided output, not on the answer of a network.
+        """
+        controller, method = self._run.controller, self._method
+        if controller is None or not method.approximates:
+            return OPEN
+        depth = LAYERS.index(method.layer)
+        return controller.gate(method.name, depth, saving, grows=grows, whole=whole)
 
     def blocks(self, denoiser: Denoiser) -> tuple[Block, ...]:
         """The transformer blocks of a denoiser.
@@ -242,8 +283,11 @@ class Run:
     onions: dict[str, Onion]
     claims: dict[str, str]
     shared: dict[Callable[[], Any], Any]
+    controller: Controller | None
 
-    def __init__(self, methods: tuple[Accelerator, ...], pipe: Any) -> None:
+    def __init__(
+        self, methods: tuple[Accelerator, ...], pipe: Any, guard: Guard | None = None
+    ) -> None:
         from accel.seams.branches import Reader, layout_of
         from accel.seams.denoisers import find_denoisers
         from accel.seams.pipelines import evaluations
@@ -256,10 +300,11 @@ class Run:
         self.onions = {}
         self.report = Report(
             type(pipe).__name__,
-            [Tally(method.name, method.why_off(), site=method.seam) for method in methods],
+            [Tally(method.name, _why_off(method, guard), site=method.seam) for method in methods],
         )
         self.trajectory = Trajectory(pipe, lambda scheduled: evaluations(pipe, scheduled))
         self.reader = Reader(pipe, layout_of(pipe), self.trajectory)
+        self.controller = self.report.guard = self._controlled(methods, guard)
         with ExitStack() as stack:
             self._attach(methods, stack)
             self._stack = stack.pop_all()
@@ -271,6 +316,19 @@ class Run:
                     f"pipe.{denoiser.name} already carries an attached plan: detach it first, or "
                     "put the methods of both into one Plan."
                 )
+
+    def _controlled(
+        self, methods: tuple[Accelerator, ...], guard: Guard | None
+    ) -> Controller | None:
+        """The controller of a guard that has a budget to keep."""
+        if guard is None or not guard.watches:
+            return None
+        from accel.guard.controller import Controller
+        from accel.guard.file import basis
+
+        plan = {method.name: method.model_dump(mode="json") for method in methods}
+        scale, note = basis(guard, self.pipe, plan)
+        return Controller(guard, scale, note, self.onions)
 
     def _attach(self, methods: tuple[Accelerator, ...], stack: ExitStack) -> None:
         from accel.seams.correctors import spare
@@ -291,9 +349,11 @@ class Run:
         self.trajectory.starts += [self._check_entries, self.reader.reset, self.report.start]
         self.trajectory.observers.append(self._on_step)
         self._attach_onions(stack)
+        undos = [] if self.controller is None else [self.controller.attach(self.trajectory)]
         if active:
-            for undo in spare(self.trajectory, LAYERS.index("sampler")):
-                stack.callback(undo)
+            undos.append(spare(self.trajectory, LAYERS.index("sampler")))
+        for undo in chain(*undos):
+            stack.callback(undo)
         for method, tally in active:
             if method.layer not in FIRST:
                 self._attach_one(method, tally, stack)
@@ -309,6 +369,23 @@ class Run:
     def _attach_one(self, method: Accelerator, tally: Tally, stack: ExitStack) -> None:
         for undo in method.attach(Site(self, method, tally)):
             stack.callback(undo)
+        if self.controller is not None and method.approximates:
+            self._guard_one(self.controller, method, tally)
+
+    def _guard_one(self, controller: Controller, method: Accelerator, tally: Tally) -> None:
+        """See to it that a method that approximates asks, and says so where it was refused.
+
+        Raises:
+            Conflict: If it does not ask.
+        """
+        gates = controller.gates(method.name)
+        if not gates:
+            raise Conflict(
+                f"{method.name} does not go with a guard: the error of what it does cannot be "
+                "checked step by step. Leave the method out of the plan, or the guard."
+            )
+        idle = tally.reason
+        tally.reason = lambda: controller.why_idle(method.name) or idle()
 
     def _check_entries(self) -> None:
         for denoiser in self.denoisers:

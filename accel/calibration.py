@@ -15,6 +15,7 @@ from typing import Any
 
 from accel.attach import Accelerator, Run, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
+from accel.guard import Guard
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class Calibrated:
     """What a calibration gave.
 
     Attributes:
-        method: The method with the measured numbers.
+        method: The method with the measured numbers, or the guard.
         note: What they rest on, in a line.
         files: Content of files that the method needs, by the name of the method's field that is
             to hold the path; whoever writes them sets the fields.
         beside: Methods that belong in the same plan: what the numbers were measured with.
     """
 
-    method: Accelerator
+    method: Accelerator | Guard
     note: str
     files: Mapping[str, bytes] = field(default_factory=dict)
     beside: tuple[Accelerator, ...] = ()

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from accel.attach import LAYERS, Accelerator, Run
 from accel.errors import Conflict, PlanError, UnknownMethod
+from accel.guard import Guard
 from accel.tuned import Tuned, digest_of
 
 GROUP = "diffusers_accel.methods"
 FORMAT = 1
-RESERVED = ("plan", "tuned")
+GUARD, TUNED = "guard", "tuned"
+RESERVED = ("plan", GUARD, TUNED)
 """Keys of a document that are no family of methods."""
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Plan:
@@ -29,15 +32,18 @@ class Plan:
 
     Args:
         *methods: At most one of each kind.
+        guard: A budget of error over all of them, or none.
         tuned: What `accel.tune` has found out about these methods: the plan then knows which
             pipeline it is for, and what it promises there.
 
     Raises:
         Conflict: If a method is there twice.
-        PlanError: If something is no method, or the evidence is of other methods.
+        PlanError: If something is no method, the guard is none, or the evidence is of another plan.
     """
 
-    def __init__(self, *methods: Accelerator, tuned: Tuned | None = None) -> None:
+    def __init__(
+        self, *methods: Accelerator, guard: Guard | None = None, tuned: Tuned | None = None
+    ) -> None:
         for method in methods:
             if not isinstance(method, Accelerator):
                 raise PlanError(
@@ -48,10 +54,20 @@ class Plan:
         for first, second in pairwise(ordered):
             if first.name == second.name:
                 raise Conflict(f"{first.name} is in the plan twice: keep one of the two.")
+        if not isinstance(guard, Guard | None):
+            raise PlanError(
+                f"guard is a {type(guard).__name__}: write for example accel.Guard(max_error=0.05)."
+            )
         self._methods = tuple(ordered)
+        self._guard = guard
         self._tuned = tuned
         if tuned is not None:
             tuned.check_methods(self.digest)
+
+    @property
+    def guard(self) -> Guard | None:
+        """The budget of error, where there is one."""
+        return self._guard
 
     @property
     def tuned(self) -> Tuned | None:
@@ -60,8 +76,8 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of the methods and all their fields."""
-        return digest_of(self._families())
+        """Of the methods, the guard, and all their fields."""
+        return digest_of(self._tables())
 
     @property
     def methods(self) -> tuple[Accelerator, ...]:
@@ -75,18 +91,19 @@ class Plan:
         return len(self._methods)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Plan)
-            and self._methods == other._methods
-            and self._tuned == other._tuned
-        )
+        return isinstance(other, Plan) and self._parts == other._parts
 
     def __hash__(self) -> int:
-        return hash((self._methods, self._tuned))
+        return hash(self._parts)
 
     def __repr__(self) -> str:
-        more = [] if self._tuned is None else [f"tuned={self._tuned!r}"]
+        named = {"guard": self._guard, "tuned": self._tuned}
+        more = [f"{name}={value!r}" for name, value in named.items() if value is not None]
         return f"Plan({', '.join([*map(repr, self._methods), *more])})"
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self._methods, self._guard, self._tuned
 
     def attach(self, pipe: Any) -> Run:
         """Put the plan on a stock diffusers pipeline.
@@ -100,9 +117,9 @@ class Plan:
                 another one. Nothing is left behind.
         """
         if self._tuned is None:
-            return Run(self._methods, pipe)
+            return Run(self._methods, pipe, self._guard)
         self._tuned.check(pipe)
-        run = Run(self._methods, pipe)
+        run = Run(self._methods, pipe, self._guard)
         self._tuned.watch(run)
         return run
 
@@ -111,25 +128,33 @@ class Plan:
 
         For a plan that was read from a file there, which refers to files beside it.
         """
-        methods = [_beside(method, folder) for method in self._methods]
-        return Plan(*methods, tuned=_of(self._tuned, methods))
+        guard = self._guard and self._guard.beside(folder)
+        there = Plan(*(_beside(method, folder) for method in self._methods), guard=guard)
+        return there if self._tuned is None else there.proven(self._tuned)
+
+    def proven(self, tuned: Tuned) -> Plan:
+        """The plan with evidence of it."""
+        found = tuned.model_copy(update={"methods": self.digest})
+        return Plan(*self._methods, guard=self._guard, tuned=found)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"plan": 1, family: {method: fields}}``, every field written out.
 
-        The evidence of a tuned plan is the table ``tuned``.
+        The guard is the table ``guard``, the evidence of a tuned plan the table ``tuned``.
         """
-        document = {"plan": FORMAT, **self._families()}
+        document = {"plan": FORMAT, **self._tables()}
         if self._tuned is not None:
-            document["tuned"] = self._tuned.model_dump(mode="json", exclude_none=True)
+            document[TUNED] = self._tuned.model_dump(mode="json", exclude_none=True)
         return document
 
-    def _families(self) -> dict[str, Any]:
-        families: dict[str, Any] = {}
+    def _tables(self) -> dict[str, Any]:
+        tables: dict[str, Any] = {}
         for method in self._methods:
             family, kind = method.name.split(".")
-            families.setdefault(family, {})[kind] = method.model_dump(mode="json")
-        return families
+            tables.setdefault(family, {})[kind] = method.model_dump(mode="json")
+        if self._guard is not None:
+            tables[GUARD] = self._guard.model_dump(mode="json")
+        return tables
 
     def to_toml(self) -> str:
         """The plan as TOML; ``from_toml`` gives an equal plan."""
@@ -169,7 +194,8 @@ class Plan:
             if not kinds:
                 _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
-        return cls(*methods, tuned=_evidence(document.get("tuned")))
+        guard, tuned = guarding(document.get(GUARD)), _evidence(document.get(TUNED))
+        return cls(*methods, guard=guard, tuned=tuned)
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
@@ -244,16 +270,28 @@ def build(name: str, fields: Any) -> Accelerator:
         UnknownMethod: If no installed package offers it.
         PlanError: If a field is unknown or out of range.
     """
-    kind = method_class(name)
+    return _validated(name, method_class(name), fields, f"Run `accel methods {name}`.")
+
+
+def guarding(fields: Any) -> Guard | None:
+    """A guard from its fields; none from ``None``.
+
+    Raises:
+        PlanError: If a field is unknown or out of range.
+    """
+    return None if fields is None else _validated(GUARD, Guard, fields, "See accel.Guard.")
+
+
+def _validated(name: str, kind: type[M], fields: Any, way_out: str) -> M:
     if not isinstance(fields, Mapping):
         raise PlanError(f"{name}: expected a table of fields, found {fields!r}.")
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
-        raise PlanError(_explain(name, kind, error)) from error
+        raise PlanError(_explain(name, kind, error, way_out)) from error
 
 
-def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
+def _explain(name: str, kind: type[BaseModel], error: ValidationError, way_out: str) -> str:
     first = error.errors()[0]
     field = ".".join(map(str, first["loc"]))
     known = ", ".join(kind.model_fields)
@@ -261,7 +299,7 @@ def _explain(name: str, kind: type[Accelerator], error: ValidationError) -> str:
         return f"{name} has no field '{field}': it has {known}."
     found = f"{name}.{field} = {first['input']!r}" if field else name
     needed = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{found}: {needed}. Run `accel methods {name}`."
+    return f"{found}: {needed}. {way_out}"
 
 
 def _refuse_unknown_family(family: str) -> None:
@@ -291,13 +329,6 @@ def _evidence(table: Any) -> Tuned | None:
             f"{where}: {first['msg'].rstrip('.')}. Remove the table [tuned], or tune again "
             "(`accel tune`)."
         ) from error
-
-
-def _of(tuned: Tuned | None, methods: Iterable[Accelerator]) -> Tuned | None:
-    """The evidence of methods that differ in where their files lie, and in nothing else."""
-    if tuned is None:
-        return None
-    return tuned.model_copy(update={"methods": Plan(*methods).digest})
 
 
 def _beside(method: Accelerator, folder: Path) -> Accelerator:

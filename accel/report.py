@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from accel.peak import Peak, watching
 
@@ -93,6 +93,16 @@ class Tally:
         if text not in self.advice:
             self.advice.append(text)
 
+    def aside(self) -> Callable[[], None]:
+        """Begin what is not to be told; call what it returns at its end."""
+        count, change, advice = len(self.events), self.change, len(self.advice)
+
+        def restore() -> None:
+            del self.events[count:], self.advice[advice:]
+            self.change = change
+
+        return restore
+
     def record(
         self, step: int, rows: Iterable[tuple[str, int]], state: State, parts: Iterable[str] = ()
     ) -> None:
@@ -126,6 +136,19 @@ class Tally:
         return Verdict(ACTIVE, f"{len(saved)}/{len(units)} {kinds.most_common(1)[0][0]}")
 
 
+class Guarding(Protocol):
+    """What a guard tells of a run."""
+
+    @property
+    def note(self) -> str:
+        """What its estimate rests on."""
+        ...
+
+    def told(self) -> list[dict[str, float]]:
+        """For each sample ``spent`` and ``budget``, relative errors, and ``checks``."""
+        ...
+
+
 @dataclass
 class Report:
     """The latest run under an attached plan.
@@ -139,6 +162,7 @@ class Report:
         samples: Pictures or clips in the batch.
         step_seconds: Host time from one step to the next; waits for no device.
         peak: The most memory that the run took, if it was called under ``measuring_memory``.
+        guard: What the guard tells of the run, where there is one with a budget.
     """
 
     pipeline: str
@@ -149,6 +173,7 @@ class Report:
     samples: int = 1
     step_seconds: list[float] = field(default_factory=list)
     peak: Peak | None = None
+    guard: Guarding | None = None
     _clock: float = 0.0
 
     def start(self) -> None:
@@ -219,6 +244,7 @@ class Report:
             "seconds": self.seconds,
             "step_seconds": list(self.step_seconds),
             "peak": self.peak and self.peak.to_dict(),
+            "guard": self.guard and {"note": self.guard.note, "samples": self.guard.told()},
             "cached_bytes": {tally.method: tally.peak for tally in self.tallies},
             "planned_bytes": {t.method: t.planned for t in self.tallies if t.planned},
             "verdicts": {
@@ -252,7 +278,19 @@ class Report:
             + "; ".join(filter(None, (verdict.detail, tally.cost)))
             for tally, verdict in zip(self.tallies, self.verdicts.values(), strict=True)
         ]
-        return "\n".join([head, *lines])
+        told = [f"  guard  {line}" for line in self.guarded]
+        return "\n".join([head, *lines, *told])
+
+    @property
+    def guarded(self) -> list[str]:
+        """What the guard spent, a line for each sample; empty without a guard."""
+        samples = [] if self.guard is None else self.guard.told()
+        return [
+            (f"{number}: " if len(samples) > 1 else "")
+            + f"spent {one['spent']:.3g} of {one['budget']:.3g}, {one['checks']:g} checks"
+            + f" ({self.guard.note if self.guard else ''})"
+            for number, one in enumerate(samples)
+        ]
 
     def timeline(self) -> Image.Image:
         """A picture of it: a row for each method, part of it and branch, a column for each step."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from accel.bundled import asset
 from accel.calibration import Calibrated
 from accel.errors import BadInput
+from accel.guard import Guard
 from accel.plan import Plan
 from app.calibrators import CALIBRATORS, Entry
 from app.call import arguments
@@ -37,6 +38,11 @@ def calibrate(given: Given) -> None:
     """
     asked = make(Calibration, given)
     entry = _entry(asked)
+    if asked.count < entry.least:
+        raise BadInput(
+            f"{asked.what} rests on {entry.least} prompts at least, and --count is {asked.count}: "
+            f"give --count {entry.least} or more."
+        )
     options = _options(asked, entry)
     prompts = read_prompts(asked.prompts or asset("prompts/scenes.txt"), asked.count, "--count")
     requests = [_request(asked, prompt, number) for number, prompt in enumerate(prompts)]
@@ -51,7 +57,7 @@ def calibrate(given: Given) -> None:
         calls = _calls(pipe, model, requests, bar)
         found = _measured(asked.what, entry, pipe, calls, options)
     names = {name: Path(beside[name].name) for name in found.files}
-    plan = Plan(found.method.model_copy(update=names), *found.beside)
+    plan = _plan(found, names)
     head = (
         f"# accel calibrate {asked.what}: {asked.model} (sha256 {model.fingerprint[:16]})\n"
         f"# prompts: {len(prompts)}; {found.note}\n"
@@ -62,6 +68,14 @@ def calibrate(given: Given) -> None:
     say(f"use it by: accel generate PROMPT --model {asked.model} --plan {out}")
     document = {"plan": plan.to_dict(), "note": found.note, "prompts": len(prompts)}
     print_result(make(Printing, given).format, [out, *files], document)
+
+
+def _plan(found: Calibrated, files: Mapping[str, Path]) -> Plan:
+    """The plan of what was found, with the paths of its files."""
+    held = found.method.model_copy(update=files)
+    if isinstance(held, Guard):
+        return Plan(*found.beside, guard=held)
+    return Plan(held, *found.beside)
 
 
 def _entry(asked: Calibration) -> Entry:

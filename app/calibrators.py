@@ -38,11 +38,13 @@ class Entry:
         home: Where the function is, ``module:function``.
         options: Where the pydantic model of its options is; ``None``: fields of the method.
         files: Suffix of each file that it gives, by the field of the method that holds its path.
+        least: Prompts that it needs.
     """
 
     home: str
     options: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    least: int = 1
 
     def load(self) -> Calibrator:
         """The function."""
@@ -87,6 +89,12 @@ CALIBRATORS: dict[str, Entry] = {
         "samplers.ems_calibration:calibrate_ems",
         "samplers.ems_calibration:Options",
         {"statistics": ".safetensors"},
+    ),
+    "guard": Entry(
+        "accel.promises:calibrate_guard",
+        "accel.promises:Options",
+        {"file": "-guard.json"},
+        least=19,
     ),
 }
 """By the name that `accel calibrate` is given."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import BadInput, PlanError
-from accel.plan import Plan
+from accel.plan import GUARD, TUNED, Plan
 from app.request import Choice
 
-HINT = "write METHOD.FIELD=VALUE, such as cache.EasyCache.threshold=0.05"
+HINT = "write METHOD.FIELD=VALUE, such as cache.EasyCache.threshold=0.05 or guard.max_error=0.05"
 
 
 def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
@@ -40,8 +40,8 @@ def chosen(choice: Choice, base: Mapping[str, Any] | None = None) -> Plan:
         document = dict(base or {})
     for change in choice.changes:
         document = _changed(document, change)
-    if "tuned" in document and any(not change.startswith("tuned.") for change in choice.changes):
-        document = {name: table for name, table in document.items() if name != "tuned"}
+    if TUNED in document and any(not change.startswith("tuned.") for change in choice.changes):
+        document = {name: table for name, table in document.items() if name != TUNED}
     return Plan.from_dict(document)
 
 
@@ -91,8 +91,11 @@ def read(path: Path) -> Plan:
 def _changed(document: dict[str, Any], change: str) -> dict[str, Any]:
     left, equals, value = change.partition("=")
     parts = left.strip().split(".")
-    if parts[0] == "tuned":
+    if parts[0] == TUNED:
         return _elsewhere(document, change, parts[1:], value)
+    if parts[0] == GUARD and len(parts) == 2 and parts[1] and equals:
+        guard = {**document.get(GUARD, {}), parts[1]: toml_value(value.strip())}
+        return {**document, GUARD: guard}
     if len(parts) != (3 if equals else 2) or not all(parts):
         raise PlanError(f"--set {change}: this is no change of a plan; {HINT}.")
     family, kind, *field = parts
@@ -107,12 +110,12 @@ def _elsewhere(
     document: dict[str, Any], change: str, parts: list[str], value: str
 ) -> dict[str, Any]:
     """A tuned plan that is used elsewhere; the rest of its evidence is not to be changed."""
-    if parts != ["elsewhere"] or "tuned" not in document:
+    if parts != ["elsewhere"] or TUNED not in document:
         raise PlanError(
             f"--set {change}: only tuned.elsewhere=warn or =refuse can be set, and only of a plan "
             "that `accel tune` has written."
         )
-    return {**document, "tuned": {**document["tuned"], "elsewhere": toml_value(value.strip())}}
+    return {**document, TUNED: {**document[TUNED], "elsewhere": toml_value(value.strip())}}
 
 
 def toml_value(text: str) -> Any:

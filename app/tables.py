@@ -54,6 +54,8 @@ def verdicts(report: Report) -> Table:
         style = "green" if verdict.state == ACTIVE else "bold white on red"
         told = "; ".join(filter(None, (verdict.detail, tally.cost)))
         table.add_row(f"  {tally.method}", Text(verdict.state, style), Text(told))
+    for line in report.guarded:
+        table.add_row("  guard", Text(""), Text(line))
     return table
 
 

@@ -40,6 +40,7 @@ class CFG(OneAxis):
     seam: ClassVar[str] = "branches over processes"
     supports: ClassVar[str] = "every denoiser with two guidance branches, on two processes or more"
     source: ClassVar[str] = "arXiv 2402.19481, section 4; 2411.01738, section 3"
+    approximates: ClassVar[bool] = False
 
     degree: int = Field(
         default=2, ge=1, le=2, description="processes along this axis; 1 is off, 2 one a branch"

@@ -24,6 +24,7 @@ class SequenceParallel(Accelerator):
         "HunyuanVideo (1.0, 1.5, FramePack), Lumina 2, Mochi, PixArt, SD3, Wan VACE, Z-Image; "
         "masks of tokens"
     )
+    approximates: ClassVar[bool] = False
 
     @abstractmethod
     def degrees(self) -> dict[Name, int]:

@@ -25,6 +25,7 @@ class VAE(Accelerator):
     seam: ClassVar[str] = "decoder"
     supports: ClassVar[str] = "pipelines with a convolutional autoencoder of pictures"
     source: ClassVar[str] = "arXiv 2402.19481, section 4; 2411.01738, section 4.3"
+    approximates: ClassVar[bool] = False
 
     @classmethod
     def off(cls) -> None:

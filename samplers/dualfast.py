@@ -47,6 +47,7 @@ class DualFast(Accelerator):
         "ε, v, x0 and flow prediction; schedulers of one evaluation a step without noise"
     )
     source: ClassVar[str] = "arXiv 2506.13058 (from summaries)"
+    approximates: ClassVar[bool] = False
 
     c: float = Field(
         default=0.25,

@@ -28,6 +28,7 @@ class Sampler(Accelerator):
     layer: ClassVar[str] = "sampler"
     seam: ClassVar[str] = "scheduler"
     supports: ClassVar[str] = "ε, v, x0 and flow prediction; no noise level per token"
+    approximates: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

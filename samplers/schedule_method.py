@@ -117,6 +117,7 @@ class Schedule(Accelerator):
         "takes no list, such as DDIM"
     )
     source: ClassVar[str] = "arXiv 2206.00927, 2206.00364, 2204.13902, 2404.14507, 2405.11326"
+    approximates: ClassVar[bool] = False
 
     kind: Kind = Field(
         default="arctan",

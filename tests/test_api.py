@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 def test_names():
     assert set(accel.__all__) == {
         "Accelerator",
+        "Guard",
         "Plan",
         "Report",
         "Run",

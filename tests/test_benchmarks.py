@@ -864,6 +864,36 @@ def test_the_benchmark_of_tokens_says_who_is_missing_and_what_means_less():
     assert "| tomesd: ToMe | 0.5 | 1.50× |" in table and "trained on pictures of 64 to 128" in table
 
 
+def test_the_benchmark_of_guards_promises_by_what_was_calibrated(tmp_path):
+    import guard as guards
+
+    assert len(guards.BUDGETS) == 3 and guards.rank(39) == 38
+    calibrated = [
+        [{"real": factor * budget} for budget in guards.BUDGETS]
+        for factor in (*range(1, 39), 1000)  # one of them turned into another picture
+    ]
+    bounds = guards.bounds_of(calibrated)
+    assert bounds == pytest.approx([38 * budget for budget in guards.BUDGETS])
+    made = guards.guards_of(bounds)
+    assert [guard.max_error for guard in made] == list(guards.PROMISES)
+    assert made[0].scale == 1e9, "below the smallest bound nothing keeps it"
+    assert made[-1].scale == pytest.approx(38)
+    runs = [
+        {"budget": 0.1, "spent": 0.05, "real": real, "nfe": 20, "stock": 40, "checks": 3}
+        for real in (0.04, 0.06, 0.09, 0.12)
+    ]
+    told = guards.summary(0.1, runs)
+    assert told["coverage"] == 0.75 and told["evaluations_saved"] == 0.5
+    row = {
+        "budgets": (0.1,), "bounds": [0.2], "calibrated_on": 39, "pictures": 4, "coverage": 0.75,
+        "promises": [told],
+    }  # fmt: skip
+    assert "| 0.1 | 75.0% |" in guards.table({"EasyCache": row})
+    pytest.importorskip("matplotlib")
+    guards.diagram({"EasyCache": row}, {"EasyCache": [runs]}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
 def test_no_benchmark_has_the_name_of_a_package():
     """A script's folder comes first where modules are looked for."""
     packages = {"accel", "app", "samplers", "parallel"}

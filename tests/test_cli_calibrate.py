@@ -11,7 +11,7 @@ from saved import Folders, done, run
 from test_caches import Wiretap
 from tiny import PIPELINES
 
-from accel import Plan, asset, cache, errors
+from accel import Guard, Plan, asset, cache, errors
 from accel.cache.calibration import (
     Sizes,
     calibrate_magcache,
@@ -21,6 +21,7 @@ from accel.cache.calibration import (
 )
 from accel.cache.indicators import SignalChange, polynomial, relative_l1
 from accel.calibration import Calibrated
+from accel.guard.file import Basis
 from app import plans
 from app.calibrators import CALIBRATORS, Entry
 
@@ -365,3 +366,26 @@ def test_the_bundled_model_with_the_bundled_captions() -> None:
     (made,) = Plan.from_toml(Path("magcache-scenes-flux.toml").read_text()).methods
     assert isinstance(made, cache.MagCache)
     assert len(made.curve) == 3 and made.curve[0] == 1.0
+
+
+def test_a_guard_is_written_and_used(models: Folders) -> None:
+    Path("prompts.txt").write_text("\n".join(f"{number} red foxes" for number in range(19)))
+    Path("bold.toml").write_text("[cache.EasyCache]\nthreshold = 1e6\nwarmup = 2\n")
+    folder = models("flux_cfg")
+    result = done(
+        "calibrate", "guard", "--model", folder, "--prompts", "prompts.txt", "--count", 19,
+        "--steps", 5, "--set", "plan=bold.toml", "--set", "budgets=[1.0, 9.0]",
+        "--set", "max_error=9.0", "--out", "guarded.toml",
+    )  # fmt: skip
+    assert result.stdout.splitlines() == ["guarded.toml", "guarded-guard.json"]
+    plan = Plan.from_toml(Path("guarded.toml").read_text())
+    assert [method.name for method in plan] == ["cache.EasyCache"]
+    assert plan.guard == Guard(max_error=9.0, file=Path("guarded-guard.json"))
+    assert Basis.model_validate_json(Path("guarded-guard.json").read_text()).captions == 19
+    made = done(
+        "generate", "a fox", "--model", folder, "--seed", 1, "--steps", 5,
+        "--plan", "guarded.toml", "--set", "guard.check_every=4", "--out", "fox.png",
+    )  # fmt: skip
+    assert "ACTIVE" in made.stderr and "calibrated on 19" in made.stderr
+    few = run("calibrate", "guard", "--model", folder, "--count", 18)
+    assert few.exit_code == 2 and "rests on 19 prompts" in few.stderr

@@ -37,6 +37,7 @@ class Backend(Accelerator):
         "(package, device, dtype) is checked"
     )
     source: ClassVar[str] = "https://huggingface.co/docs/diffusers/optimization/attention_backends"
+    approximates: ClassVar[bool] = False
 
     backend: str = Field(
         default="native",

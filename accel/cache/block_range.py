@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from accel.trajectory import Step
 
 
+SAVING = 0.7
+"""Share of an evaluation that a range of blocks is taken for, where a guard weighs methods: clocks
+would decide about bits."""
+
 Stream = tuple[str, int]
 """A stream by name and number of tokens: some networks join text and picture half-way."""
 
@@ -186,6 +190,7 @@ class BlockRangeCache:
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline."""
         site.tally.memory = self._memory
+        self.decisions.gate = site.gate(SAVING)
         yield site.on_start(self.reset)
         yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
@@ -217,6 +222,7 @@ class BlockRangeCache:
         try:
             result = inner(call)
             passed = self._pass
+            self._check(passed, result)
             self._learn(passed)
         finally:
             self._pass = None
@@ -331,6 +337,31 @@ class BlockRangeCache:
                 through[name] = value + gain
         return through
 
+    def _check(self, passed: Pass, result: Result) -> None:
+        """Tell the guard what the rows would have come to that it wanted computed."""
+        call, gate = passed.call, self.decisions.gate
+        for index in passed.computed:
+            row = call.rows[index]
+            newest = self.decisions.sample(call, row.sample).learned.get(row.branch)
+            if newest is None or Slot.of(call, row) not in self._kept:
+                continue
+            if gate.wants(call, row.sample):
+                guess = self._guess(call.take([index]))
+                gate.compare(call, [index], guess.value, result.value[[index]], newest)
+
+    def _guess(self, call: Call) -> Result:
+        """What one row comes to without the blocks of its range; nothing is learned of it."""
+        spans, before = self._spans[call.denoiser.name], self._pass
+        chosen = spans.choose(call.step)
+        sums = [Sum() for _ in spans.ranges]
+        guess = Pass(call, sums, decided=True, skipped=[0], span=spans.ranges[chosen])
+        guess.pending = self._filled(guess, chosen)
+        self._pass = guess
+        try:
+            return self.decisions.gate.dense(call)
+        finally:
+            self._pass = before
+
     def _learn(self, passed: Pass) -> None:
         call = passed.call
         for row in (call.rows[index] for index in passed.computed):
@@ -368,11 +399,14 @@ class BlockRangeCache:
     def _predict(self, passed: Pass, chosen: int) -> dict[Stream, Tensor]:
         call = passed.call
         rows = [call.rows[index] for index in passed.skipped]
-        kept = [self._kept[Slot.of(call, row)] for row in rows]
-        streams = [stream for number, stream in kept[0] if number == chosen]
         left_out = f"blocks {passed.span.start} to {passed.span.stop - 1}"
         self._tally.record(call.step.index, rows, self._forecast.state, parts=(left_out,))
-        position = self._forecast.position(call.step)
+        return self._filled(passed, chosen)
+
+    def _filled(self, passed: Pass, chosen: int) -> dict[Stream, Tensor]:
+        call, position = passed.call, self._forecast.position(passed.call.step)
+        kept = [self._kept[Slot.of(call, call.rows[index])] for index in passed.skipped]
+        streams = [stream for number, stream in kept[0] if number == chosen]
         return {
             stream: stack_rows([one[chosen, stream].predict(position) for one in kept])
             for stream in streams

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from accel.cache.conditions import Conditions, Watch
 from accel.cache.policies import Guarded
+from accel.guard.gate import OPEN, Gate
 from accel.seams.denoisers import Call, Row
 from accel.trajectory import Step
 
@@ -83,10 +84,15 @@ class Sample(Generic[Measure]):
     told: dict[str, Conditions] = field(default_factory=dict)
     void: bool = False
 
+    @property
+    def newest(self) -> int | None:
+        """The latest step at which a branch was computed; ``None``: there is none that is valid."""
+        return max(self.learned.values(), default=None)
+
     def must_compute(self, branch: str) -> bool:
         """Whether a branch has to be computed: by decision, or because its state is too old."""
-        newest = max(self.learned.values(), default=-1)
-        return self.compute or self.learned.get(branch, -1) < newest or newest < 0
+        newest = self.newest
+        return newest is None or self.compute or self.learned.get(branch, -1) < newest
 
     def leads(self, row: Row) -> bool:
         """Whether what this row computed is what the next decisions are measured against."""
@@ -101,6 +107,9 @@ class Decisions(Generic[Measure]):
         policy: Makes its policy.
         conditions: Reads the conditions of calls; one of its own where it is not shared. Whoever
             owns the decisions attaches it.
+
+    Attributes:
+        gate: Asked before a sample is skipped; a guard may refuse.
     """
 
     def __init__(
@@ -113,6 +122,7 @@ class Decisions(Generic[Measure]):
         self._policy = policy
         self.conditions = conditions or Watch()
         self._samples: dict[tuple[str, int, int], Sample[Measure]] = {}
+        self.gate: Gate = OPEN
         self.lowest = math.inf
         self.eligible = 0
 
@@ -180,6 +190,19 @@ class Decisions(Generic[Measure]):
                 continue
             self._watch(call.step, state.policy, value)
             state.compute = state.policy.compute(call.step, value)
+            if self._refused(call, sample, state):
+                self.overrule(call, sample)
+
+    def _refused(self, call: Call, sample: int, state: Sample[Measure]) -> bool:
+        if state.compute or state.newest is None:
+            return False
+        return not self.gate.allows(call, sample, state.newest)
+
+    def overrule(self, call: Call, sample: int) -> None:
+        """Compute a sample at this step, though it was decided that it may be skipped."""
+        state = self.sample(call, sample)
+        state.policy.overrule(call.step)
+        state.compute = True
 
     def _watch(self, step: Step, policy: Guarded, value: float | None) -> None:
         if value is not None and not policy.guards(step):

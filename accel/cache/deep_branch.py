@@ -6,6 +6,7 @@ part would have handed to it is filled in from the steps before.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from accel.cache.decisions import Decisions, Slot
@@ -16,12 +17,16 @@ from accel.seams.spaces import matching
 from accel.seams.unet import DeepBranch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
 
     from accel.attach import Site, Undo
     from accel.report import Tally
+
+
+SAVING = 0.7
+"""Share of an evaluation that the deep part is taken for, where a guard weighs methods."""
 
 
 class DeepBranchCache:
@@ -59,6 +64,7 @@ class DeepBranchCache:
             denoiser.name: DeepBranch(denoiser, self._branch) for denoiser in site.denoisers
         }
         site.tally.memory = self._memory
+        self.decisions.gate = site.gate(SAVING)
         yield site.on_start(self.reset)
         yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
@@ -94,8 +100,7 @@ class DeepBranchCache:
 
     def _must_compute(self, call: Call, index: int) -> bool:
         row = call.rows[index]
-        shape, _ = self._kept.get(Slot.of(call, row), (None, None))
-        if shape != call.sample[index].shape:  # nothing is kept, or that of another resolution
+        if not self._fits(call, index):
             return True
         return self.decisions.sample(call, row.sample).must_compute(row.branch)
 
@@ -112,6 +117,7 @@ class DeepBranchCache:
     def _full(self, call: Call, inner: Inner) -> Result:
         cut = self._cuts[call.denoiser.name]
         result, feature = cut.full(len(call.rows), lambda: inner(call))
+        self._check(call, result)
         for index, row in enumerate(call.rows):
             x, y = call.sample[index], result.value[index]
             state = self.decisions.sample(call, row.sample)
@@ -123,6 +129,21 @@ class DeepBranchCache:
         self._tally.record(call.step.index, call.rows, "computed")
         return result
 
+    def _check(self, call: Call, result: Result) -> None:
+        """Tell the guard what the shallow part would have come to, where it wants to know."""
+        gate = self.decisions.gate
+        for index, row in enumerate(call.rows):
+            newest = self.decisions.sample(call, row.sample).learned.get(row.branch)
+            if newest is not None and gate.wants(call, row.sample) and self._fits(call, index):
+                one = call.take([index])
+                guess = self._behind(one, partial(gate.dense, one))
+                gate.compare(call, [index], guess.value, result.value[[index]], newest)
+
+    def _fits(self, call: Call, index: int) -> bool:
+        """Whether something is kept of a row, and not that of another resolution."""
+        shape, _ = self._kept.get(Slot.of(call, call.rows[index]), (None, None))
+        return shape == call.sample[index].shape
+
     def _keep(self, call: Call, row: Row, shape: torch.Size, feature: torch.Tensor) -> None:
         slot, valid = Slot.of(call, row), self.decisions.sample(call, row.sample).learned
         if row.branch not in valid or slot not in self._kept or self._kept[slot][0] != shape:
@@ -130,10 +151,14 @@ class DeepBranchCache:
         self._kept[slot][1].update(self._forecast.position(call.step), feature)
 
     def _shallow(self, call: Call, inner: Inner) -> Result:
+        result = self._behind(call, lambda: inner(call))
+        self._tally.record(call.step.index, call.rows, self._forecast.state)
+        return Result(result.value, (False,) * len(call.rows), result.native)
+
+    def _behind(self, call: Call, run: Callable[[], Result]) -> Result:
+        """Run the shallow part behind the predicted feature."""
         name, position = call.denoiser.name, self._forecast.position(call.step)
         feature = stack_rows(
             [self._kept[Slot.of(call, row)][1].predict(position) for row in call.rows]
         )
-        result = self._cuts[name].shallow(feature, lambda: inner(call))
-        self._tally.record(call.step.index, call.rows, self._forecast.state)
-        return Result(result.value, (False,) * len(call.rows), result.native)
+        return self._cuts[name].shallow(feature, run)

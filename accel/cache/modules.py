@@ -21,6 +21,7 @@ from accel.cache.indicators import Unmeasured, relative_l1
 from accel.cache.policies import Every, Guarded
 from accel.cache.predictors import Forecast, Predictor
 from accel.errors import AccelError, UnsupportedModel
+from accel.guard.gate import OPEN, Gate
 from accel.seams.denoisers import Call, Inner, Result, Row
 from accel.seams.modules import Module, find_modules
 from accel.seams.rows import scatter
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from accel.report import Tally
 
 MIB = 2**20
+SAVING = 0.7
+"""Share of an evaluation that modules are taken for, where a guard weighs methods."""
 
 
 class Place(NamedTuple):
@@ -59,12 +62,14 @@ class Pass:
         skip: Groups of modules that are not to be computed.
         turns: Calls that each module had in this pass.
         kinds: Of the modules that were answered for.
+        guess: Whether it only shows what would be answered: nothing is learned of it.
     """
 
     call: Call
     skip: frozenset[Hashable]
     turns: dict[int, int] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
+    guess: bool = False
 
 
 class ModuleCache:
@@ -105,6 +110,8 @@ class ModuleCache:
         self._forms: dict[Place, Form] = {}
         self._pass: Pass | None = None
         self._over = False
+        self._gate: Gate = OPEN
+        self._refused: dict[tuple[str, int], tuple[int, frozenset[Hashable]]] = {}
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache into every denoiser of a pipeline.
@@ -114,6 +121,7 @@ class ModuleCache:
         """
         site.tally.memory = self._bytes
         site.tally.reason = self._why_idle
+        self._gate = site.gate(SAVING)
         yield site.on_start(self.reset)
         yield from self._conditions.attach(site)
         for denoiser in site.denoisers:
@@ -133,6 +141,7 @@ class ModuleCache:
             decisions.reset()
         self._kept.clear()
         self._forms.clear()
+        self._refused.clear()
         self._pass, self._over = None, False
         self._tally.planned = 0
 
@@ -153,22 +162,42 @@ class ModuleCache:
 
     def _parts(self, call: Call) -> dict[frozenset[Hashable], list[int]]:
         """Rows by the groups of modules that they skip."""
-        groups = self.groups[call.denoiser.name]
+        groups, decided = self.groups[call.denoiser.name], dict[int, None]()
         for group in groups:
             decisions = self._decisions[group]
             leaders = decisions.leaders(call)
             if leaders:
                 decisions.decide(call, dict.fromkeys(leaders))
+                decided |= dict.fromkeys(leaders)
+        for sample in decided:
+            self._ask(call, sample)
         parts: dict[frozenset[Hashable], list[int]] = {}
         for index, row in enumerate(call.rows):
             skip = frozenset(group for group in groups if not self._due(group, call, row))
             parts.setdefault(skip, []).append(index)
         return parts
 
+    def _ask(self, call: Call, sample: int) -> None:
+        """Ask the guard whether a sample may do without its groups that are not due."""
+        states = {
+            group: self._decisions[group].sample(call, sample)
+            for group in self.groups[call.denoiser.name]
+        }
+        skip = frozenset(
+            group for group, one in states.items() if not (one.compute or one.newest is None)
+        )
+        reach = [newest for group in skip if (newest := states[group].newest) is not None]
+        if not skip or self._gate.allows(call, sample, min(reach)):
+            return
+        self._refused[call.denoiser.name, sample] = (call.step.index, skip)
+        for group in skip:
+            self._decisions[group].overrule(call, sample)
+
     def _due(self, group: Hashable, call: Call, row: Row) -> bool:
         return self._decisions[group].sample(call, row.sample).must_compute(row.branch)
 
     def _run(self, call: Call, skip: frozenset[Hashable], inner: Inner) -> Result:
+        guesses = self._guesses(call)
         passed = self._pass = Pass(call, skip)
         try:
             result = inner(call)
@@ -176,6 +205,8 @@ class ModuleCache:
             self._pass = None
         if self._over:
             self._refuse()
+        for index, newest, guess in guesses:
+            self._gate.compare(call, [index], guess.value, result.value[[index]], newest)
         for group in self.groups[call.denoiser.name]:
             if group not in skip:
                 self._learned(group, call)
@@ -184,6 +215,27 @@ class ModuleCache:
         self._tally.record(call.step.index, call.rows, state, parts=passed.kinds)
         fresh = tuple(whole and row for row in result.fresh)
         return Result(result.value, fresh, result.native)
+
+    def _guesses(self, call: Call) -> list[tuple[int, int, Result]]:
+        """What rows would come to that the guard wants computed: index, newest step, answer."""
+        found = []
+        for index, row in enumerate(call.rows):
+            step, skip = self._refused.get((call.denoiser.name, row.sample), (-1, frozenset()))
+            if step != call.step.index or not self._gate.wants(call, row.sample):
+                continue
+            states = [self._decisions[group].sample(call, row.sample) for group in skip]
+            newest = [state.learned.get(row.branch) for state in states]
+            reach = [one for one in newest if one is not None]
+            if len(reach) == len(newest):
+                found.append((index, min(reach), self._guess(call.take([index]), skip)))
+        return found
+
+    def _guess(self, call: Call, skip: frozenset[Hashable]) -> Result:
+        self._pass = Pass(call, skip, guess=True)
+        try:
+            return self._gate.dense(call)
+        finally:
+            self._pass = None
 
     def _learned(self, group: Hashable, call: Call) -> None:
         for row in call.rows:
@@ -202,7 +254,8 @@ class ModuleCache:
             passed.kinds.add(module.kind)
             return self._answer(place, passed.call)
         returned = inner(*args, **kwargs)
-        self._update(place, module, passed.call, returned)
+        if not passed.guess:
+            self._update(place, module, passed.call, returned)
         return returned
 
     def _valid(self, module: Module, call: Call, row: Row) -> bool:

@@ -56,6 +56,7 @@ class NetworkCache:
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser of a pipeline."""
         site.tally.memory = self._memory
+        self.decisions.gate = site.gate(1.0)
         yield site.on_start(self.reset)
         yield from self.decisions.conditions.attach(site)
         for denoiser in site.denoisers:
@@ -76,17 +77,13 @@ class NetworkCache:
         samples = {row.sample: self.decisions.sample(call, row.sample) for row in call.rows}
         computed = call.where(lambda row: samples[row.sample].must_compute(row.branch))
         if len(computed) == len(call.rows):
-            result = inner(call)
-            self._learn(call, result)
-            return result
+            return self._compute(call, inner)
         fresh = tuple(index in computed for index in range(len(call.rows)))
         skipped = [index for index, done in enumerate(fresh) if not done]
         answer = self._predict(call, skipped)
         if not computed:
             return Result(answer, fresh)
-        part = call.take(computed)
-        result = inner(part)
-        self._learn(part, result)
+        result = self._compute(call.take(computed), inner)
         value = scatter([(computed, result.value), (skipped, answer)], len(call.rows))
         return Result(value, fresh)
 
@@ -100,6 +97,21 @@ class NetworkCache:
             for sample, row in leaders.items()
         }
         self.decisions.decide(call, values)
+
+    def _compute(self, call: Call, inner: Inner) -> Result:
+        result = inner(call)
+        self._check(call, result)
+        self._learn(call, result)
+        return result
+
+    def _check(self, call: Call, result: Result) -> None:
+        """Tell the guard what would have been filled in for what was computed."""
+        gate, position = self.decisions.gate, self._forecast.position(call.step)
+        for index, row in enumerate(call.rows):
+            newest = self.decisions.sample(call, row.sample).learned.get(row.branch)
+            if newest is not None and gate.listens(row.sample):
+                guess = self._fill(call, index, position)
+                gate.compare(call, [index], guess[None], result.value[index][None], newest)
 
     def _learn(self, call: Call, result: Result) -> None:
         for index, row in enumerate(call.rows):
@@ -117,16 +129,15 @@ class NetworkCache:
         self._tally.record(call.step.index, call.rows, "computed")
 
     def _predict(self, call: Call, rows: list[int]) -> Tensor:
-        answers, position = [], self._forecast.position(call.step)
-        for index in rows:
-            kept = self._kept[Slot.of(call, call.rows[index])]
-            value = kept.predict(position)
-            if self._follow:
-                value = _plus_input(value, call.sample[index])
-            answers.append(value)
+        position = self._forecast.position(call.step)
+        answers = [self._fill(call, index, position) for index in rows]
         rows_done = (call.rows[index] for index in rows)
         self._tally.record(call.step.index, rows_done, self._forecast.state)
         return stack_rows(answers)
+
+    def _fill(self, call: Call, index: int, position: float) -> Tensor:
+        value = self._kept[Slot.of(call, call.rows[index])].predict(position)
+        return _plus_input(value, call.sample[index]) if self._follow else value
 
 
 def _minus_input(y: Tensor, x: Tensor) -> Tensor:

@@ -208,6 +208,11 @@ class Guarded:
         self.rule.due(step, None)
         self._computed(step)
 
+    def overrule(self, step: Step) -> None:
+        """The step, which `compute` said may be skipped, is computed all the same."""
+        self.skipped -= 1
+        self._computed(step)
+
     def _computed(self, step: Step) -> None:
         self.skips = 0
         self.rule.computed(step)

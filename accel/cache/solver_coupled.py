@@ -7,6 +7,7 @@ multistep solver therefore keeps the predictions in its history, as it would kee
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from accel.cache.conditions import Conditions, Watch
 from accel.cache.predictors import History, Keep
 from accel.errors import UnsupportedModel
+from accel.guard.gate import OPEN, Gate
 from accel.seams.denoisers import Call, Inner, Result, Row, stack_rows
 from accel.seams.rows import scatter
 from accel.seams.solvers import Solver
@@ -92,6 +94,8 @@ class Sample:
             conditions that it was called under.
         computed: Whether one of them was computed at this step.
         before: ``asked`` of the latest step that was learned.
+        newest: That step.
+        refused: Whether the guard refused the latest skip.
     """
 
     track: Track
@@ -100,6 +104,8 @@ class Sample:
     asked: set[tuple[str, str, Conditions]] = field(default_factory=set)
     computed: bool = False
     before: frozenset[tuple[str, str, Conditions]] = frozenset()
+    newest: int | None = None
+    refused: bool = False
 
 
 class SolverCache:
@@ -122,10 +128,12 @@ class SolverCache:
         self._conditions = Watch()
         self._samples: dict[int, Sample] = {}
         self._kept: dict[tuple[str, Row], History] = {}
+        self._gate: Gate = OPEN
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser and in front of ``scheduler.step``."""
         site.tally.memory = self._memory
+        self._gate = site.gate(1.0, whole=True)
         yield site.on_start(self.reset)
         yield from self._conditions.attach(site)
         for denoiser in site.denoisers:
@@ -172,15 +180,21 @@ class SolverCache:
 
     def _decide(self, call: Call) -> None:
         """One decision a sample and step, at its first call: skip if all its rows are kept."""
-        index = call.step.index
+        index, decided = call.step.index, dict[int, None]()
         for row in call.rows:
             sample = self._samples.setdefault(row.sample, Sample(self._track()))
             if sample.step != index:
                 sample.step, sample.asked, sample.computed = index, set(), False
-                sample.skip = sample.track.skips(call.step)
+                sample.skip, sample.refused = sample.track.skips(call.step), False
+                decided[row.sample] = None
             sample.skip = sample.skip and (
                 sample.computed or bool(sample.asked) or self._current(call, row)
             )
+
+        for number in decided:
+            sample = self._samples[number]
+            if sample.skip and not self._gate.allows(call, number, sample.newest):
+                sample.skip, sample.refused = False, True
 
     def _answers(self, call: Call, row: Row) -> bool:
         return self._samples[row.sample].skip and self._current(call, row)
@@ -214,12 +228,26 @@ class SolverCache:
             if asked != sample.before:
                 sample.track.forget()
             if not sample.skip:
-                sample.before = asked
+                self._check(number, sample, point, asked)
+                sample.before, sample.newest = asked, update.step.index
                 sample.track.learn(point)
             elif asked == sample.before and not sample.computed:
                 edited = output.clone() if edited is output else edited
                 edited[rows] = sample.track.fill(point).to(output.dtype)
         return edited
+
+    def _check(
+        self,
+        number: int,
+        sample: Sample,
+        point: Point,
+        asked: frozenset[tuple[str, str, Conditions]],
+    ) -> None:
+        """Tell the guard what the solver would have been given where it refused."""
+        if sample.refused and asked == sample.before and self._gate.listens(number):
+            guess = copy.copy(sample.track).fill(point)  # what it counts is that of the copy
+            told = guess[0], point.output[0], sample.newest
+            self._gate.compare_output(point.step, number, *told)
 
     def judge(self, step: Step, result: Any) -> None:
         """Let the tracks decide about the step to come; reads the device at most once."""

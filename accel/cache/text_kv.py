@@ -38,6 +38,7 @@ class TextKV(Accelerator):
     seam: ClassVar[str] = "text"
     supports: ClassVar[str] = "every denoiser; saves most with cross-attention to the text"
     source: ClassVar[str] = "TextKVCache of https://github.com/huggingface/diffusers, on other keys"
+    approximates: ClassVar[bool] = False
 
     entries: int = Field(
         default=4,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from accel.errors import AccelWarning, UnsupportedModel
+from accel.guard.gate import OPEN, Gate
 from accel.seams.branches import embedded_scale
 from accel.seams.denoisers import Call, Inner, Result, stack_rows
 from accel.seams.rows import scatter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from accel.attach import Site, Undo
     from accel.guidance.switching import Switching
     from accel.report import State, Tally
+
+SAVING = 0.5
+"""Share of an evaluation of all branches that the unconditional one is."""
 
 COND = "cond"
 UNCOND = "uncond"
@@ -110,10 +114,12 @@ class Unconditional:
         self._embedded = ""
         self._cond: dict[int, tuple[int, Tensor, bool]] = {}
         self._latest: frozenset[int] | None = None
+        self._gate: Gate = OPEN
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser of a pipeline."""
         site.tally.reason = self._why_idle
+        self._gate = site.gate(SAVING, grows=False)
         yield site.on_start(self._start)
         for denoiser in site.denoisers:
             yield site.around(denoiser, self)
@@ -141,7 +147,8 @@ class Unconditional:
             result = inner(call)
             self._keep(call, result)
             return result
-        dropped = [i for i in needed if not self._guided(call, call.rows[i].sample)]
+        spared = [i for i in needed if not self._guided(call, call.rows[i].sample)]
+        dropped = [i for i in spared if self._gate.allows(call, call.rows[i].sample)]
         self._follow(call, needed, dropped)
         if dropped:
             result = self._without(call, dropped, inner)
@@ -150,9 +157,25 @@ class Unconditional:
             self._keep(call, result)
         evaluated = [i for i in needed if i not in dropped]
         self._record(call, evaluated, "computed")
+        self._check(call, result, evaluated, spared)
         if self._observe is not None:
             self._observe(call, self._pairs(call, result, evaluated))
         return result
+
+    def _check(self, call: Call, result: Result, evaluated: list[int], spared: list[int]) -> None:
+        """Tell the guard what evaluated rows would have been answered.
+
+        An estimate rests on which steps are evaluated: it is made where the method would have.
+        """
+        places = evaluated if self._estimate is None else [i for i in evaluated if i in spared]
+        for index in places:
+            sample = call.rows[index].sample
+            if not self._gate.listens(sample) or sample not in self._pairs(call, result, [index]):
+                continue
+            missing = self._missing(call, index)
+            value = None if self._estimate is None else self._estimate(missing)
+            guess = missing.cond if value is None else value
+            self._gate.compare(call, [index], guess[None], result.value[index][None], None)
 
     def _record(self, call: Call, rows: list[int], state: State) -> None:
         self._tally.record(call.step.index, (call.rows[i] for i in rows), state)

@@ -28,6 +28,7 @@ class SkipAtOne(Accelerator):
     seam: ClassVar[str] = "branches"
     supports: ClassVar[str] = "acts in pipelines of two networks with a scale each (Wan 2.2)"
     source: ClassVar[str] = "arXiv 2207.12598, eq. 6, at w = 1"
+    approximates: ClassVar[bool] = False
 
     @classmethod
     def off(cls) -> None:

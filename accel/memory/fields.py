@@ -19,6 +19,7 @@ class Slicing(Accelerator):
 
     layer: ClassVar[str] = "memory"
     seam: ClassVar[str] = "operators"
+    approximates: ClassVar[bool] = False
     grouped: ClassVar[bool]
 
     spatial: int = Field(

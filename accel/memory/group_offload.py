@@ -29,6 +29,7 @@ class GroupOffload(Accelerator):
     seam: ClassVar[str] = "weights"
     supports: ClassVar[str] = "every denoiser, text encoder and autoencoder, not yet offloaded"
     source: ClassVar[str] = "diffusers.hooks.apply_group_offloading; arXiv 2410.08791"
+    approximates: ClassVar[bool] = False
 
     offload_type: Literal["block_level", "leaf_level"] = Field(
         default="block_level",

@@ -215,6 +215,7 @@ class Onion:
         self._count = count
         self._layers: list[tuple[int, Layer]] = []
         self._packing = Packing()
+        self._evaluate: Inner | None = None
 
     def add(self, depth: int, layer: Layer) -> Callable[[], None]:
         """Put a method around the call at a depth; returns the undo."""
@@ -243,11 +244,34 @@ class Onion:
             value = self._packing.unpack(native, as_dict)
             return Result(value, (True,) * len(innermost.rows), native)
 
-        result = self._run(0, call, evaluate)
+        self._evaluate = evaluate
+        try:
+            result = self._run(0, call, evaluate)
+        finally:
+            self._evaluate = None
         self._reader.answered(call, result)
         if result.native is not None and len(result.fresh) == len(call.rows):
             return result.native
         return self._packing.pack(result.value, as_dict)
+
+    def below(self, depth: int, call: Call, counts: Callable[[Layer], bool]) -> Result:
+        """Run a call beside the one that is under way, below a depth and some layers alone.
+
+        Args:
+            depth: What is there, or above, is left out.
+            call: Of the same network, at the same evaluation.
+            counts: Whether a layer below is run.
+        """
+        assert self._evaluate is not None
+        evaluate = self._evaluate
+        layers = [layer for at, layer in self._layers if at > depth and counts(layer)]
+
+        def run(place: int, one: Call) -> Result:
+            if place == len(layers):
+                return evaluate(one)
+            return layers[place](one, lambda inner: run(place + 1, inner))
+
+        return run(0, call)
 
     def _run(self, depth: int, call: Call, evaluate: Inner) -> Result:
         if depth == len(self._layers):

@@ -258,7 +258,7 @@ class Session:
             date=datetime.now().astimezone().date().isoformat(),
         )
         return Tuning(
-            Plan(*plan, tuned=tuned),
+            plan.proven(tuned),
             self.targets,
             tuple(point for point in search.points.values() if point.whole),
             tuple(pairs),

@@ -56,7 +56,8 @@ def _fit(form: Form, model: Model) -> Fit:
         suffix = clips.suffix(request)
         pipe = pipeline_for(model.pipe, request)
         arguments(pipe, request, model.call)
-        Plan(*(one for one in form.plan if one.layer not in LATER)).attach(pipe).detach()
+        now = (one for one in form.plan if one.layer not in LATER)
+        Plan(*now, guard=form.plan.guard).attach(pipe).detach()
         pixels = extent(request, model.call).pixels
     except AccelError as error:
         return _refused(form, str(error))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.errors import BadInput
-from accel.plan import Plan
+from accel.plan import GUARD, Plan
 from app.call import Extent, extent
 from app.request import Request
 
@@ -88,10 +88,11 @@ def check_plan(plan: Plan, limits: Limits, folder: Path) -> None:
     Raises:
         BadInput: Names the field.
     """
-    for method in plan:
-        for name, value in method:
+    parts = [(method.name, method) for method in plan]
+    for part, fields in [*parts, *([(GUARD, plan.guard)] if plan.guard else [])]:
+        for name, value in fields:
             if isinstance(value, Path):
-                check_path(f"{method.name}.{name}", value, (folder, *limits.roots))
+                check_path(f"{part}.{name}", value, (folder, *limits.roots))
 
 
 def check_path(name: str, path: Path, roots: Iterable[Path]) -> None:

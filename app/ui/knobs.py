@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
 from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from accel.attach import LAYERS, Accelerator
 from accel.errors import BadInput, PlanError
-from accel.plan import Plan, build, method_class, methods
+from accel.plan import GUARD, Plan, build, guarding, method_class, methods
 from app.listing import allowed
 from app.ui.words import t
 
@@ -143,13 +144,16 @@ def by_layer() -> dict[str, list[type[Accelerator]]]:
 
 
 def shown(plan: Plan) -> str:
-    """A plan as the text that the browser keeps."""
+    """A plan as the text that the browser keeps; a guard, which has no widgets, goes with it."""
+    parts: list[tuple[str, BaseModel]] = [(method.name, method) for method in plan]
+    if plan.guard is not None:
+        parts.append((GUARD, plan.guard))
     return _written(
         {
-            method.name: {
-                field: json.dumps(value) for field, value in method.model_dump(mode="json").items()
+            name: {
+                field: json.dumps(value) for field, value in part.model_dump(mode="json").items()
             }
-            for method in plan
+            for name, part in parts
         }
     )
 
@@ -162,12 +166,12 @@ def read(text: str) -> Plan:
         PlanError: If a field holds no JSON, or is out of its range.
         UnknownMethod: If there is no such method.
     """
-    return Plan(
-        *(
-            build(name, {field: _value(name, field, value) for field, value in fields.items()})
-            for name, fields in chosen(text).items()
-        )
-    )
+    parts = {
+        name: {field: _value(name, field, value) for field, value in fields.items()}
+        for name, fields in chosen(text).items()
+    }
+    guard = guarding(parts.pop(GUARD, None))
+    return Plan(*(build(name, fields) for name, fields in parts.items()), guard=guard)
 
 
 def chosen(text: str) -> Chosen:
@@ -230,7 +234,7 @@ def draw(text: str, fits: Fits, targets: Targets) -> None:
         targets: Components that hold that text, the text at the last change of methods (a change
             of it draws anew), and the goal.
     """
-    now = chosen(text)
+    now = {name: fields for name, fields in chosen(text).items() if name != GUARD}
     for layer, kinds in by_layer().items():
         count = sum(kind.name in now for kind in kinds)
         head = f"{layer} ({count})" if count else layer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from accel.plan import RESERVED
+from accel.plan import GUARD, RESERVED
 from app.files import without_folders
 from app.request import FILES
 from app.serve.jobs import PLACE, NoSuchJob, Result
@@ -196,10 +196,17 @@ def _fields(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The methods of a plan as it was kept, though none of them may be installed any more."""
     return [
         (f"{family}.{kind}", ", ".join(f"{field} = {value}" for field, value in fields.items()))
-        for family, kinds in plan.items()
-        if family not in RESERVED
+        for family, kinds in _families(plan)
         for kind, fields in kinds.items()
+    ] + [
+        (GUARD, ", ".join(f"{field} = {value}" for field, value in fields.items()))
+        for family, fields in plan.items()
+        if family == GUARD
     ]
+
+
+def _families(plan: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [item for item in plan.items() if item[0] not in RESERVED]
 
 
 def without(jobs: list[Job], language: Language) -> Markup:

@@ -14,7 +14,7 @@ from textwrap import indent
 from typing import Any
 
 from accel.errors import BadInput
-from accel.plan import Plan
+from accel.plan import GUARD, Plan
 from app import clips, metadata
 from app.files import slug
 from app.metadata import Record
@@ -101,6 +101,9 @@ def _plan_options(plan: Plan) -> Iterator[str]:
             yield from ("--set", f"{family}.{kind}")
             for field, value in given.items():
                 yield from ("--set", f"{family}.{kind}.{field}={_toml(value)}")
+    if plan.guard is not None:
+        for field, value in plan.guard.model_dump(mode="json", exclude_none=True).items():
+            yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
 
 
 def _changed(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
