@@ -28,6 +28,7 @@ class Steps(Accelerator):
     seam: ClassVar[str] = "steps"
     supports: ClassVar[str] = "every pipeline with a scheduler that takes a number of steps"
     source: ClassVar[str] = "arXiv 2010.02502, section 4.2"
+    approximates: ClassVar[bool] = False
 
     share: float = Field(
         default=0.5,
