@@ -152,6 +152,7 @@ def test_a_stream_changes_nothing_that_may_be_folded_away(page_once: generate.Pa
             assert not isinstance(parent, gr.Accordion), block.elem_id
             parent = parent.parent
     assert len(inside) == len(page_once.results)
+    assert not inside & {id(page_once.shown[name]) for name in generate.COPIED}
 
 
 def test_a_clip_is_shown_as_a_clip(drawn: generate.Page, service: Fake, models: Folders) -> None:

@@ -68,6 +68,8 @@ CLEARED: View = {
     **dict.fromkeys(("picture_help", "film_help"), gr.update(visible=False)),
     **dict.fromkeys(("badge", "banner", "timeline"), ""),
 }
+COPIED = ("copied", "copied_help")
+"""Where a job is shown as text: not drawn before it is asked for, so no run may change it."""
 BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "copy-python"}
 """What may be done with a result, with the id of its button."""
 Choices = list[tuple[str, str]]
@@ -112,7 +114,14 @@ class Page(Watched):
         Nothing that is folded away: Gradio takes the mark for "as before" in a stream for the
         value of a component that it has not drawn yet.
         """
-        return [*self.shown.values(), self.fields["seed"], self.watching]
+        shown = [one for name, one in self.shown.items() if name not in COPIED]
+        return [*shown, self.fields["seed"], self.watching]
+
+    @property
+    def copies(self) -> list[Component]:
+        """What an event changes that shows a job as text, or says why it cannot be."""
+        names = (*COPIED, "progress", "preview", "banner", "run", "stop")
+        return [self.shown[name] for name in names]
 
     def spec(self, owner: str, values: tuple[Any, ...], kind: Kind = "generate") -> Spec:
         """What the settings ask for; files are kept as uploads of the owner."""
@@ -287,6 +296,10 @@ class Page(Watched):
             self.shown["copied"]: gr.Code(value=text, language=language, visible=True),
             self.shown["copied_help"]: gr.Markdown(visible=True),
         }
+
+    def uncopied(self) -> Updates:
+        """The text of the job before is of no use beside another one."""
+        return {self.shown[name]: gr.update(visible=False) for name in COPIED}
 
     def comparison(self, watching: str | None, request: gr.Request) -> Spec:
         """The comparison of the job that is shown with the stock pipeline.
@@ -575,6 +588,7 @@ def _wire(page: Page) -> None:
     shown, fields = page.shown, page.fields
     model, goal, text = fields["model"], fields["goal"], fields["knobs"]
     ran = shown["run"].click(page.run, page.inputs, page.results, **LIVE)
+    shown["run"].click(page.uncopied, None, [shown[name] for name in COPIED], **QUIET)
     measured = [goal, shown["measure"], shown["measuring"]]
     first = ran.then(page.measure_first, model, measured, **LIVE)
     shown["stop"].click(page.stop, page.watching, page.results, **LIVE)
@@ -589,5 +603,5 @@ def _wire(page: Page) -> None:
     model.input(page.emptied, model, page.adapted, **QUIET)
     for name, copy in {"copy_cli": page.cli, "copy_python": page.python}.items():
         given = [page.watching, *page.inputs]
-        done = shown[name].click(copy, given, page.results, **QUIET)
+        done = shown[name].click(copy, given, page.copies, **QUIET)
         done.then(fn=None, inputs=shown["copied"], js=CLIPBOARD, api_visibility="private")

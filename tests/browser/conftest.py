@@ -89,6 +89,7 @@ def visit(browser: Browser, address: str) -> Iterator[Any]:
 
     yield opened
     for visitor in visitors:
+        sys.stderr.write(visitor.told())
         visitor.leave()
 
 

@@ -82,6 +82,11 @@ class Visitor:
         self.context.close()
         assert not self.wrong, self.wrong
 
+    def told(self) -> str:
+        """What the page says at this moment: what a person sees where a test has failed."""
+        shown = self.page.locator("body").inner_text(timeout=5_000)
+        return f"{self.address} shows:\n{shown}\n{self.wrong}\n"
+
     def open(self) -> None:
         """Load the page (anew), and wait until it can be used."""
         heard = len(self.wrong)
