@@ -438,7 +438,7 @@ def test_size_and_a_side_are_too_much(side: str) -> None:
 
 def test_fields_are_those_of_a_request() -> None:
     of_a_request = {field.name for field in fields(Request)}
-    assert rows.FIELDS - of_a_request == {"id", "size", "plan", "preset", "set"}
+    assert rows.FIELDS - of_a_request == {"id", "size", "plan", "preset", "goal", "set"}
     assert of_a_request - rows.FIELDS == {"device"}
 
 
