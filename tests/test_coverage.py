@@ -12,6 +12,7 @@ from torch import nn
 
 from accel import errors
 from accel.cache.block_range import BlockRangeCache, Spans
+from accel.guard.gate import OPEN
 from accel.report import Tally
 from accel.seams.blocks import Block, crosses_long_skips, returned_streams
 
@@ -178,6 +179,7 @@ def test_a_cache_refuses_a_range_that_long_skips_cross():
         denoisers=[denoiser],
         blocks=lambda _: blocks,
         on_start=lambda reset: lambda: None,
+        gate=lambda saving: OPEN,
     )
     decisions = SimpleNamespace(conditions=SimpleNamespace(attach=lambda _: ()))
     cache = BlockRangeCache(site.tally, decisions, lambda count: Spans((range(3),)), None)
