@@ -681,7 +681,7 @@ def test_what_is_no_time_is_refused(text):
 def test_the_command_writes_a_plan_that_the_others_take(tmp_path_factory):
     model = Folders(tmp_path_factory.getbasetemp() / "saved-models")(NAME)
     asked = ["--model", model, "--target", "ssim>=0.8", "--captions", "1", "--held-out", "2"]
-    told = done("tune", *asked, "--budget", "15s", "--out", "fast.toml", "--format", "json")
+    told = done("tune", *asked, "--budget", "25s", "--out", "fast.toml", "--format", "json")
     document = json.loads(told.stdout)
     assert document["plan"]["tuned"]["held_out"] == 2
     assert "use it by: accel generate" in told.stderr
