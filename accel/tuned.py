@@ -181,7 +181,10 @@ def differences(
     other = [name for name in known if name in now and known[name] != now[name]]
     if not other:
         return None
-    return tuple(", ".join(f"{name}={one[name]:g}" for name in other) for one in (known, now))  # type: ignore[return-value]
+    expected_text, found_text = (
+        ", ".join(f"{name}={one[name]:g}" for name in other) for one in (known, now)
+    )
+    return expected_text, found_text
 
 
 def _is_whole(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +109,7 @@ def _file(asked: Tuning, model: Model, found: Found) -> bytes:
 
 def _shown(bar: Bar) -> Observe:
     """A line of the progress bar for each stage."""
-    stage, done = "", 0
-    advance: Callable[[], None] = lambda: None  # noqa: E731
+    stage, done, advance = "", 0, bar.count("starting", 1)
 
     def observe(now: str, count: int, total: int) -> None:
         nonlocal stage, done, advance

@@ -60,14 +60,14 @@ class Checks:
         cases: The prompts.
         targets: What is to be held.
         measures: What is measured of each.
-        told: Called after each prompt.
+        told: Called after each prompt, with how many of a plan are done.
     """
 
     bench: Bench
     cases: Sequence[Case]
     targets: Targets
     measures: Sequence[str]
-    told: Callable[[], None] = lambda: None
+    told: Callable[[int], None] = lambda _done: None
 
     def __post_init__(self) -> None:
         self._stock: dict[str, Drawn] = {}
@@ -81,7 +81,7 @@ class Checks:
         pairs: list[Pair] = []
         for turn, case in enumerate(self.cases):
             pairs.append(self._pair(plan, case, turn % 2 == 1))
-            self.told()
+            self.told(len(pairs))
             if self._lost(pairs):
                 break
         return pairs

@@ -100,9 +100,7 @@ class Search:
     points: dict[Plan, Point] = field(default_factory=dict)
     refused: int = 0
 
-    def run(
-        self, until: Callable[[], bool], told: Callable[[Search], None] = lambda _: None
-    ) -> None:
+    def run(self, until: Callable[[], bool], told: Callable[[], None] = lambda: None) -> None:
         """Try plans until something says that it is enough.
 
         Args:
@@ -116,7 +114,7 @@ class Search:
             before = len(self.points)
             self._try(study)
             futile = 0 if len(self.points) > before else futile + 1
-            told(self)
+            told()
 
     def _stock(self) -> Point:
         """The empty plan: what holds every target of fidelity, at the price of stock."""

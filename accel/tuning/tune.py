@@ -156,12 +156,10 @@ class Session:
         reserve = self._reserve(search.seconds)
         ends = self.began + self.budget - reserve
 
-        def told(one: Search) -> None:
-            spent = self.clock() - self.began
-            self.observe(
-                "search", int(min(spent, self.budget - reserve)), int(self.budget - reserve)
-            )
-            del one
+        room = int(self.budget - reserve)
+
+        def told() -> None:
+            self.observe("search", min(int(self.clock() - self.began), room), room)
 
         search.run(lambda: self.clock() >= ends, told)
         return self._proven(search)
@@ -217,10 +215,15 @@ class Session:
         Raises:
             NotReached: If there is none.
         """
-        checks = proof.Checks(self.bench, self.held_out, self.targets, self.measures)
+        count = len(self.held_out)
+        checks = proof.Checks(
+            self.bench,
+            self.held_out,
+            self.targets,
+            self.measures,
+            lambda done: self.observe("held out", done, count),
+        )
         for plan in self._finalists(search):
-            number = iter(range(1, len(self.held_out) + 1))
-            checks.told = lambda: self.observe("held out", next(number), len(self.held_out))  # noqa: B023
             pairs = checks.check(plan)
             if checks.holds(pairs):
                 return self._result(search, plan, pairs)
