@@ -55,7 +55,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
-from accel.errors import BadInput, UnsupportedModel
+from accel.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from accel.seams.denoisers import Denoiser
@@ -172,7 +172,7 @@ class ASG(Accelerator):
         return Structure(denoiser, axis, options, heat, site.tally)
 
     def _options(self, pipe: Any, denoiser: Denoiser) -> Options:
-        from parallel.canvas import grain_of
+        from accel.seams.canvas import grain_of, native_side
         from parallel.structure import Options
 
         grain = grain_of(pipe, denoiser)
@@ -182,15 +182,8 @@ class ASG(Accelerator):
                 f"{self.name} with space='clean' does not fit {scheduler}, which scales what the "
                 "network is given and what it answers: set space='output', or use another one."
             )
-        side = self._side(pipe, denoiser)
-        if side < grain:
-            raise BadInput(
-                f"{self.name}: base is {self.base}, which makes {side} pixels of the latents, and "
-                f"{type(denoiser.core).__name__} takes them {grain} at a time: set base to at "
-                f"least {grain * _pixels(pipe)}."
-            )
         return Options(
-            side=side,
+            side=native_side(pipe, denoiser, self.base, self.name),
             grain=grain,
             overlap=self.overlap,
             strength=self.strength,
@@ -200,23 +193,3 @@ class ASG(Accelerator):
             shuffle=self.shuffle,
             warmup=None if self.mode == "sync" else self.warmup,
         )
-
-    def _side(self, pipe: Any, denoiser: Denoiser) -> int:
-        """Pixels of the latents that the base has a side."""
-        if self.base is not None:
-            return self.base // _pixels(pipe)
-        own = denoiser.core.config.get("sample_size")
-        side = getattr(pipe, "default_sample_size", own)
-        if not isinstance(side, int):
-            raise UnsupportedModel(
-                f"{type(pipe).__name__} does not say for which size its network was trained, so "
-                f"{self.name} does not fit without it: set base, in pixels."
-            )
-        return side
-
-
-def _pixels(pipe: Any) -> int:
-    """Pixels of the picture for one of the latents, along a side."""
-    from accel.seams.tokens import SPATIAL
-
-    return next(int(getattr(pipe, name)) for name in SPATIAL if hasattr(pipe, name))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from accel.errors import UnsupportedModel
+from accel.seams.canvas import SPATIAL
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from parallel.bands import Bands
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
     from accel.attach import Site, Undo
     from accel.report import Tally
     from parallel.mesh import Axis
-
-SPATIAL = (
-    "down_block_additional_residuals",
-    "mid_block_additional_residual",
-    "down_intrablock_additional_residuals",
-)
-"""Arguments that hold pictures beside the sample: what ControlNets and adapters add."""
-
 
 APART = ("AdaGroupNorm", "SpatialNorm")
 """Layers that take statistics of the picture by themselves."""

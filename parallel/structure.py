@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from accel.seams.canvas import Canvas, Patch
 from accel.seams.denoisers import Call, Denoiser, Inner, Result, Row
 from accel.seams.grids import Grid, grid_of
 from accel.seams.spaces import answer, convert
-from parallel.canvas import Canvas
 from parallel.heat import Heat
-from parallel.tiles import Patch, Shuffle, Tiling, combs, shrinking, woven
+from parallel.tiles import Shuffle, Tiling, combs, shrinking, woven
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo

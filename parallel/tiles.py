@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from accel.seams.canvas import Window
+
 Span = tuple[int, int]
 """Where a window begins and ends along an axis."""
 
@@ -52,32 +54,6 @@ class Comb:
         """
         sides = -(-height // factor), -(-width // factor)
         return functional.interpolate(picture, sides, mode="area")
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a picture."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    def size(self, _height: int, _width: int) -> tuple[int, int]:
-        """Its rows and columns."""
-        return self.bottom - self.top, self.right - self.left
-
-    def of(self, picture: Tensor) -> Tensor:
-        """Its pixels of a picture ``[…, H, W]``: a view."""
-        return picture[..., self.top : self.bottom, self.left : self.right]
-
-    def shrunk(self, picture: Tensor, factor: int, _height: int, _width: int) -> Tensor:
-        """What it has of a map of the picture at 1/factor of its size; it begins at a multiple."""
-        rows = slice(self.top // factor, -(-self.bottom // factor))
-        return picture[..., rows, self.left // factor : -(-self.right // factor)]
-
-
-Patch = Comb | Window
 
 
 def shrinking(height: int, width: int, side: int) -> int:

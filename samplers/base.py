@@ -25,8 +25,8 @@ from torch import Tensor
 
 import samplers
 from accel.errors import BadInput
+from accel.seams.seeding import Generator
 from samplers.flow import FlowNoise
-from samplers.noise import Generator
 from samplers.origin import SAID, settings_from
 from samplers.prediction import Conversion, Level
 from samplers.schedule import Grid, Request, request

@@ -17,13 +17,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from accel.errors import AccelWarning, BadInput
+from accel.seams.seeding import Generator
 from samplers.base import SolverScheduler
 from samplers.dpmsolver_v3 import Corrector
 from samplers.dpmsolver_v3_step import Step, clean_weights, residual_weights, step
 from samplers.ems import EMS, Floats, statistics
 from samplers.ems_numbers import Scalars
 from samplers.fingerprint import process_digest
-from samplers.noise import Generator
 from samplers.prediction import Level
 
 __all__ = ["DPMSolverV3Scheduler", "SchedulerMixin"]  # pipelines on disk look the mixin up here

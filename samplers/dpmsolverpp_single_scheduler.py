@@ -12,10 +12,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from accel.errors import BadInput
+from accel.seams.seeding import Generator
 from samplers.base import SolverScheduler
 from samplers.dpmsolverpp_single import Variant, group_updates, plan_groups
 from samplers.multistep import Update
-from samplers.noise import Generator
 from samplers.prediction import Level
 
 __all__ = ["DPMSolverPPSingleScheduler", "SchedulerMixin"]  # pipelines on disk look it up here

@@ -33,11 +33,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from accel.attach import Run, Site, Undo
 from accel.calibration import Calibrated, Recorder
 from accel.errors import BadInput, BadOutput, UnsupportedModel
+from accel.seams.seeding import Generator
 from samplers.dpmsolver_v3 import DPMSolverV3
 from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
 from samplers.ems import EMS, Floats, Reduce
 from samplers.fingerprint import Fingerprint
-from samplers.noise import Generator
 from samplers.prediction import Level
 
 FEWEST = 4

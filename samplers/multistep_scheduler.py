@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from accel.seams.seeding import Generator, seeded, seeds_of, standard_normal
 from samplers.base import Settings, SolverScheduler
 from samplers.multistep import Update
-from samplers.noise import Generator, seeded, seeds_of, standard_normal
 from samplers.prediction import Conversion, Level
 
 Space = Literal["data", "noise", "velocity"]

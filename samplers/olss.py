@@ -125,6 +125,7 @@ class OLSS(Sampler):
                 self.made_for.check(self.name, model=model_digest(site.pipe))
             except BadInput as error:
                 raise UnsupportedModel(str(error)) from error
+        yield site.claim("all steps of the schedule")
         yield from super().attach(site)
         yield site.on_start(lambda: self._check_guidance(site))
 

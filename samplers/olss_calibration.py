@@ -31,9 +31,9 @@ from accel.calibration import Calibrated
 from accel.errors import BadInput, BadOutput, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
 from accel.seams.pipelines import guidance_of
+from accel.seams.seeding import Generator
 from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
 from samplers.fingerprint import Fingerprint
-from samplers.noise import Generator
 from samplers.olss import OLSS, Row, first_order
 from samplers.olss_fit import (
     RIDGE,

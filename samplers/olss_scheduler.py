@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from accel.errors import BadInput
+from accel.seams.seeding import Generator
 from samplers.base import SolverScheduler
 from samplers.fingerprint import Fingerprint, process_digest
 from samplers.multistep import Update
-from samplers.noise import Generator
 from samplers.olss import OLSS
 from samplers.prediction import Conversion, Level
 from samplers.schedule import Grid, Request

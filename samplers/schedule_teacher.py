@@ -25,8 +25,8 @@ from torch import Tensor
 
 from accel.errors import BadInput, UnsupportedModel
 from accel.seams.pipelines import guidance_of
+from accel.seams.seeding import Generator
 from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
-from samplers.noise import Generator
 from samplers.prediction import Level
 from samplers.schedule import Grid, Request
 from samplers.schedules.ramps import polynomial

@@ -2,7 +2,8 @@
 
 A pipeline may change it in the midst of a run: a ControlNet ends (its residuals become zeros, or
 are not given any more) or is rescaled, an adapter's residuals come or go, an IP-Adapter is given
-another scale. What was kept before then answers another question. Only signs that lie on the host
+another scale. A method that owns the loop may ask about a picture of another size. What was kept
+before then answers another question. Only signs that lie on the host
 are looked at, so that nothing reads the device: which arguments are given, the numbers among them,
 the scale that a pipeline gives to its ControlNet, and the scales of attention processors.
 """
@@ -56,7 +57,8 @@ class Watch:
         """The conditions of a call."""
         if self._call() is not call:
             scales = [_frozen(p.scale) for p in self._processors.get(call.denoiser.name, ())]
-            self._found = (_given(call.arguments), self._scale, tuple(scales))
+            told = _given(call.arguments)
+            self._found = (_size(call), told, self._scale, tuple(scales))
             self._call = weakref.ref(call)
         return self._found
 
@@ -80,6 +82,12 @@ class Watch:
         handle = controlnet.register_forward_pre_hook(hear, with_kwargs=True)
         remove: Undo = handle.remove
         return remove
+
+
+def _size(call: Call) -> Conditions:
+    """The size of one row of the input."""
+    raw = call.raw
+    return tuple(raw.shape[1:] if hasattr(raw, "shape") else raw[0].shape)
 
 
 def _given(arguments: Mapping[str, Any]) -> Conditions:

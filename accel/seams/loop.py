@@ -60,13 +60,19 @@ class Question:
         Returns:
             By branch, ``[B, …]``.
         """
+        return self.apart(self.below(self.asking(samples, **changed)).value)
+
+    def asking(self, samples: Tensor, **changed: Any) -> Call:
+        """The call that asks it of other latents ``[B, …]``; see `answers`."""
         rows = self.call.rows
         given = samples if len(rows) == len(samples) else samples[[row.sample for row in rows]]
         sample = {self.call.denoiser.sample_name: given.to(self.dtype)}
-        arguments = self.call.arguments | changed | sample
-        value = self.below(replace(self.call, arguments=arguments)).value
+        return replace(self.call, arguments=self.call.arguments | changed | sample)
+
+    def apart(self, value: Tensor) -> dict[str, Tensor]:
+        """An answer ``[rows, …]`` by branch, ``[B, …]``."""
         places: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
+        for index, row in enumerate(self.call.rows):
             places.setdefault(row.branch, []).append(index)
         return {branch: index_rows(value, found) for branch, found in places.items()}
 
@@ -93,13 +99,17 @@ class Evaluation:
 
     def guided(self, answers: dict[str, Tensor]) -> Tensor:
         """The answers of all branches as the pipeline would combine them."""
+        return self.mixed(answers)[:, : self.channels]
+
+    def mixed(self, answers: dict[str, Tensor]) -> Tensor:
+        """The same with all that the network answers, a variance included."""
         branches = list(answers)
         base = UNCOND if UNCOND in branches else branches[-1]
         value = answers[base]
         for branch in branches:
             if branch != base:
                 value = value + self.weights[branch] * (answers[branch] - answers[base])
-        return value[:, : self.channels]
+        return value
 
 
 class Site(Protocol):
@@ -196,6 +206,13 @@ class Loop:
         answered = call.denoiser.core.config.get("out_channels")
         if answered and len(shape) > 3 and call.denoiser.core.config.get("in_channels") == shape[1]:
             shape[1] = answered  # some learn a variance as well
+        for row in call.rows:
+            if row.branch not in self._order:
+                raise UnsupportedModel(
+                    f"{type(self._pipe).__name__} asks its network beside its guidance "
+                    f"({row.branch}), so a method that owns the loop does not fit. Turn that off, "
+                    "or leave the method out of the plan."
+                )
         columns = torch.arange(shape[-1], device=call.sample.device) % len(self._order)
         mine = [columns == self._order.index(row.branch) for row in call.rows]
         marks = torch.stack(mine).float().view(len(mine), *[1] * (len(shape) - 2), shape[-1])

@@ -51,14 +51,8 @@ def encode(pipe: Any, image: Any) -> tuple[Tensor, int, int]:
     Raises:
         BadOutput: If the autoencoder gives NaN or infinite latents.
     """
-    vae = pipe.vae
-    pixels = pipe.image_processor.preprocess(image)[:1].to(pipe._execution_device, vae.dtype)
-    latents = vae.encode(pixels).latent_dist.mode()
-    latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-    if not bool(latents.isfinite().all()):
-        raise BadOutput(
-            f"The autoencoder gives NaN or infinite latents in {vae.dtype}: load it in float32."
-        )
+    pixels = pipe.image_processor.preprocess(image)[:1].to(pipe._execution_device, pipe.vae.dtype)
+    latents = latents_from(pipe, pixels)
     height, width = pixels.shape[-2:]
     grid = _grid(pipe, *latents.shape[-2:])
     if grid.height:
@@ -70,14 +64,63 @@ def encode(pipe: Any, image: Any) -> tuple[Tensor, int, int]:
 @torch.no_grad()
 def decode(pipe: Any, latents: Tensor, height: int, width: int, output_type: str) -> Any:
     """Latents of the loop as pictures, as the pipeline itself makes them."""
-    vae = pipe.vae
     if TOKENS[type(pipe).__name__]:
         rows, columns = (side // pipe.vae_scale_factor for side in (height, width))
         grid = _grid(pipe, rows, columns)
         latents = torch.stack([grid.unpack(row) for row in latents])
-    latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    pixels = pixels_from(pipe, latents)
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+
+@torch.no_grad()
+def latents_from(pipe: Any, pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1], ``[B, 3, height, width]``, as latents ``[B, C, h, w]``.
+
+    Raises:
+        BadOutput: If the autoencoder gives NaN or infinite latents.
+    """
+    vae = pipe.vae
+    latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+    latents = (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    if not bool(latents.isfinite().all()):
+        raise BadOutput(
+            f"The autoencoder gives NaN or infinite latents in {vae.dtype}: load it in float32."
+        )
+    found: Tensor = latents
+    return found
+
+
+@torch.no_grad()
+def pixels_from(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents ``[B, C, h, w]`` as pixels in about [-1, 1], ``[B, 3, height, width]``."""
+    vae = pipe.vae
+    latents = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+    pixels: Tensor = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return pixels
+
+
+class Tiles:
+    """Lets an autoencoder work in tiles for a while, unless it does so anyway.
+
+    Args:
+        vae: The autoencoder.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+        self._changed = False
+
+    def on(self) -> None:
+        """From now on in tiles."""
+        if not self._vae.use_tiling:
+            self._vae.enable_tiling()
+            self._changed = True
+
+    def off(self) -> None:
+        """As before."""
+        if self._changed:
+            self._vae.disable_tiling()
+            self._changed = False
 
 
 def _grid(pipe: Any, rows: int, columns: int) -> Grid:

@@ -213,6 +213,11 @@ TEMPORAL = (
 """Attributes of pipelines that say how many pixels, or frames, an autoencoder makes one of."""
 
 
+def pixels_of(pipe: Any) -> int:
+    """Pixels of the picture for one of the latents, along a side."""
+    return next(int(getattr(pipe, name)) for name in SPATIAL if hasattr(pipe, name))
+
+
 def span_of(pipe: Any, call: Call, layout: Layout) -> Span | None:
     """What a token of a layout stands for; ``None`` for pipelines that do not say it."""
     pixels, frames = (

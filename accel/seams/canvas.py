@@ -7,19 +7,24 @@ picture begin, and sizes that the network is told are those of the patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accel.errors import UnsupportedModel
+from accel.errors import BadInput, UnsupportedModel
 from accel.seams.denoisers import Call, Denoiser
 from accel.seams.grids import BY_IDS, BY_SHAPES, Grid
-from accel.seams.tokens import PICTURES
-from parallel.patches import SPATIAL
-from parallel.tiles import Patch
+from accel.seams.tokens import PICTURES, pixels_of
+
+SPATIAL = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+"""Arguments that hold pictures beside the sample: what ControlNets and adapters add."""
 
 TOKENS = (
     "block_controlnet_hidden_states",
@@ -31,12 +36,62 @@ TOKENS = (
 SIZES = ("original_size", "target_size", "resolution")
 """Arguments ``[R, 2]`` that tell a network how high and wide its picture is."""
 
+CLIPS = ("HunyuanVideoTransformer3DModel", "WanTransformer3DModel")
+"""Transformers over clips ``[R, C, F, H, W]`` whose positions follow from the size alone."""
+
 BESIDE = ("Kontext", "Edit")
 """Parts of the names of pipelines that put a picture of reference beside the tokens."""
 
 
-def grain_of(pipe: Any, denoiser: Denoiser) -> int:
+class Patch(Protocol):
+    """What a network is to be asked about in the place of the picture."""
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that it has of a picture."""
+        ...
+
+    def shrunk(self, picture: Tensor, factor: int, height: int, width: int) -> Tensor:
+        """What it has of a map of the picture at 1/factor of its size.
+
+        Args:
+            picture: ``[R, C, h, w]``.
+            factor: How often smaller than the picture it is.
+            height: Rows of the patch, with its padding.
+            width: Columns likewise.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a picture."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def size(self, _height: int, _width: int) -> tuple[int, int]:
+        """Its rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    def of(self, picture: Tensor) -> Tensor:
+        """Its pixels of a picture ``[…, H, W]``: a view."""
+        return picture[..., self.top : self.bottom, self.left : self.right]
+
+    def shrunk(self, picture: Tensor, factor: int, _height: int, _width: int) -> Tensor:
+        """What it has of a map of the picture at 1/factor of its size; it begins at a multiple."""
+        rows = slice(self.top // factor, -(-self.bottom // factor))
+        return picture[..., rows, self.left // factor : -(-self.right // factor)]
+
+
+def grain_of(pipe: Any, denoiser: Denoiser, *, clips: bool = False) -> int:
     """Of what windows have to begin at multiples: 2^L of a UNet that halves L times, or a token.
+
+    Args:
+        pipe: The pipeline.
+        denoiser: Its network.
+        clips: Whether a clip will do, whose frames are all cut alike.
 
     Raises:
         UnsupportedModel: For a network that is not given a picture that can be cut.
@@ -48,8 +103,9 @@ def grain_of(pipe: Any, denoiser: Denoiser) -> int:
         if any(isinstance(module, nn.Conv3d) for module in core.modules()):
             raise _refused(network, "has frames")
         return 1 << sum(bool(getattr(one, "downsamplers", None)) for one in core.down_blocks)
-    if network not in PICTURES:
-        known = ", ".join(("UNet2DConditionModel", *PICTURES))
+    served = PICTURES + CLIPS * clips
+    if network not in served:
+        known = ", ".join(("UNet2DConditionModel", *served))
         raise _refused(network, f"is none of those whose pictures can be cut ({known})")
     if any(part in type(pipe).__name__ for part in BESIDE):
         raise _refused(type(pipe).__name__, "shows its network a second picture beside the first")
@@ -57,6 +113,36 @@ def grain_of(pipe: Any, denoiser: Denoiser) -> int:
         return 2
     patch = core.config.patch_size
     return int(patch if isinstance(patch, int) else max(patch))
+
+
+def native_side(pipe: Any, denoiser: Denoiser, base: int | None, method: str) -> int:
+    """Pixels of the latents that a picture of the network's own size has a side.
+
+    Args:
+        pipe: The pipeline.
+        denoiser: Its network.
+        base: Pixels of that picture a side; ``None``: what the pipeline makes unless told.
+        method: Who asks, for the refusal.
+
+    Raises:
+        BadInput: If that is less than what the network takes at a time.
+        UnsupportedModel: If ``base`` is missing and the pipeline does not say it.
+    """
+    pixels, grain = pixels_of(pipe), grain_of(pipe, denoiser)
+    own = denoiser.core.config.get("sample_size")
+    side = getattr(pipe, "default_sample_size", own) if base is None else base // pixels
+    if not isinstance(side, int):
+        raise UnsupportedModel(
+            f"{type(pipe).__name__} does not say for which size its network was trained, so "
+            f"{method} does not fit without it: set base, in pixels."
+        )
+    if side < grain:
+        raise BadInput(
+            f"{method}: base is {base}, which makes {side} pixels of the latents, and "
+            f"{type(denoiser.core).__name__} takes them {grain} at a time: set base to at "
+            f"least {grain * pixels}."
+        )
+    return side
 
 
 def _refused(name: str, why: str) -> UnsupportedModel:

@@ -1,4 +1,4 @@
-"""Fresh noise for stochastic solvers that is reproducible where pipelines pass no generator.
+"""Fresh noise that is reproducible where pipelines pass no generator.
 
 Pipelines of flows call ``scheduler.step`` without their generator; drawing from the global one
 would make a seeded call irreproducible, and a sample depend on its batch. So the noise of a sample
