@@ -119,7 +119,7 @@ def _sample(call):
     return next(name for name in ("hidden_states", "sample", "x") if name in call)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3", "flux_cfg", "wan21", "sana"])
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux_cfg", "wan21", "pixart_sigma"])
 @pytest.mark.parametrize("steps", [2, 5, 8])
 def test_each_stage_has_the_times_of_a_schedule_of_its_own(bench, name, steps):
     """As many steps as its share, the end of a whole schedule of steps / strength."""
