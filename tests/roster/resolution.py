@@ -46,9 +46,9 @@ ROWS = {
     ),
     "resolution.Pixelsmith": Row(
         "patches of a picture",
-        Pixelsmith(base=16),
+        Pixelsmith(base=24),
         refused=frozenset(PIPELINES) - KNOWN,
         idle=AT_THE_CALL,
-        variants=(Pixelsmith(base=16, slider=0.0, border=0),),
+        variants=(Pixelsmith(base=24, slider=0.0, border=0),),
     ),
 }
