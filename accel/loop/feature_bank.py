@@ -47,13 +47,17 @@ class FeatureBank(Accelerator):
         le=1.0,
         description="cosine of outputs from which on they are mixed (code of the authors: 0.98)",
     )
-    interval: int = Field(default=4, ge=1, description="frames from one update of a bank to the next")
+    interval: int = Field(
+        default=4, ge=1, description="frames from one update of a bank to the next"
+    )
     keep: Literal["merged", "queue"] = Field(
         default="merged",
         description="what a bank keeps: as many tokens as a frame has, merged with each update, or "
         "the last frames as they were",
     )
-    frames: int = Field(default=1, ge=1, le=8, description="frames that a queue holds (paper: 1, 2, 4)")
+    frames: int = Field(
+        default=1, ge=1, le=8, description="frames that a queue holds (paper: 1, 2, 4)"
+    )
     scene: float = Field(
         default=0.5,
         ge=-1.0,

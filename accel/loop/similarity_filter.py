@@ -40,7 +40,9 @@ class SimilarityFilter(Accelerator):
         "above is off",
     )
     max_skip: int = Field(
-        default=10, ge=0, description="frames skipped in a row at most, plus one; then one is forced"
+        default=10,
+        ge=0,
+        description="frames skipped in a row at most, plus one; then one is forced",
     )
     seed: int = Field(default=0, description="of the draws")
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from accel.attach import Accelerator, Run, Site, Undo
-from accel.errors import BadInput, Conflict
+from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.loop.parts import Parts
 from accel.loop.queues import Feed
 
@@ -34,6 +34,8 @@ stream's call are at all noise levels at once, and it takes no step of the sched
 
 RESERVED = ("image", "generator", "output_type", "return_dict", "callback_on_step_end")
 """Arguments of a pipeline's call that are the stream's."""
+
+FORMS = ("pil", "np", "pt")
 
 LIGHT = ("prompt", "negative_prompt", "guidance_scale", "true_cfg_scale")
 """What the arguments begin with that change no noise level."""
@@ -157,6 +159,10 @@ class Stream:
         self._pipe, self._seed = pipe, seed
         self._asked = levels if isinstance(levels, int) else tuple(levels)
         self._check(levels, call)
+        if output_type not in FORMS:
+            raise BadInput(
+                f"output_type = {output_type!r}: a stream gives pictures, as {', '.join(FORMS)}."
+            )
         self._call = {**call, "output_type": output_type}
         self._ends: Ends = Ends(pipe, seed)
         self._run = Run((Streamed(), *_methods(plan)), pipe)
@@ -352,6 +358,7 @@ class Stream:
         self._noises = self._ends.noises(pixels, len(self._levels))
         self._verify(pixels)
         self._slots = [None] * len(self._groups) if not self._slots else self._slots
+        self._run.report.start()
         for reset in self._parts.resets:
             reset()
 
@@ -391,7 +398,9 @@ class Stream:
         Nothing is changed before the last call is answered.
         """
         flights = [entering, *self._slots[1:]]
-        cut = {group[0] for group, one in zip(self._groups, flights, strict=True) if one and one.first}
+        cut = {
+            group[0] for group, one in zip(self._groups, flights, strict=True) if one and one.first
+        }
         for turn in range(max(map(len, self._groups))):
             rows = {
                 slot: group[turn]
@@ -413,16 +422,30 @@ class Stream:
             rows: The levels, by slot.
             cut: Levels that are entered by the first frame of a scene.
         """
-        network = self._network
-        assert network is not None
         for enter in self._parts.enters:
             enter(frozenset(cut & set(rows.values())))
         moving = {level: one for slot, level in rows.items() if (one := flights[slot]) is not None}
         asked = self._rows(moving)
-        answers = network.answers({row: moving[row.sample].x for row in asked}, self.ticks)
+        answers = self._answers({row: moving[row.sample].x for row in asked})
         for slot, level in rows.items():
             flights[slot] = self._moved(moving[level], self._levels[level], answers)
         self._parts.widest = max(self._parts.widest, len(rows))
+
+    def _answers(self, xs: dict[Row, Tensor]) -> dict[Row, Tensor]:
+        """Ask the network, below the methods of the plan.
+
+        Raises:
+            Conflict: If one of them asks where in a run it is.
+        """
+        assert self._network is not None
+        try:
+            return self._network.answers(xs, self.ticks)
+        except UnsupportedModel as error:
+            names = ", ".join(tally.method for tally in self._run.report.tallies[1:])
+            raise Conflict(
+                f"A method of this plan ({names}) does not go with a stream, whose calls are at all "
+                f"steps of a run at once: {error}"
+            ) from error
 
     def _rows(self, moving: Iterable[int]) -> list[Row]:
         """The rows of a call: the negative prompt's where it is evaluated, and the prompt's."""
@@ -463,7 +486,7 @@ class Stream:
         """One more call, or several that belong together, in the report."""
         self.ticks += 1
         report = self._run.report
-        report.samples = max(self.ticks, 1)
+        report.samples = self.frames - self.skipped + 1
         report.tick()
         if self.ticks % REMEMBERED == 0:
             del report.step_seconds[:-REMEMBERED]

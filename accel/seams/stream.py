@@ -107,7 +107,9 @@ class Ends:
             stack.callback(hooks.wrap(self._pipe.vae, "decode", self._on_decode))
             yield
 
-    def _on_decode(self, inner: Callable[..., Any], latents: Tensor, *args: Any, **more: Any) -> Any:
+    def _on_decode(
+        self, inner: Callable[..., Any], latents: Tensor, *args: Any, **more: Any
+    ) -> Any:
         self._decoded = latents
         return inner(latents, *args, **more)
 
@@ -375,7 +377,11 @@ class Network:
                 question, arguments = self._one(row)
                 groups.setdefault(form(arguments), []).append((row, arguments, question))
             self._joined[rows] = [
-                (tuple(row for row, _, _ in group), join_rows([a for _, a, _ in group]), group[0][2])
+                (
+                    tuple(row for row, _, _ in group),
+                    join_rows([a for _, a, _ in group]),
+                    group[0][2],
+                )
                 for group in groups.values()
             ]
         found: list[tuple[tuple[Row, ...], Any, Question]] = self._joined[rows]

@@ -16,6 +16,7 @@ from roster import (
     attention,
     blocks,
     guidance,
+    loop,
     lossless,
     memory,
     modules,
@@ -42,6 +43,7 @@ ROWS: dict[str, Row] = (
     | attention.ROWS
     | tokens.ROWS
     | parallel.ROWS
+    | loop.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
