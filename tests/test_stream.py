@@ -1,4 +1,4 @@
-"""Streams: frames that share calls are what each is alone, and guidance is what its formula says."""
+"""Streams: frames that share calls are what each is alone; guidance is what its formula says."""
 
 import warnings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from accel.loop.likeness import cosine
 from accel.seams.attention import UNREACHED, Asked, answer_attention
 from accel.seams.denoisers import Denoiser, Row
 from accel.seams.modules import Module, find_modules
+from accel.seams.rows import index_rows, scatter
 
 if TYPE_CHECKING:
     from accel.loop.feature_bank import FeatureBank
@@ -46,7 +47,7 @@ class Kept:
 
 
 def merged(bank: Kept, frame: Kept, seed: int) -> Kept:
-    """As many tokens as before, of both: a random half joins what it is most like in the other half.
+    """As many tokens as before, of both: a random half joins the likest of the other half.
 
     Tokens are compared by their keys, and a group is its mean.
 
@@ -167,28 +168,32 @@ class Layer:
     def _attend(self, asked: Asked) -> Tensor:
         """EA: attend to the bank as well, in the rows that have one."""
         self._asked = asked
-        if len(asked.query) != len(self._rows):
-            self._refuse(f"computes {len(asked.query)} rows of {len(self._rows)}")
-        known = [place for place, row in enumerate(self._rows) if row in self.kept]
-        if not self._method.attend or not known:
-            return asked.dense()
-        self.uses += 1
-        banks = [joined(self.kept[self._rows[place]]) for place in known]
-        new = [place for place in range(len(self._rows)) if place not in known]
-        extended = replace(
+        if len(asked.query) != len(self._rows) or asked.attn_mask is not None:
+            self._refuse(f"computes {len(asked.query)} rows of {len(self._rows)}, or with a mask")
+        groups: dict[int, list[int]] = {}
+        for place, row in enumerate(self._rows):
+            seen = self.kept.get(row, ()) if self._method.attend else ()
+            groups.setdefault(sum(len(part.output) for part in seen), []).append(place)
+        parts = [(places, self._beside(asked, places, size)) for size, places in groups.items()]
+        return scatter(parts, len(self._rows))
+
+    def _beside(self, asked: Asked, places: list[int], size: int) -> Tensor:
+        """The attention of some rows whose banks have as many tokens."""
+        own = replace(
             asked,
-            query=_some(asked.query, known),
-            key=torch.cat([_some(asked.key, known), torch.stack([b.key for b in banks])], 2),
-            value=torch.cat([_some(asked.value, known), torch.stack([b.value for b in banks])], 2),
+            query=index_rows(asked.query, places),
+            key=index_rows(asked.key, places),
+            value=index_rows(asked.value, places),
+        )
+        if not size:
+            return own.dense()
+        self.uses += 1
+        banks = [joined(self.kept[self._rows[place]]) for place in places]
+        return replace(
+            own,
+            key=torch.cat([own.key, torch.stack([bank.key for bank in banks])], 2),
+            value=torch.cat([own.value, torch.stack([bank.value for bank in banks])], 2),
         ).dense()
-        if not new:
-            return extended
-        alone = replace(
-            asked, **{name: _some(getattr(asked, name), new) for name in ("query", "key", "value")}
-        ).dense()
-        whole = torch.empty_like(asked.query)
-        whole[known], whole[new] = extended, alone
-        return whole
 
     def _after(self, output: Tensor) -> Tensor:
         """FF, and the update of the banks by what was there before it."""
@@ -226,15 +231,11 @@ class Layer:
             self.kept.pop(row, None)
             del self.frames[row]
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         raise UnsupportedModel(
-            f"{self._method.name}: {self._module.denoiser.name}.{self._module.path} {what}; leave it "
-            "out of the plan."
+            f"{self._method.name}: {self._module.denoiser.name}.{self._module.path} {what}; leave "
+            "it out of the plan."
         )
-
-
-def _some(tensor: Tensor, rows: list[int]) -> Tensor:
-    return tensor if len(rows) == len(tensor) else tensor[rows]
 
 
 class Banks:
@@ -258,7 +259,7 @@ class Banks:
         modules = [module for module in find_modules(denoiser) if module.kind == "self"]
         if not hasattr(denoiser.core, "up_blocks") or not modules:
             raise UnsupportedModel(
-                f"{self._method.name} works at the self-attentions of a UNet, and {name} has none: "
+                f"{self._method.name} works at self-attentions of a UNet, and {name} has none: "
                 "leave it out of the plan."
             )
         for module in modules:

@@ -21,9 +21,9 @@ class FeatureBank(Accelerator):
     attended to beside the frame's own; in the middle and in the first two blocks of the up path a
     token's output is mixed with that of the nearest token of the bank, where it is near enough.
     Every few frames the frame's own keys, values and outputs, unmixed, are merged into the bank. A
-    stream's level is a sample to the network, so each level, and each branch, has a bank of its own.
-    A bank is dropped where prompt, size or scene change. It steadies a stream and costs time. Reads
-    the device once a frame, where scenes are watched. Acts in `accel.loop.Stream` alone.
+    stream's level is a sample to the network, so each level, and each branch, has a bank of its
+    own. A bank is dropped where prompt, size or scene change. It steadies a stream and costs time.
+    Reads the device once a frame, where scenes are watched. Acts in `accel.loop.Stream` alone.
     """
 
     name: ClassVar[str] = "loop.FeatureBank"
@@ -39,13 +39,13 @@ class FeatureBank(Accelerator):
         default=0.75,
         ge=0.0,
         le=1.0,
-        description="a, share of the bank in a mixed output; 0: none is mixed (code of the authors: 0.8)",
+        description="a, share of the bank in a mixed output; 0: none (the authors' code: 0.8)",
     )
     threshold: float = Field(
         default=0.9,
         ge=-1.0,
         le=1.0,
-        description="cosine of outputs from which on they are mixed (code of the authors: 0.98)",
+        description="cosine of outputs from which on they are mixed (the authors' code: 0.98)",
     )
     interval: int = Field(
         default=4, ge=1, description="frames from one update of a bank to the next"
@@ -62,7 +62,8 @@ class FeatureBank(Accelerator):
         default=0.5,
         ge=-1.0,
         le=1.0,
-        description="cosine of a frame with the one before below which another scene begins; -1: never",
+        description="cosine of a frame with the one before it below which another scene begins; "
+        "-1: never",
     )
     seed: int = Field(default=0, description="of the halves that are merged")
 

@@ -1,4 +1,4 @@
-"""Frames in, pictures out: queues with a thread at the other end, so that nobody waits for a disk."""
+"""Frames in, pictures out: queues with a thread at the other end; nobody waits for a disk."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Feed:
             for frame in frames:
                 if not self._put(frame):
                     break
-        except BaseException as error:  # noqa: BLE001 - it is raised where the frames are taken
+        except BaseException as error:  # it is raised where the frames are taken
             self._error = error
         finally:
             _close(frames)
@@ -163,7 +163,7 @@ class Outlet:
                 picture = self._pictures[0]
             try:
                 self._take(picture)
-            except BaseException as error:  # noqa: BLE001 - it is raised where pictures are put
+            except BaseException as error:  # it is raised where pictures are put
                 with self._changed:
                     self._error = error
                     self._pictures.clear()

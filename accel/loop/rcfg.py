@@ -1,8 +1,9 @@
 """Residual guidance in a stream: a virtual negative, read off the frame that came in.
 
 Source: Kodaira et al., "StreamDiffusion: A Pipeline-level Solution for Real-time Interactive
-Generation", arXiv 2312.12491, section 3.2 (RCFG). The authors' recursion over the levels is, without
-the skip of consistency models, the closed form that is computed here (`accel.seams.spaces`).
+Generation", arXiv 2312.12491, section 3.2 (RCFG). The authors' recursion over the levels is,
+without the skip of consistency models, the closed form that is computed here
+(`accel.seams.spaces`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class RCFG(Accelerator):
 
     With ``self`` a call has a row a level; with ``onetime`` one more, the negative prompt at the
     noisiest level, which then stands for the frame's negative at all others; with neither, the
-    pipeline's own guidance takes two rows a level. A pipeline without guidance (a scale of 1) is left
-    as it is. No device read. Acts in `accel.loop.Stream` alone; of single calls is
+    pipeline's own guidance takes two rows a level. A pipeline without guidance (a scale of 1) is
+    left as it is. No device read. Acts in `accel.loop.Stream` alone; of single calls is
     `guidance.Residual`.
     """
 
@@ -33,14 +34,15 @@ class RCFG(Accelerator):
 
     negative: Literal["none", "self", "onetime"] = Field(
         default="self",
-        description="what the virtual negative leads back to: the frame ('self'; the negative prompt "
-        "is not used), the negative prompt's picture at the noisiest level ('onetime'), or 'none': off",
+        description="what the virtual negative leads back to: the frame ('self'; the negative "
+        "prompt is not used), the negative prompt's picture at the noisiest level ('onetime'), or "
+        "'none': off",
     )
     delta: float = Field(
         default=1.0,
         ge=0.0,
-        description="δ, scale of the virtual noise; below 1 guides less. At pure noise of a flow it is "
-        "1",
+        description="δ, scale of the virtual noise; below 1 guides less. At pure noise of a flow "
+        "it is 1",
     )
 
     @classmethod

@@ -23,8 +23,8 @@ class SimilarityFilter(Accelerator):
     """Show the last picture again with probability (cos − η)/(1 − η), cos of a frame with the last.
 
     The last is the last frame that was processed. Skipped frames take no call of the network, and
-    nothing in flight moves on. It begins to skip when the stream is filled. The draws have a seed of
-    their own. Reads the device once a frame. Acts in `accel.loop.Stream` alone.
+    nothing in flight moves on. It begins to skip when the stream is filled. The draws have a seed
+    of their own. Reads the device once a frame. Acts in `accel.loop.Stream` alone.
     """
 
     name: ClassVar[str] = "loop.SimilarityFilter"
@@ -36,13 +36,13 @@ class SimilarityFilter(Accelerator):
     threshold: float = Field(
         default=0.98,
         ge=-1.0,
-        description="η, cosine of frames (pixels from -1 to 1) from which on skipping begins; 1 and "
-        "above is off",
+        description="η, cosine of frames (pixels from -1 to 1) from which on skipping begins; 1 "
+        "and above is off",
     )
     max_skip: int = Field(
         default=10,
         ge=0,
-        description="frames skipped in a row at most, plus one; then one is forced",
+        description="after more than so many skips in a row a frame is processed",
     )
     seed: int = Field(default=0, description="of the draws")
 
@@ -115,8 +115,9 @@ class Similar:
 
         self.seen += 1
         drawn = self._random.random()
-        may = filled and self._last is not None and self._in_a_row <= self._method.max_skip
-        if may and drawn < self.chance(cosine(self._last, frame)):
+        may = filled and self._in_a_row <= self._method.max_skip
+        last = self._last if may else None
+        if last is not None and drawn < self.chance(cosine(last, frame)):
             self._in_a_row += 1
             self.skipped += 1
             return True

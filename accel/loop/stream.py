@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
@@ -116,22 +117,23 @@ class Stream:
     """Feeds a picture-to-picture pipeline with frames, and gives a picture for each.
 
     The pipeline is called once, with the first frame, to learn what it asks of its network at each
-    noise level; then the network alone runs, between the pipeline's own encoder and decoder. At each
-    level the clean latents are read off the guided output, and noised again for the next level with
-    the noise of that level, which is the same for all frames: with the scheduler of a consistency
-    model (LCM) this is what the pipeline itself does, with the same noise. What scheduler the
-    pipeline has decides its levels, not how they are solved.
+    noise level; then the network alone runs, between the pipeline's own encoder and decoder. At
+    each level the clean latents are read off the guided output, and noised again for the next level
+    with the noise of that level, which is the same for all frames: with the scheduler of a
+    consistency model (LCM) this is what the pipeline itself does, with the same noise. What
+    scheduler the pipeline has decides its levels, not how they are solved.
 
     The first pictures come late: with G frames in flight (`loop.StreamBatch`) ``push`` gives none
-    for the first G − 1 frames, and ``flush`` the last G − 1 at the end. There are as many pictures as
-    frames, in their order; where frames are skipped (`loop.SimilarityFilter`), the picture before is
-    given again.
+    for the first G − 1 frames, and ``flush`` the last G − 1 at the end. There are as many pictures
+    as frames, in their order; where frames are skipped (`loop.SimilarityFilter`), the picture
+    before is given again.
 
     Args:
         pipe: A stock pipeline that takes ``image`` and ``strength``.
         plan: Methods that go with a stream: those of the family ``loop``, and others that look at
             one call of the network alone.
-        levels: Noise levels, spread evenly over the evaluations that the pipeline would make; or the
+        levels: Noise levels, spread evenly over the evaluations that the pipeline would make; or
+        the
             numbers of those evaluations (StreamDiffusion's ``t_index_list``).
         seed: Of all that is drawn.
         output_type: As in a call of the pipeline, ``pil`` or ``pt`` or ``np``.
@@ -143,7 +145,7 @@ class Stream:
         UnsupportedModel: For a pipeline that makes no picture of a picture, or of more than that.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         pipe: Any,
         plan: Methods | Iterable[Accelerator] = (),
@@ -172,7 +174,7 @@ class Stream:
 
     def _check(self, levels: int | Sequence[int], call: dict[str, Any]) -> None:
         numbers = [levels] if isinstance(levels, int) else list(levels)
-        rising = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(numbers))
         if not numbers or not rising or min(numbers) < (1 if isinstance(levels, int) else 0):
             raise BadInput(
                 f"levels = {levels!r}: give how many noise levels there are, at least 1, or the "
@@ -309,8 +311,8 @@ class Stream:
         moved = [name for name in call if not name.startswith(LIGHT)]
         if moved and self.pending:
             raise BadInput(
-                f"{', '.join(moved)} cannot change while {self.pending} frames are in flight: flush "
-                "the stream first."
+                f"{', '.join(moved)} cannot change while {self.pending} frames are in flight: "
+                "flush the stream first."
             )
         self._call |= call
         self._levels, self._network = [], None
@@ -381,14 +383,14 @@ class Stream:
         count = len(self._levels)
         flying = min(self._parts.in_flight or count, count)
         bounds = [place * count // flying for place in range(flying + 1)]
-        return [list(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [list(range(a, b)) for a, b in pairwise(bounds)]
 
     def _verify(self, pixels: Tensor) -> None:
         recorder, first = self._recorder, self._recorder.evaluations[0]
         assert recorder.begun is not None and recorder.finished is not None
         level = replace(self._levels[0], evaluation=first)
         noisy = level.noised(self._ends.clean(pixels), self._noises[0])
-        self._ends.verify(pixels, noisy, recorder.begun, recorder.finished)
+        self._ends.verify(noisy, recorder.begun, recorder.finished)
 
     # a call of the network for all that is in flight
 
@@ -443,14 +445,15 @@ class Stream:
         except UnsupportedModel as error:
             names = ", ".join(tally.method for tally in self._run.report.tallies[1:])
             raise Conflict(
-                f"A method of this plan ({names}) does not go with a stream, whose calls are at all "
-                f"steps of a run at once: {error}"
+                f"A method of this plan ({names}) does not go with a stream, whose calls are at "
+                f"all steps of a run at once: {error}"
             ) from error
 
     def _rows(self, moving: Iterable[int]) -> list[Row]:
         """The rows of a call: the negative prompt's where it is evaluated, and the prompt's."""
         from accel.seams.denoisers import Row
-        from accel.seams.stream import COND, UNCOND
+        from accel.seams.loop import UNCOND
+        from accel.seams.stream import COND
 
         negative = self._parts.negative
         guided = [level for level in moving if self._levels[level].guided]
@@ -464,7 +467,8 @@ class Stream:
     def _moved(self, flight: Flight, level: Level, answers: dict[Row, Tensor]) -> Flight:
         """A frame behind a level: noised for the next one, or clean."""
         from accel.seams.denoisers import Row
-        from accel.seams.stream import COND, UNCOND
+        from accel.seams.loop import UNCOND
+        from accel.seams.stream import COND
 
         assert self._network is not None
         name, x, origin = self._network.name, flight.x, flight.origin
@@ -518,11 +522,17 @@ def _methods(plan: Methods | Iterable[Accelerator]) -> tuple[Accelerator, ...]:
     """
     if getattr(plan, "guard", None) is not None:
         raise Conflict(
-            "A guard counts the errors of one run from step to step, and a stream has frames at all "
-            "steps at once: leave the guard out of a stream's plan."
+            "A guard counts the errors of one run from step to step, and a stream has frames at "
+            "all steps at once: leave the guard out of a stream's plan."
         )
-    methods = plan if isinstance(plan, Iterable) else plan.methods
-    return tuple(methods)
+    methods = tuple(plan if isinstance(plan, Iterable) else plan.methods)
+    shared = [method.name for method in methods if method.layer == "parallel"]
+    if shared:
+        raise Conflict(
+            f"{shared[0]} shares one picture out over processes, and a stream runs in one: leave "
+            "it out of a stream's plan."
+        )
+    return methods
 
 
 def _size(frame: Any) -> tuple[int, ...]:

@@ -18,11 +18,11 @@ class StreamBatch(Accelerator):
     """Denoise several frames of a stream in one call, the newest at the noisiest level.
 
     A frame enters with each picture that is pushed, and moves on by a level (or by several, where
-    fewer frames than levels are in flight) with each call. So a call has a row for each level, and a
-    picture comes out with each frame, as many frames late as are in flight beside it. What comes out
-    is what would come out of each frame alone: a network without batch statistics treats rows apart,
-    and the noise of a level is the same for all frames. It pays where a call of several rows is
-    cheaper than as many calls. No device read. Acts in `accel.loop.Stream` alone.
+    fewer frames than levels are in flight) with each call. So a call has a row for each level, and
+    a picture comes out with each frame, as many frames late as are in flight beside it. What comes
+    out is what would come out of each frame alone: a network without batch statistics treats rows
+    apart, and the noise of a level is the same for all frames. It pays where a call of several rows
+    is cheaper than as many calls. No device read. Acts in `accel.loop.Stream` alone.
     """
 
     name: ClassVar[str] = "loop.StreamBatch"

@@ -132,6 +132,6 @@ def _join(name: str, values: Sequence[Any]) -> Any:
 def _join_tensors(name: str, values: list[Tensor]) -> Tensor:
     first = values[0]
     shared = name in POSITIONS and first.ndim < 3
-    if shared or all(value is first for value in values) and (first.ndim == 0 or len(first) != 1):
+    if shared:
         return first
     return torch.stack(values) if first.ndim == 0 else torch.cat(values)

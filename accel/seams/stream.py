@@ -2,10 +2,10 @@
 
 The stock pipeline is called once, with the first picture. Meanwhile every call that it makes of its
 own parts is remembered with its arguments – of the image processor, of ``prepare_latents``, of what
-unpacks latents – and its networks are not run: their calls are read by `accel.seams.loop`. Each part
-can then be called again with another picture (`Replay`), so that nothing of a pipeline is copied
-here but one formula, of how latents are scaled for the decoder; it is held against what the pipeline
-itself gave its decoder, and a pipeline that has another one is refused.
+unpacks latents – and its networks are not run: their calls are read by `accel.seams.loop`. Each
+part can then be called again with another picture (`Replay`), so that nothing of a pipeline is
+copied here but one formula, of how latents are scaled for the decoder; it is held against what the
+pipeline itself gave its decoder, and a pipeline that has another one is refused.
 """
 
 from __future__ import annotations
@@ -130,9 +130,8 @@ class Ends:
         """Noises of as many levels: the pipeline's own, and what its generator gives behind it."""
         generator = self.generator()
         first = self._prepared(pixels, lambda _clean, noise: noise, generator)
-        draw = {"generator": generator, "dtype": first.dtype}
-        rest = [torch.randn(first.shape, **draw).to(first.device) for _ in range(count - 1)]
-        return [first, *rest]
+        rest = [torch.randn(first.shape, generator=generator) for _ in range(count - 1)]
+        return [first, *(noise.to(first.device) for noise in rest)]
 
     def _prepared(
         self, pixels: Tensor, choose: Callable[[Tensor, Tensor], Tensor], drawn: torch.Generator
@@ -144,7 +143,7 @@ class Ends:
                 if hasattr(scheduler, name):
                     stack.callback(hooks.wrap(scheduler, name, _instead(order, choose)))
             found = self._latents.again(pixels, generator=drawn)
-        latents = found[0] if isinstance(found, tuple) else found
+        latents: Tensor = found[0] if isinstance(found, tuple) else found
         return latents.float()
 
     def picture(self, latents: Tensor) -> Any:
@@ -159,14 +158,15 @@ class Ends:
         vae = self._pipe.vae
         if self._unpack is not None:
             latents = self._unpack.again(latents)
-        scaled = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        scaled: Tensor = latents / vae.config.scaling_factor + (
+            vae.config.get("shift_factor") or 0.0
+        )
         return scaled.to(vae.dtype)
 
-    def verify(self, pixels: Tensor, noisy: Tensor, begun: Tensor, finished: Tensor) -> None:
+    def verify(self, noisy: Tensor, begun: Tensor, finished: Tensor) -> None:
         """Hold what is replayed against what the pipeline did with the first picture.
 
         Args:
-            pixels: Of the first picture.
             noisy: Its latents with noise, as they are made here.
             begun: The same as the pipeline's loop was given them.
             finished: The latents that the loop ended with.
@@ -305,7 +305,7 @@ class Ticks(Levels):
     def __init__(self) -> None:
         super().__init__(None)
 
-    def at(self, position: int) -> tuple[float, float, float]:
+    def at(self, _position: int) -> tuple[float, float, float]:
         """There is none.
 
         Raises:
