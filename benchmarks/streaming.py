@@ -107,6 +107,13 @@ class Bench:
         return visit
 
 
+def _times(faster: dict[str, float] | None) -> str:
+    """A ratio with its quartiles."""
+    if faster is None:
+        return "–"
+    return f"{faster['median']:.2f} ({faster['low']:.2f}–{faster['high']:.2f})"
+
+
 def markdown(rows: list[dict[str, Any]], title: str) -> str:
     """The table."""
     head = "| setting | ms a frame | frames a second | evaluations | skipped | times stock |"
@@ -114,12 +121,7 @@ def markdown(rows: list[dict[str, Any]], title: str) -> str:
         f"| {row['setting']} | {row['seconds']['median'] * 1e3:.1f} "
         f"({row['seconds']['low'] * 1e3:.1f}–{row['seconds']['high'] * 1e3:.1f}) | "
         f"{1 / row['seconds']['median']:.1f} | {row['evaluations']:g} | {row['skipped']} | "
-        + (
-            f"{row['faster']['median']:.2f} ({row['faster']['low']:.2f}–{row['faster']['high']:.2f})"
-            if row["faster"]
-            else "–"
-        )
-        + " |"
+        + f"{_times(row['faster'])} |"
         for row in rows
     ]
     return "\n".join([title, "", head, "|---" * 6 + "|", *body, "", signature()]) + "\n"

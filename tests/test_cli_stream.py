@@ -11,20 +11,8 @@ from saved import done, run
 
 from app import clips, streaming
 
-SMALL = [
-    "--model",
-    "scenes-unet",
-    "--width",
-    "32",
-    "--height",
-    "32",
-    "--levels",
-    "2",
-    "--steps",
-    "4",
-    "--seed",
-    "1",
-]
+SIZES = ["--width", "32", "--height", "32", "--levels", "2", "--steps", "4"]
+SMALL = ["--model", "scenes-unet", *SIZES, "--seed", "1"]
 ASK = ["--prompt", "a red house", *SMALL]
 
 
@@ -78,6 +66,7 @@ def test_a_clip_is_drawn_anew_with_its_record():
         (["none.mp4", "out.mp4"], "none.mp4 cannot be read"),
         (["text.mp4", "out.mp4"], "text.mp4 cannot be read"),
         (["in.mp4", "out.png"], "has to end in .mp4"),
+        (["in.mp4", "in.mp4", "--overwrite"], "is IN"),
         (["in.mp4", "there.mp4"], "is there already"),
         (["in.mp4", "no/out.mp4"], "folder no"),
         (["in.mp4", "out.mp4", "--prompt", " "], "--prompt is empty"),

@@ -362,10 +362,10 @@ def test_a_camera_that_goes_loses_no_frame_that_it_gave(bench):
 def test_frames_of_another_size_lose_none_of_those_before(bench):
     made = []
     fed = [*frames(5), *frames(1, side=40)]
-    with Stream(bench.pipe("sd_img2img"), [StreamBatch()], **call_of("sd_img2img")) as stream:
-        with pytest.raises(BadInput, match="40×40"):
-            for picture in stream.run(fed):
-                made.append(picture)
+    stream = Stream(bench.pipe("sd_img2img"), [StreamBatch()], **call_of("sd_img2img"))
+    with stream, pytest.raises(BadInput, match="40×40"):
+        for picture in stream.run(fed):
+            made.append(picture)
     assert len(made) == 5
 
 
