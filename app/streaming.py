@@ -131,7 +131,7 @@ def prepared(model: models.Model, asked: Streaming) -> tuple[Any, dict[str, Any]
             raise BadInput(f"--{side} {pixels}: {type(pipe).__name__} makes multiples of {step}.")
     if set(SIDES) <= set(parameters(pipe)):
         call |= {"width": width, "height": height}
-    return pipe, {**call, "levels": asked.levels, "seed": asked.seed}, (width, height)
+    return pipe, {**call, "levels": asked.levels, "seed": asked.seed or 0}, (width, height)
 
 
 @dataclass(frozen=True)
