@@ -35,7 +35,7 @@ _FIGURES = Markup('<p role="status">{text}</p>')
 def tab(service: Service) -> None:
     """The page."""
     live = Live(service.limits.models)
-    pictures = [info.name for info in service.models() if info.media == "image"]
+    pictures = [info.name for info in service.models() if info.kind == "image"]
     gr.Markdown(t("live_intro"))
     with gr.Row():
         with gr.Column():
