@@ -43,12 +43,15 @@ def tab(service: Service) -> None:
             camera = gr.Image(
                 label=t("live_camera"), sources=["webcam"], streaming=True, type="pil"
             )
+            gr.Markdown(t("live_camera_help"))
             clip = gr.File(label=t("live_clip"), file_types=["video"], elem_id="live-clip")
+            gr.Markdown(t("live_clip_help"))
             with gr.Row():
                 run = gr.Button(t("live_run"), variant="primary", elem_id="live-run")
                 stop = gr.Button(t("live_stop"), elem_id="live-stop")
         with gr.Column():
             picture = gr.Image(label=t("live_picture"), interactive=False, elem_id="live-picture")
+            gr.Markdown(t("live_picture_help"))
             figures = gr.HTML(elem_id="live-figures")
     shown = [picture, figures]
 
