@@ -8,6 +8,7 @@ from accel import cache as cache
 from accel import edit as edit
 from accel import errors as errors
 from accel import guidance as guidance
+from accel import loop as loop
 from accel import memory as memory
 from accel import tokens as tokens
 from accel.attach import Accelerator as Accelerator
@@ -37,6 +38,7 @@ __all__ = [
     "explain",
     "guidance",
     "load",
+    "loop",
     "memory",
     "methods",
     "tokens",

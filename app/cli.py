@@ -25,6 +25,7 @@ from app.request import (
     Settings,
     Sharing,
     Source,
+    Streaming,
     Target,
     Together,
     Tuning,
@@ -90,6 +91,19 @@ def batch(given: Given) -> None:
     already is left as it is, so that the same command goes on after whatever has stopped it.
     """
     from app.batch.command import batch as run
+
+    run(given)
+
+
+@app.command()
+@takes(Streaming, Choice, Printing)
+def stream(given: Given) -> None:
+    """Draw a clip anew, frame after frame, as a stream.
+
+    Frames at different noise levels share the calls of the network (loop.StreamBatch, unless a plan
+    is given). Frames are cut to the size of the model. Needs the extra `video`.
+    """
+    from app.streaming import stream as run
 
     run(given)
 

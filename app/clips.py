@@ -59,7 +59,7 @@ def check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise BadInput(f"--out {path}: the name has to end in {' or '.join(SUFFIXES)}.")
     if _is_film(path):
-        _av()
+        av()
 
 
 def files(path: Path, pictures: Sequence[Image.Image], made: Record, fps: int) -> dict[Path, bytes]:
@@ -103,7 +103,7 @@ def record_of(path: Path) -> Record:
         case ".png":
             return metadata.record_of(path)
         case ".mp4":
-            with _opened(path) as file:
+            with opened(path) as file:
                 return _in_mp4(file, path)
         case ".json":
             return _in_json(path)
@@ -114,15 +114,20 @@ def _is_film(path: Path) -> bool:
     return path.suffix.lower() == CLIP
 
 
-def _av() -> Any:
+def av() -> Any:
+    """The package that reads and writes MP4.
+
+    Raises:
+        BadInput: If it is not installed.
+    """
     try:
-        import av
+        import av as package
     except ImportError as error:
         raise BadInput(
             "MP4 needs the extra 'video': pip install 'diffusers-accel[video]', or give an --out "
             "that ends in .png (an animated PNG)."
         ) from error
-    return av
+    return package
 
 
 def film(pictures: Sequence[Image.Image], fps: int, made: Record | None = None) -> bytes:
@@ -131,8 +136,8 @@ def film(pictures: Sequence[Image.Image], fps: int, made: Record | None = None) 
     Raises:
         BadInput: If the package that writes it is not installed.
     """
-    av, buffer = _av(), io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as file:
+    package, buffer = av(), io.BytesIO()
+    with package.open(buffer, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as file:
         if made is not None:
             file.metadata["comment"] = made.model_dump_json()
         stream = file.add_stream("h264", rate=fps, options={"crf": "17"})
@@ -140,22 +145,45 @@ def film(pictures: Sequence[Image.Image], fps: int, made: Record | None = None) 
         stream.width, stream.height = first.width // 2 * 2, first.height // 2 * 2
         stream.pix_fmt = "yuv420p"
         for picture in pictures:
-            frame = av.VideoFrame.from_image(picture.convert("RGB"))
+            frame = package.VideoFrame.from_image(picture.convert("RGB"))
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return buffer.getvalue()
 
 
+def labelled(path: Path, made: Record) -> bytes:
+    """The bytes of an MP4 with a record in it; its pictures stay as they are coded."""
+    package, buffer = av(), io.BytesIO()
+    options = {"movflags": "use_metadata_tags"}
+    with (
+        package.open(str(path)) as source,
+        package.open(buffer, "w", format="mp4", options=options) as file,
+    ):
+        file.metadata["comment"] = made.model_dump_json()
+        video = source.streams.video[0]
+        copied = file.add_stream_from_template(video)
+        for packet in source.demux(video):
+            if packet.dts is not None:
+                packet.stream = copied
+                file.mux(packet)
+    return buffer.getvalue()
+
+
 def _read_mp4(path: Path) -> tuple[Record, list[Image.Image]]:
-    with _opened(path) as file:
+    with opened(path) as file:
         return _in_mp4(file, path), [frame.to_image() for frame in file.decode(video=0)]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    av = _av()
+def opened(path: Path) -> Iterator[Any]:
+    """A clip, for reading.
+
+    Raises:
+        BadInput: If it cannot be read.
+    """
+    package = av()
     try:
-        with av.open(str(path)) as file:
+        with package.open(str(path)) as file:
             yield file
     except BadInput:
         raise

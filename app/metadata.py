@@ -210,9 +210,14 @@ def pixels(pictures: Sequence[Image.Image]) -> str:
     """SHA-256 over mode, size and pixels of pictures."""
     digest = hashlib.sha256()
     for picture in pictures:
-        digest.update(f"{picture.mode} {picture.width} {picture.height}\0".encode())
-        digest.update(picture.tobytes())
+        feed(digest, picture)
     return digest.hexdigest()
+
+
+def feed(digest: hashlib._Hash, picture: Image.Image) -> None:
+    """Add mode, size and pixels of a picture to a digest."""
+    digest.update(f"{picture.mode} {picture.width} {picture.height}\0".encode())
+    digest.update(picture.tobytes())
 
 
 def parameters(made: Record) -> str:

@@ -66,6 +66,16 @@ class Bar:
 
         return advance
 
+    def stream(self, total: int | None) -> Callable[[str], None]:
+        """Show the frames of a stream; returns what is called after each, with a note."""
+        task = self._next("streaming", total)
+
+        def advance(note: str) -> None:
+            self._progress.update(task, advance=1, note=note)
+            self._draw(force=False)
+
+        return advance
+
     def _next(self, label: str, total: int | None) -> TaskID:
         """One line at a time: what is done goes."""
         for task in self._progress.task_ids:

@@ -545,6 +545,61 @@ class Tuning(Source):
 
 
 @dataclass(frozen=True)
+class Streaming(Source):
+    """A clip that is drawn anew, frame after frame."""
+
+    clip: Annotated[Path, Argument(metavar="IN", help="the clip to draw anew")] = Path()
+    result: Annotated[
+        Path, Argument(metavar="OUT", help="where it goes (.mp4); its record lies beside")
+    ] = Path()
+    prompt: Annotated[str, Option(help="what to draw", rich_help_panel=PICTURE)] = ""
+    negative: Annotated[str | None, Option(help="what not to draw", rich_help_panel=PICTURE)] = None
+    seed: Annotated[
+        int | None,
+        Ge(0),
+        Le(2**63 - 1),
+        Option(help="noise; default: drawn, and recorded", rich_help_panel=PICTURE),
+    ] = None
+    strength: Annotated[
+        float, Gt(0), Le(1), Option(help="how much is redrawn, 0 to 1", rich_help_panel=PICTURE)
+    ] = 0.5
+    levels: Annotated[
+        int,
+        Ge(1),
+        Le(1000),
+        Option(
+            help="noise levels of a frame, spread over the evaluations of --steps and --strength",
+            rich_help_panel=PICTURE,
+        ),
+    ] = 4
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(1000),
+        Option(help="denoising steps of the schedule", rich_help_panel=PICTURE),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Ge(0),
+        Le(100),
+        Option(help="guidance scale; 1 is none", rich_help_panel=PICTURE),
+    ] = None
+    residual: Annotated[
+        Literal["none", "self", "onetime"] | None,
+        Option(help="residual guidance: --set loop.RCFG.negative=…", rich_help_panel=PICTURE),
+    ] = None
+    height: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    width: Annotated[
+        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="replace what is there", rich_help_panel=OUTPUT)
+    ] = False
+
+
+@dataclass(frozen=True)
 class Serving:
     """Where the app listens, who may use it, and what it may run."""
 

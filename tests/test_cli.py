@@ -19,7 +19,10 @@ from accel import methods as all_methods
 from accel.plan import PRESETS
 from app import clips, metadata, request
 
-COMMANDS = ("generate", "compare", "batch", "ui", "calibrate", "tune", "methods", "explain", "env")
+COMMANDS = (
+    *("generate", "compare", "batch", "stream", "ui", "calibrate", "tune"),
+    *("methods", "explain", "env"),
+)
 
 
 @pytest.fixture(scope="session")

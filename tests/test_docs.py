@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import accel
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BATCH = (ROOT / "docs" / "batch.md").read_text()
 TUNING = (ROOT / "docs" / "tuning.md").read_text()
+STREAMING = (ROOT / "docs" / "streaming.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
 PROMPTS = "a boat on the sea\na red house\n"
@@ -131,6 +133,21 @@ def test_the_page_on_tuning_runs(tmp_path):
     scope = {}
     exec(short.replace('"near.png"', repr(str(tmp_path / "again.png"))), scope)
     assert scope["image"].size == (64, 64) and (tmp_path / "again.png").stat().st_size > 0
+
+
+def test_the_page_on_streams_runs(tmp_path):
+    """The command on a small clip, with few levels; the Python as it stands, on two frames."""
+    from app import clips
+
+    pictures = [Image.new("RGB", (48, 32), (shade, 90, 120)) for shade in (0, 60, 120)]
+    (tmp_path / "in.mp4").write_bytes(clips.film(pictures, 8))
+    for command in commands(STREAMING):
+        run(f"{command} --width 32 --height 32 --steps 4 --levels 2", tmp_path)
+    assert clips.record_of(tmp_path / "out.mp4").result.verdicts["loop.RCFG"]["state"] == "ACTIVE"
+    (python,) = fenced(STREAMING, "python")
+    scope = {}
+    exec(python.replace("(64, 64)", "(32, 32)").replace("240, 40", "80, 40"), scope)
+    assert len(scope["pictures"]) == 2
 
 
 def test_readme_server_starts_answers_and_ends(tmp_path):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from accel.errors import UnsupportedModel
+
 POSITIONS = frozenset(
     {
         "img_ids",
@@ -82,3 +84,54 @@ def scatter(parts: Sequence[tuple[Sequence[int], Tensor]], count: int) -> Tensor
         return values
     where = sorted(range(count), key=order.__getitem__)
     return values[where]
+
+
+def join_rows(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call of as many rows as there are calls of one row: `take_rows` undone.
+
+    A step's timestep, which pipelines give as a scalar, becomes one number a row.
+
+    Args:
+        parts: The arguments of each row, as `take_rows` cuts them out.
+
+    Raises:
+        UnsupportedModel: If the rows differ in something that is no tensor a row.
+    """
+    return {name: _join(name, [part.get(name) for part in parts]) for name in parts[0]}
+
+
+def form(arguments: Any) -> Any:
+    """What the arguments of rows must have in common to be joined: shapes, and which are given."""
+    if isinstance(arguments, Tensor):
+        return (*arguments.shape, arguments.dtype)
+    if isinstance(arguments, Mapping):
+        return tuple((name, form(value)) for name, value in arguments.items())
+    if isinstance(arguments, (list, tuple)):
+        return tuple(map(form, arguments))
+    return arguments is None
+
+
+def _join(name: str, values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return _join_tensors(name, list(values))
+    if isinstance(first, Mapping):
+        return {key: _join(key, [value[key] for value in values]) for key in first}
+    if isinstance(first, (list, tuple)):
+        if name in PER_ROW and len(first) == 1:
+            return [item for value in values for item in value]
+        return type(first)(_join(name, list(items)) for items in zip(*values, strict=True))
+    if any(value is not first and value != first for value in values):
+        raise UnsupportedModel(
+            f"A network is given {name} = {first!r} for one row and another value for the next, "
+            "and it takes one for all: rows of several noise levels do not go into one call."
+        )
+    return first
+
+
+def _join_tensors(name: str, values: list[Tensor]) -> Tensor:
+    first = values[0]
+    shared = name in POSITIONS and first.ndim < 3
+    if shared:
+        return first
+    return torch.stack(values) if first.ndim == 0 else torch.cat(values)

@@ -1,4 +1,4 @@
-"""The whole page: five tabs, and what goes between them."""
+"""The whole page: six tabs, and what goes between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio as gr
 
 from accel.errors import AccelError
 from app.serve.jobs import Spec
-from app.ui import compare, endpoints, explore, gallery, generate, look, methods, parts
+from app.ui import compare, endpoints, explore, gallery, generate, live, look, methods, parts
 from app.ui.compare import Asked
 from app.ui.events import LIVE, QUIET, Updates, compared, owner_of
 from app.ui.words import language_for, say, t
@@ -36,6 +36,8 @@ def build(service: Service) -> gr.Blocks:
                 measuring = compare.tab(service, making.inputs, _asked(making), comparing)
             with _tab("explore") as exploring:
                 explore.tab(service, making, settings, exploring)
+            with _tab("live"):
+                live.tab(service)
             with _tab("gallery"):
                 gallery.tab(service, settings)
             with _tab("methods"):

@@ -16,6 +16,7 @@ from roster import (
     attention,
     blocks,
     guidance,
+    loop,
     lossless,
     memory,
     modules,
@@ -44,6 +45,7 @@ ROWS: dict[str, Row] = (
     | tokens.ROWS
     | parallel.ROWS
     | resolution.ROWS
+    | loop.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
