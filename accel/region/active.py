@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from accel.region.masks import level, touched
+from accel.region.masks import dilated, level, touched
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,25 +66,61 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks of one size.
+
+    Attributes:
+        first: Their first rows and columns, ``[blocks, 2]``.
+        height: Of each.
+        width: Of each.
+    """
+
+    first: Tensor
+    height: int
+    width: int
+
+    def windows(self, stride: int, kernel: int, padding: int) -> Blocks:
+        """What a convolution needs of its input to compute them."""
+        height, width = (
+            (side - 1) * stride + kernel for side in (self.height, self.width)
+        )
+        return Blocks(self.first * stride - padding, height, width)
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows ``[blocks, height, 1]`` and columns ``[blocks, 1, width]``."""
+        rows = self.first[:, 0, None] + torch.arange(self.height)
+        columns = self.first[:, 1, None] + torch.arange(self.width)
+        return rows[:, :, None], columns[:, None, :]
+
+    @property
+    def read(self) -> int:
+        """Places of the windows that a convolution of size 3 needs for them."""
+        return len(self.first) * (self.height + 2 * REACH) * (self.width + 2 * REACH)
+
+
+@dataclass(frozen=True, eq=False)
 class Windows:
     """Where the windows of a convolution are taken from.
 
     Attributes:
         given: Places of the input that flow, in their order.
         halo: Places of the recorded input that the windows need beside them.
-        index: ``[blocks · side · side]`` into what flows, the halo, and one zero.
-        side: Of a window.
+        index: ``[blocks · height · width]`` into what flows, the halo, and one zero.
+        height: Of a window.
+        width: Of a window.
         outside: Whether a window looks beyond the picture.
     """
 
     given: Tensor
     halo: Tensor
     index: Tensor
-    side: int
+    height: int
+    width: int
     outside: bool
 
     def gathered(self, given: Tensor, recorded: Tensor | None) -> Tensor:
-        """The windows ``[B · blocks, C, side, side]``.
+        """The windows ``[B · blocks, C, height, width]``.
 
         Args:
             given: What flows, ``[B, C, …]``.
@@ -100,7 +136,7 @@ class Windows:
             parts.append(flowing.new_zeros(len(flowing), 1, flowing.shape[2]))
         values = torch.cat(parts, 1) if len(parts) > 1 else flowing
         windows = values.index_select(1, self.index)
-        return windows.view(-1, self.side, self.side, flowing.shape[2]).permute(0, 3, 1, 2)
+        return windows.view(-1, self.height, self.width, flowing.shape[2]).permute(0, 3, 1, 2)
 
 
 class Active:
@@ -116,7 +152,7 @@ class Active:
         self._mask = mask
         self._pyramid = pyramid
         self._device = device
-        self._origins: dict[Side, Tensor] = {}
+        self._levels: dict[Side, Blocks] = {}
         self._pixels: dict[Side, Tensor] = {}
         self._windows: dict[Geometry, Windows] = {}
 
@@ -143,23 +179,21 @@ class Active:
             self._windows[geometry] = self._find(geometry)
         return self._windows[geometry]
 
-    def block(self, grid: Side) -> int:
-        """Side of the blocks of a level."""
-        return min(self._pyramid.block, *grid)
-
-    def _blocks(self, grid: Side) -> Tensor:
-        if grid not in self._origins:
+    def _blocks(self, grid: Side) -> Blocks:
+        """The active blocks of a level, or one around all of them where that reads less."""
+        if grid not in self._levels:
             pyramid = self._pyramid
             mask = level(self._mask, grid, pyramid.threshold, pyramid.dilate)
             if min(grid) < pyramid.minimum:
                 mask = torch.ones_like(mask)
-            self._origins[grid] = touched(mask, self.block(grid), REACH)
-        return self._origins[grid]
+            side = min(pyramid.block, *grid)
+            blocks = Blocks(touched(mask, side, REACH), side, side)
+            self._levels[grid] = min(_around(mask), blocks, key=lambda found: found.read)
+        return self._levels[grid]
 
     def _places(self, grid: Side) -> Tensor:
-        side = torch.arange(self.block(grid))
-        rows, columns = (self._blocks(grid)[:, axis, None] + side for axis in (0, 1))
-        return (rows[:, :, None] * grid[1] + columns[:, None, :]).flatten()
+        rows, columns = self._blocks(grid).places
+        return (rows * grid[1] + columns).flatten()
 
     def _given(self, geometry: Geometry) -> Tensor:
         """Numbers of the places of the input that flow, in their order."""
@@ -176,10 +210,9 @@ class Active:
 
     def _find(self, geometry: Geometry) -> Windows:
         height, width = geometry.source
-        side = (self.block(geometry.target) - 1) * geometry.stride + geometry.kernel
-        first = self._blocks(geometry.target) * geometry.stride - geometry.padding
-        rows, columns = (first[:, axis, None] + torch.arange(side) for axis in (0, 1))
-        rows, columns = rows[:, :, None], columns[:, None, :]
+        blocks = self._blocks(geometry.target)
+        windows = blocks.windows(geometry.stride, geometry.kernel, geometry.padding)
+        rows, columns = windows.places
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         places = (rows * width + columns)[inside]
         given = self._given(geometry)
@@ -191,4 +224,12 @@ class Active:
         index[inside] = found[places]
         outside = not bool(inside.all())
         places = (given, halo, index.flatten())
-        return Windows(*(numbers.to(self._device) for numbers in places), side, outside)
+        sides = (windows.height, windows.width)
+        return Windows(*(numbers.to(self._device) for numbers in places), *sides, outside)
+
+
+def _around(mask: Tensor) -> Blocks:
+    """One block around all that a convolution of a mask may change, ``[H, W]``."""
+    rows, columns = (dilated(mask, REACH).any(dim).nonzero()[:, 0] for dim in (1, 0))
+    first = torch.stack([rows[0], columns[0]])[None]
+    return Blocks(first, int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1)

@@ -7,9 +7,9 @@ sees the calls that are computed, and lets the network compute the region alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,13 +17,14 @@ import torch
 from accel.errors import BadInput, UnsupportedModel
 from accel.region import pictures, tokens
 from accel.region.active import Active
+from accel.region.decoding import Decoder
 from accel.region.desk import Desk, Edit
 from accel.region.masks import changed, dilated, onto
-from accel.region.recording import Answer, Input, Kept, Place, Recording
+from accel.region.recording import Answer, Changes, Input, Kept, Place, Recording
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.layout import Layout
 from accel.seams.rows import scatter
-from accel.seams.spatial import RESIDUALS, is_unet
+from accel.seams.spatial import RESIDUALS, decoder_of, is_unet
 from accel.seams.token_stream import pictures_of
 from accel.seams.tokens import patches_of, span_of
 
@@ -42,16 +43,35 @@ class Chosen:
 
     Attributes:
         share: Of the picture.
-        outside: What keeps the original, laid out as one row of an answer; ``None``: nothing is
-            computed.
+        inside: What may differ from the original, ``[F, H, W]`` on the network's own grid.
+        outside: What keeps the original, laid out as one row of an answer; ``None``: all of it,
+            and nothing is computed.
         active: The places, for a network of convolutions.
         image: Numbers of the tokens, for a transformer.
     """
 
     share: float
+    inside: Tensor
     outside: Tensor | None
     active: Active | None = None
     image: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What a call of some rows is computed against.
+
+    Attributes:
+        kept: What the network's parts had in the original.
+        before: What the rows were answered then, ``[rows, …]``.
+        changes: Where to note what the edit changes; ``None``: nowhere.
+        chosen: What is computed.
+    """
+
+    kept: Kept
+    before: Tensor
+    changes: Changes | None
+    chosen: Chosen
 
 
 class Network(Protocol):
@@ -77,7 +97,7 @@ class Network(Protocol):
         """What is computed for a mask ``[F, H, W]``."""
         ...
 
-    def run(self, call: Call, inner: Inner, kept: Kept, edit: Edit, chosen: Chosen) -> Result:
+    def run(self, call: Call, inner: Inner, part: Part) -> Result:
         """Compute a call of some rows in part; the answer is whole."""
         ...
 
@@ -110,22 +130,20 @@ class Unet:
         active = Active(mask[0], self._method.pyramid, call.sample.device)
         computed = active.finest
         outside = computed.logical_not().to(call.sample.device)
-        return Chosen(float(computed.float().mean()), outside, active)
+        return Chosen(float(computed.float().mean()), computed[None], outside, active)
 
-    def run(self, call: Call, inner: Inner, kept: Kept, edit: Edit, chosen: Chosen) -> Result:
+    def run(self, call: Call, inner: Inner, part: Part) -> Result:
         """Compute a call of some rows in part; the answer is whole."""
-        assert chosen.active is not None
-        rows = kept.places(call.rows)
-        arguments = dict(call.arguments)
-        for name in RESIDUALS:
-            arguments[name] = _places(arguments.get(name), chosen.active)
-        given = {name: value for name, value in arguments.items() if name in call.arguments}
-        sparse = pictures.Sparse(kept, rows, chosen.active, edit.changes)
-        with self._pictures.computing(sparse):
-            result = inner(Call(call.denoiser, call.step, call.rows, given))
-        return Result(
-            pictures.written(result.value, kept.output[0][rows], chosen.active), result.fresh
-        )
+        active = part.chosen.active
+        assert active is not None
+        arguments = {
+            name: _places(value, active) if name in RESIDUALS else value
+            for name, value in call.arguments.items()
+        }
+        rows = part.kept.places(call.rows)
+        with self._pictures.computing(pictures.Sparse(part.kept, rows, active, part.changes)):
+            result = inner(replace(call, arguments=arguments))
+        return Result(pictures.written(result.value, part.before, active), result.fresh)
 
 
 class Transformer:
@@ -154,19 +172,18 @@ class Transformer:
         """The tokens of a mask."""
         outside = _spread(mask, call).logical_not().to(call.sample.device)
         image = mask.flatten().nonzero()[:, 0].to(call.sample.device)
-        return Chosen(float(mask.float().mean()), outside, image=image)
+        return Chosen(float(mask.float().mean()), mask, outside, image=image)
 
-    def run(self, call: Call, inner: Inner, kept: Kept, edit: Edit, chosen: Chosen) -> Result:
+    def run(self, call: Call, inner: Inner, part: Part) -> Result:
         """Compute a call of some rows in part; the answer is whole."""
+        chosen = part.chosen
         assert chosen.image is not None
-        assert chosen.outside is not None
-        rows = kept.places(call.rows)
-        with self._tokens.computing(
-            tokens.Sparse(kept, rows, chosen.image, edit.changes), call
-        ):
+        rows = part.kept.places(call.rows)
+        sparse = tokens.Sparse(part.kept, rows, chosen.image, part.changes)
+        with self._tokens.computing(sparse, call):
             result = inner(call)
-        before = kept.output[0][rows].to(result.value)
-        return Result(torch.where(chosen.outside, before, result.value), result.fresh)
+        value = torch.where(chosen.outside, part.before.to(result.value), result.value)
+        return Result(value, result.fresh)
 
 
 class Editing:
@@ -184,6 +201,7 @@ class Editing:
         self._tally = site.tally
         self._desk = desk
         self._networks: dict[str, Network] = {}
+        self._resets: list[Callable[[], None]] = []
         self._chosen: dict[tuple[str, int], Chosen] = {}
         self._alike: dict[tuple[str, bytes], Chosen] = {}
         self._dense: set[tuple[str, int]] = set()
@@ -195,26 +213,35 @@ class Editing:
         self._tally.memory = self._bytes
         self._tally.reason = self._why_idle
         yield site.on_start(self._reset)
+        if self._method.decoder and decoder_of(site.pipe) is not None:
+            yield site.claim("decoder")
+            yield from self._decoder(site).attach()
         for denoiser in site.denoisers:
             kind = Unet if is_unet(denoiser.core) else Transformer
             network: Network = kind(denoiser, self._method)
             self._networks[denoiser.name] = network
+            self._resets.append(network.reset)
             yield from network.attach()
             yield site.around(denoiser, self._outer)
             yield site.around(denoiser, self._inner, at="weights")
 
-    def chosen(self, sample: int) -> Chosen | None:
-        """What of a sample is computed in the edit that is under way."""
+    def inside(self, sample: int) -> Tensor | None:
+        """What of a sample's latents may differ, ``[F, H, W]``; ``None`` where it is not known."""
         found = [one for (_, number), one in self._chosen.items() if number == sample]
-        return found[0] if found else None
+        return found[0].inside if found else None
+
+    def _decoder(self, site: Site) -> Decoder:
+        decoder = Decoder(decoder_of(site.pipe), self._method, self._desk, self.inside)
+        self._resets.append(decoder.reset)
+        return decoder
 
     def _reset(self) -> None:
         self._tally.change = None
         self._chosen.clear()
         self._alike.clear()
         self._dense.clear()
-        for network in self._networks.values():
-            network.reset()
+        for reset in self._resets:
+            reset()
 
     def _bytes(self) -> int:
         desk = self._desk
@@ -240,8 +267,7 @@ class Editing:
     def _watched(self, recording: Recording, call: Call, inner: Inner) -> Result:
         self._note(recording, call)
         result = inner(call)
-        for place, answer in _answers(call, result).items():
-            recording.answers[place] = answer
+        recording.answered(_answers(call, result))
         self._tally.record(call.step.index, call.rows, "computed")
         return result
 
@@ -249,7 +275,7 @@ class Editing:
         recording.timesteps[call.step.index] = call.step.timestep
         recording.size = _picture_size(self._pipe, self._networks[call.denoiser.name], call)
         for row, given in zip(call.rows, _inputs(call), strict=True):
-            recording.inputs.setdefault((call.denoiser.name, row), given)
+            recording.given(call.denoiser.name, row, given)
 
     def _edited(self, recording: Recording, edit: Edit, call: Call, inner: Inner) -> Result:
         self._check(recording, call)
@@ -307,7 +333,7 @@ class Editing:
             same = (call.denoiser.name, mask.numpy().tobytes())
             if same not in self._alike:
                 network = self._networks[call.denoiser.name]
-                nothing = Chosen(0.0, None)
+                nothing = Chosen(0.0, mask, None)
                 self._alike[same] = network.choose(mask, call) if bool(mask.any()) else nothing
             self._chosen[key] = self._alike[same]
         return self._chosen[key]
@@ -404,9 +430,11 @@ class Editing:
         self, edit: Edit, recording: Recording, call: Call, inner: Inner, kept: Kept | None
     ) -> Result:
         chosen = self._chosen[call.denoiser.name, call.rows[0].sample]
-        if kept is not None and chosen.outside is not None and chosen.share <= self._method.most:
+        if kept is not None and chosen.share <= self._method.most:
+            places = [Place(call.denoiser.name, call.step.index, row) for row in call.rows]
+            before = torch.stack([recording.answers[place].value for place in places])
             network = self._networks[call.denoiser.name]
-            return network.run(call, inner, kept, edit, chosen)
+            return network.run(call, inner, Part(kept, before, edit.changes, chosen))
         self._dense |= {(call.denoiser.name, row.sample) for row in call.rows}
         if edit.changes is None:
             return inner(call)
@@ -420,7 +448,6 @@ class Editing:
         kept = Kept(call.rows)
         with self._networks[call.denoiser.name].recording(kept, call):
             result = inner(call)
-        kept.output.append(result.value.clone())
         return result, kept
 
 

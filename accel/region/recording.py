@@ -36,12 +36,10 @@ class Kept:
     Attributes:
         rows: What the rows of the tensors are.
         values: By part, tensors ``[rows, …]``.
-        output: What the network answered, ``[rows, …]``.
     """
 
     rows: tuple[Row, ...]
     values: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    output: list[Tensor] = field(default_factory=list)
 
     def places(self, rows: Sequence[Row]) -> list[int]:
         """Where some rows are in the tensors."""
@@ -82,6 +80,7 @@ class Recording:
 
     Attributes:
         size: Height and width of the picture in pixels.
+        bytes: What it takes in memory; edits that go on from it take no more.
         timesteps: By evaluation, its noise level as the scheduler has it.
         inputs: By network and row, the first input.
         answers: What every row of every evaluation was answered.
@@ -89,45 +88,48 @@ class Recording:
     """
 
     size: tuple[int, int] = (0, 0)
+    bytes: int = 0
     timesteps: dict[int, float] = field(default_factory=dict)
     inputs: dict[tuple[str, Row], Input] = field(default_factory=dict)
     answers: dict[Place, Answer] = field(default_factory=dict)
     kept: dict[Place, Kept] = field(default_factory=dict)
 
-    @property
-    def bytes(self) -> int:
-        """What it takes in memory."""
-        passes = {id(kept): kept for kept in self.kept.values()}
-        return bytes_of(
-            [list(kept.values.values()) for kept in passes.values()],
-            [kept.output for kept in passes.values()],
-            [answer.value for answer in self.answers.values()],
-            [[given.sample, given.text] for given in self.inputs.values()],
-        )
-
     def add(self, network: str, evaluation: int, kept: Kept) -> None:
         """Keep what the parts of a network had in one call."""
         for row in kept.rows:
             self.kept[Place(network, evaluation, row)] = kept
+        self.bytes += bytes_of(kept.values)
+
+    def answered(self, answers: dict[Place, Answer]) -> None:
+        """Keep what rows were answered."""
+        self.answers |= answers
+        self.bytes += bytes_of([answer.value for answer in answers.values()])
+
+    def given(self, network: str, row: Row, first: Input) -> None:
+        """Keep a row's first input."""
+        if (network, row) not in self.inputs:
+            self.inputs[network, row] = first
+            self.bytes += bytes_of([first.sample, first.text])
 
 
 class Changes:
-    """What an edit would change of the recording, put aside until the run has ended well."""
+    """What an edit would change of the recording, put aside until the run has ended well.
+
+    Attributes:
+        bytes: What it takes in memory.
+    """
 
     def __init__(self) -> None:
+        self.bytes = 0
         self._written: list[tuple[Tensor, list[int], int, torch.Tensor, Tensor]] = []
         self._replaced: list[tuple[dict[Any, Any], Any, Any]] = []
-
-    @property
-    def bytes(self) -> int:
-        """What they take in memory."""
-        return bytes_of([value for *_, value in self._written])
 
     def write(
         self, target: Tensor, rows: list[int], dim: int, index: torch.Tensor, values: Tensor
     ) -> None:
         """Write values ``[rows, …]`` to some places along an axis of a kept tensor."""
         self._written.append((target, rows, dim, index, values.to(target, copy=True)))
+        self.bytes += values.numel() * target.element_size()
 
     def put(self, into: dict[Any, Any], key: Any, value: Any) -> None:
         """Put something in the place of what is there."""
