@@ -107,17 +107,21 @@ class Windows:
         given: Places of the input that flow, in their order.
         halo: Places of the recorded input that the windows need beside them.
         index: ``[blocks · height · width]`` into what flows, the halo, and one zero.
+        taps: ``[places · kernel · kernel]`` into the same: what each output is a sum of.
         height: Of a window.
         width: Of a window.
         outside: Whether a window looks beyond the picture.
+        count: Places of the output.
     """
 
     given: Tensor
     halo: Tensor
     index: Tensor
+    taps: Tensor
     height: int
     width: int
     outside: bool
+    count: int
 
     def gathered(self, given: Tensor, recorded: Tensor | None) -> Tensor:
         """The windows ``[B · blocks, C, height, width]``.
@@ -126,6 +130,15 @@ class Windows:
             given: What flows, ``[B, C, …]``.
             recorded: The recorded input ``[B, H · W, C]``.
         """
+        windows = self._values(given, recorded).index_select(1, self.index)
+        return windows.view(-1, self.height, self.width, given.shape[1]).permute(0, 3, 1, 2)
+
+    def columns(self, given: Tensor, recorded: Tensor | None) -> Tensor:
+        """What each output is a sum of, ``[B, places, kernel · kernel · C]``."""
+        columns = self._values(given, recorded).index_select(1, self.taps)
+        return columns.view(len(given), self.count, -1)
+
+    def _values(self, given: Tensor, recorded: Tensor | None) -> Tensor:
         flowing = given.flatten(2).transpose(1, 2)
         parts = [flowing]
         if len(self.halo):
@@ -134,9 +147,7 @@ class Windows:
             parts.append(halo.to(flowing))
         if self.outside:
             parts.append(flowing.new_zeros(len(flowing), 1, flowing.shape[2]))
-        values = torch.cat(parts, 1) if len(parts) > 1 else flowing
-        windows = values.index_select(1, self.index)
-        return windows.view(-1, self.height, self.width, flowing.shape[2]).permute(0, 3, 1, 2)
+        return torch.cat(parts, 1) if len(parts) > 1 else flowing
 
 
 class Active:
@@ -222,10 +233,17 @@ class Active:
         found[halo] = len(given) + torch.arange(len(halo))
         index = torch.full(inside.shape, len(given) + len(halo))
         index[inside] = found[places]
-        outside = not bool(inside.all())
-        places = (given, halo, index.flatten())
-        sides = (windows.height, windows.width)
-        return Windows(*(numbers.to(self._device) for numbers in places), *sides, outside)
+        taps = index
+        for axis in (1, 2):
+            taps = taps.unfold(axis, geometry.kernel, geometry.stride)
+        numbers = (given, halo, index.flatten(), taps.flatten())
+        return Windows(
+            *(places.to(self._device) for places in numbers),
+            windows.height,
+            windows.width,
+            not bool(inside.all()),
+            taps[..., 0, 0].numel(),
+        )
 
 
 def _around(mask: Tensor) -> Blocks:

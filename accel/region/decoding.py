@@ -63,6 +63,7 @@ class Decoder:
     def reset(self) -> None:
         """A run starts: the next sample is the first."""
         self._count = 0
+        self._pictures.reset()
 
     def _decode(
         self, inner: Callable[..., Tensor], latents: Tensor, *args: Any, **kwargs: Any

@@ -115,7 +115,8 @@ class Unet:
         yield from self._pictures.attach()
 
     def reset(self) -> None:
-        """A run starts: nothing is kept from call to call."""
+        """A run starts: weights may be others."""
+        self._pictures.reset()
 
     def recording(self, kept: Kept, call: Call) -> AbstractContextManager[None]:
         """While it is entered, a dense pass is kept."""

@@ -61,7 +61,10 @@ class SIGE(Accelerator):
         description="share of the region above which a place of a coarser level is active",
     )
     level_dilate: int = Field(
-        default=1, ge=0, description="places by which a region grows at every other level"
+        default=0,
+        ge=0,
+        description="places by which a region grows at every other level, beside the one that a "
+        "convolution reaches (the authors: 1)",
     )
     minimum: int = Field(
         default=8,
@@ -77,7 +80,7 @@ class SIGE(Accelerator):
         default=True, description="decode the region alone, too, where the decoder is a known one"
     )
     decoder_dilate: int = Field(
-        default=2, ge=0, description="places of the latents by which the decoder's region grows"
+        default=1, ge=0, description="places of the latents by which the decoder's region grows"
     )
     most: float = Field(
         default=0.5,

@@ -23,6 +23,7 @@ from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
+from accel import hooks
 from accel.errors import UnsupportedModel
 from accel.seams.attention import Answer, Interception
 from accel.seams.blocks import wrap_call
@@ -55,6 +56,14 @@ class Part:
     module: Any
     kind: Kind
     first: bool = False
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody else works on it (offloading, casting): then only its call counts."""
+        chain = vars(self.module).get("forward")
+        links = len(chain.links) if isinstance(chain, hooks.Chain) else 0
+        below = chain.original if isinstance(chain, hooks.Chain) else self.module.forward
+        return links > 1 or getattr(below, "__func__", None) is not nn.Conv2d.forward
 
     def wrap(self, around: Callable[..., Any]) -> Callable[[], None]:
         """Put ``around(inner, *args, **kwargs)`` around it; returns the undo."""
