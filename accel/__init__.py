@@ -9,6 +9,7 @@ from accel import edit as edit
 from accel import errors as errors
 from accel import guidance as guidance
 from accel import memory as memory
+from accel import region as region
 from accel import tokens as tokens
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "memory",
     "methods",
+    "region",
     "tokens",
     "tune",
 ]

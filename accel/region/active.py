@@ -81,9 +81,7 @@ class Blocks:
 
     def windows(self, stride: int, kernel: int, padding: int) -> Blocks:
         """What a convolution needs of its input to compute them."""
-        height, width = (
-            (side - 1) * stride + kernel for side in (self.height, self.width)
-        )
+        height, width = ((side - 1) * stride + kernel for side in (self.height, self.width))
         return Blocks(self.first * stride - padding, height, width)
 
     @property

@@ -357,13 +357,22 @@ class Editing:
                     "stays as it was: draw a larger region, or none, to follow the input"
                 )
             return mask.contiguous()
-        if not bool(differs.any()) and _text_differs(before, after):
+        if not bool(differs.any()) and self._says_another(recording, call, row.sample):
             self._tally.advise(
                 "the prompt changed and no region was given, so all of the picture was computed: "
                 "draw the region that is to change"
             )
             return torch.ones_like(differs)
         return dilated(differs, self._method.dilate).contiguous()
+
+    def _says_another(self, recording: Recording, call: Call, sample: int) -> bool:
+        """Whether the conditioning of a branch of a sample differs from the original's."""
+        pairs = [
+            (recording.inputs.get((call.denoiser.name, row)), after)
+            for row, after in zip(call.rows, _inputs(call), strict=True)
+            if row.sample == sample
+        ]
+        return any(before is not None and _text_differs(before, after) for before, after in pairs)
 
     def _difference(
         self, before: Input, after: Input, call: Call, grid: tuple[int, int, int]
@@ -416,9 +425,7 @@ class Editing:
         value = scatter([(rows, result.value) for rows, result in parts], len(call.rows))
         return Result(value, (True,) * len(call.rows))
 
-    def _groups(
-        self, recording: Recording, call: Call
-    ) -> list[tuple[list[int], Kept | None]]:
+    def _groups(self, recording: Recording, call: Call) -> list[tuple[list[int], Kept | None]]:
         """Rows that run together: of one mask, and recorded in one call."""
         groups: dict[tuple[int, int], tuple[list[int], Kept | None]] = {}
         for index, row in enumerate(call.rows):

@@ -81,14 +81,18 @@ def _levels(mask: Any) -> Tensor:
     """A mask as numbers from 0 to 1, ``[H, W]``."""
     import numpy as np
 
-    array = np.asarray(mask.convert("L") if hasattr(mask, "convert") else mask)
-    if array.dtype == object:
-        raise BadInput(
-            f"A mask is a picture, an array or a tensor; found {type(mask).__name__}. Give one of "
-            "the picture's size, white where it is to change."
-        )
-    scale = 255.0 if array.dtype == np.uint8 else 1.0
-    values = torch.as_tensor(np.ascontiguousarray(array)).float().squeeze() / scale
+    if hasattr(mask, "convert"):
+        mask = np.array(mask.convert("L"))
+    values = mask.detach().cpu() if isinstance(mask, torch.Tensor) else np.array(mask)
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "bfiu":
+            raise BadInput(
+                f"A mask is a picture, an array or a tensor; found {type(mask).__name__}. Give one "
+                "of the picture's size, white where it is to change."
+            )
+        values = torch.from_numpy(values)
+    scale = 255.0 if values.dtype == torch.uint8 else 1.0
+    values = values.float().squeeze() / scale
     return values if values.ndim == 2 else values.new_zeros(0, 0)
 
 
@@ -115,7 +119,9 @@ def level(mask: Tensor, grid: tuple[int, int], threshold: float, dilate: int) ->
     if grid == tuple(mask.shape):
         return mask
     if grid[0] > mask.shape[0]:
-        found = functional.interpolate(mask[None, None].float(), size=grid, mode="nearest")[0, 0] > 0
+        found = (
+            functional.interpolate(mask[None, None].float(), size=grid, mode="nearest")[0, 0] > 0
+        )
     else:
         means = functional.adaptive_avg_pool2d(mask[None].float(), grid)[0]
         found = means > min(threshold, float(means.max()) - EPSILON)

@@ -226,9 +226,7 @@ class Pictures:
         result: Tensor = inner(x)
         return result
 
-    def _normed(
-        self, part: Part, sparse: Sparse, inner: Callable[..., Any], x: Tensor
-    ) -> Tensor:
+    def _normed(self, part: Part, sparse: Sparse, inner: Callable[..., Any], x: Tensor) -> Tensor:
         recorded = sparse.of(part.path)[2].to(x)
         pixels = sparse.active.pixels(self._grids[recorded.shape[1]])
         flowing = x.flatten(2).transpose(1, 2)

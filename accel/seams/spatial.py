@@ -133,9 +133,7 @@ def _why_not(module: Any) -> str | None:
         and (module.use_conv_transpose or not module.interpolate or not module.use_conv),
         "attends to more than the picture": isinstance(module, GatedSelfAttentionDense)
         or (isinstance(module, Attention) and _attends_to_more(module)),
-        "convolves otherwise than by an odd square with zeros around": isinstance(
-            module, nn.Conv2d
-        )
+        "convolves otherwise than by an odd square with zeros around": isinstance(module, nn.Conv2d)
         and not _plain(module),
         "works along time, or filters": isinstance(module, nn.Conv3d | nn.ConvTranspose2d)
         or type(module).__name__.startswith(("Fir", "Temporal", "KUp", "KDown", "AlphaBlender")),

@@ -21,6 +21,7 @@ from roster import (
     modules,
     network,
     parallel,
+    region,
     solver_coupled,
     solvers,
     tokens,
@@ -42,6 +43,7 @@ ROWS: dict[str, Row] = (
     | attention.ROWS
     | tokens.ROWS
     | parallel.ROWS
+    | region.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
