@@ -227,20 +227,22 @@ class Active:
         given = self._given(geometry)
         found = torch.full((height * width,), -1)
         found[given] = torch.arange(len(given))
-        halo = places[found[places] < 0].unique()
+        halo = torch.unique(places[found[places] < 0])
         found[halo] = len(given) + torch.arange(len(halo))
         index = torch.full(inside.shape, len(given) + len(halo))
         index[inside] = found[places]
         taps = index
         for axis in (1, 2):
             taps = taps.unfold(axis, geometry.kernel, geometry.stride)
-        numbers = (given, halo, index.flatten(), taps.flatten())
         return Windows(
-            *(places.to(self._device) for places in numbers),
-            windows.height,
-            windows.width,
-            not bool(inside.all()),
-            taps[..., 0, 0].numel(),
+            given=given.to(self._device),
+            halo=halo.to(self._device),
+            index=index.flatten().to(self._device),
+            taps=taps.flatten().to(self._device),
+            height=windows.height,
+            width=windows.width,
+            outside=not bool(inside.all()),
+            count=taps[..., 0, 0].numel(),
         )
 
 

@@ -21,6 +21,7 @@ from accel.region.decoding import Decoder
 from accel.region.desk import Desk, Edit
 from accel.region.masks import changed, dilated, onto
 from accel.region.recording import Answer, Changes, Input, Kept, Place, Recording
+from accel.report import State
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.layout import Layout
 from accel.seams.rows import scatter
@@ -179,6 +180,7 @@ class Transformer:
         """Compute a call of some rows in part; the answer is whole."""
         chosen = part.chosen
         assert chosen.image is not None
+        assert chosen.outside is not None
         rows = part.kept.places(call.rows)
         sparse = tokens.Sparse(part.kept, rows, chosen.image, part.changes)
         with self._tokens.computing(sparse, call):
@@ -391,7 +393,7 @@ class Editing:
             dense = (call.denoiser.name, row.sample) in self._dense
             share = 1.0 if dense and one.outside is not None else one.share
             edit.shares.append(share)
-            state = "computed" if share == 1 else "reused"
+            state: State = "computed" if share == 1 else "reused"
             left_out = ("outside of the region",) if share < 1 else ()
             self._tally.record(call.step.index, [row], state, left_out)
         if edit.share < 1:

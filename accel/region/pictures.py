@@ -231,7 +231,7 @@ class Pictures:
         pixels = sparse.active.pixels(self._grids[recorded.shape[1]])
         flowing = x.flatten(2).transpose(1, 2)
         sparse.write(part.path, 2, 1, pixels, flowing)
-        whole = inner(recorded.index_copy(1, pixels, flowing).transpose(1, 2))
+        whole: Tensor = inner(recorded.index_copy(1, pixels, flowing).transpose(1, 2))
         return whole.index_select(2, pixels).view(x.shape)
 
     def _attention(self, part: Part, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
