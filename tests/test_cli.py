@@ -19,7 +19,18 @@ from accel import methods as all_methods
 from accel.plan import PRESETS
 from app import clips, metadata, request
 
-COMMANDS = ("generate", "compare", "batch", "ui", "calibrate", "tune", "methods", "explain", "env")
+COMMANDS = (
+    "generate",
+    "edit",
+    "compare",
+    "batch",
+    "ui",
+    "calibrate",
+    "tune",
+    "methods",
+    "explain",
+    "env",
+)
 
 
 @pytest.fixture(scope="session")
