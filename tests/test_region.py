@@ -274,6 +274,21 @@ def test_samples_have_regions_of_their_own(bench, same, name):
     torch.testing.assert_close(found, original, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"), [("sd15", "guidance_scale"), ("flux_cfg", "true_cfg_scale")]
+)
+def test_an_edit_that_leaves_the_original_outside_says_so(bench, name, scale):
+    edits, _ = recorded(bench, name)
+    corner = (0, 0, 0.125, 0.125)
+    try:
+        edits.edit(texts(name), region=corner)
+        assert not edits.report.tallies[0].advice
+        edits.edit(texts(name), region=corner, **{scale: 9.0})
+        assert "leaves the original" in edits.report.tallies[0].advice[0]
+    finally:
+        edits.close()
+
+
 # Edits in a row.
 
 

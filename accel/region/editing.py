@@ -276,6 +276,9 @@ class Editing:
 
     def _note(self, recording: Recording, call: Call) -> None:
         recording.timesteps[call.step.index] = call.step.timestep
+        if call.step.index == 1:
+            for row, sample in zip(call.rows, call.sample, strict=True):
+                recording.seconds[call.denoiser.name, row] = sample.clone()
         recording.size = _picture_size(self._pipe, self._networks[call.denoiser.name], call)
         for row, given in zip(call.rows, _inputs(call), strict=True):
             recording.given(call.denoiser.name, row, given)
@@ -306,6 +309,7 @@ class Editing:
             for index, answer in zip(same, answers, strict=True):
                 fresh[index] = answer.fresh
         result = Result(scatter(parts, len(call.rows)), tuple(fresh))
+        self._follow(recording, call, chosen)
         self._tell(edit, call, chosen)
         self._carry(recording, edit, call, result)
         return result
@@ -388,6 +392,21 @@ class Editing:
         flat = mask[None] if mask.ndim == 2 else mask
         return torch.nn.functional.adaptive_max_pool3d(flat[None].float(), grid)[0] > 0
 
+    def _follow(self, recording: Recording, call: Call, chosen: Sequence[Chosen]) -> None:
+        """Look once, at the second evaluation, whether the edit leaves the original outside."""
+        if call.step.index != 1:
+            return
+        for row, one, now in zip(call.rows, chosen, call.sample, strict=True):
+            then = recording.seconds.get((call.denoiser.name, row))
+            if then is None or one.outside is None or then.shape != now.shape:
+                continue
+            apart = ((then.to(now) - now).abs() > self._method.threshold) & one.outside
+            if bool(apart.any()):
+                self._tally.advise(
+                    "outside of the region the edit leaves the original, whose answers it is given "
+                    "there: call it with the guidance, the noise and the masks of the recording"
+                )
+
     def _tell(self, edit: Edit, call: Call, chosen: Sequence[Chosen]) -> None:
         for row, one in zip(call.rows, chosen, strict=True):
             dense = (call.denoiser.name, row.sample) in self._dense
@@ -405,6 +424,9 @@ class Editing:
             return
         for place, answer in _answers(call, result).items():
             edit.changes.put(recording.answers, place, answer)
+        if call.step.index == 1:
+            for row, sample in zip(call.rows, call.sample, strict=True):
+                edit.changes.put(recording.seconds, (call.denoiser.name, row), sample.clone())
         if call.step.index == 0:
             for row, given in zip(call.rows, _inputs(call), strict=True):
                 edit.changes.put(recording.inputs, (call.denoiser.name, row), given)

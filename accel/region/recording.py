@@ -83,6 +83,7 @@ class Recording:
         bytes: What it takes in memory; edits that go on from it take no more.
         timesteps: By evaluation, its noise level as the scheduler has it.
         inputs: By network and row, the first input.
+        seconds: The samples of the second call: by them is seen where an edit leaves the original.
         answers: What every row of every evaluation was answered.
         kept: By row of an evaluation, what the parts of the network had.
     """
@@ -91,6 +92,7 @@ class Recording:
     bytes: int = 0
     timesteps: dict[int, float] = field(default_factory=dict)
     inputs: dict[tuple[str, Row], Input] = field(default_factory=dict)
+    seconds: dict[tuple[str, Row], Tensor] = field(default_factory=dict)
     answers: dict[Place, Answer] = field(default_factory=dict)
     kept: dict[Place, Kept] = field(default_factory=dict)
 
