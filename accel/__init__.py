@@ -10,6 +10,7 @@ from accel import errors as errors
 from accel import guidance as guidance
 from accel import loop as loop
 from accel import memory as memory
+from accel import region as region
 from accel import tokens as tokens
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
@@ -41,6 +42,7 @@ __all__ = [
     "loop",
     "memory",
     "methods",
+    "region",
     "tokens",
     "tune",
 ]

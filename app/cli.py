@@ -15,6 +15,7 @@ from app.request import (
     Batch,
     Calibration,
     Choice,
+    Editing,
     Like,
     Listing,
     Measuring,
@@ -65,6 +66,19 @@ def root(
 def generate(given: Given) -> None:
     """Make one picture or clip (MP4); without --plan, --preset or --set by the stock pipeline."""
     from app.generate import generate as run
+
+    run(given)
+
+
+@app.command()
+@takes(Editing, Target, Printing)
+def edit(given: Given) -> None:
+    """Change a region of a picture: only that is computed, the rest stays as it was, bit for bit.
+
+    The original is made once more by its record, to know what its layers had; give --mask or
+    --region. --compare says what computing everything takes.
+    """
+    from app.edit import edit as run
 
     run(given)
 

@@ -54,7 +54,7 @@ def alone(given: Given, place: Place | None = None) -> None:
         place: Which of several processes this is, that make it together: the first one writes it.
     """
     example = _example(make(Like, given).like)
-    request = _request(given, example)
+    request = asked_for(given, example)
     plan = chosen(make(Choice, given), None if example is None else example.record.plan)
     metadata.digests(request)
     first = place is None or place.rank == 0
@@ -82,7 +82,8 @@ def _example(path: Path | None) -> Example | None:
     return None if path is None else Example(path, *clips.read(path))
 
 
-def _request(given: Given, example: Example | None) -> Request:
+def asked_for(given: Given, example: Example | None) -> Request:
+    """The request of some options, or of an example with some options changed."""
     if example is None:
         return make(Request, given).seeded()
     record = example.record

@@ -400,6 +400,37 @@ class Like:
 
 
 @dataclass(frozen=True)
+class Editing:
+    """A picture, what it is to show, and where."""
+
+    original: Annotated[
+        Path, Argument(metavar="ORIGINAL", help="a picture of `accel generate`, with its record")
+    ]
+    prompt: Annotated[str, Argument(help="what it is to show")]
+    mask: Annotated[
+        Path | None,
+        Option(
+            help="picture of the original's size, white where it changes", rich_help_panel=PICTURE
+        ),
+    ] = None
+    region: Annotated[
+        str | None,
+        Option(
+            metavar="X,Y,W,H",
+            help="instead of --mask: left, top, width, height; shares of the sides up to 1, else "
+            "pixels",
+            rich_help_panel=PICTURE,
+        ),
+    ] = None
+    dense: Annotated[
+        bool,
+        Option(
+            "--compare", help="time a run that computes everything, too", rich_help_panel=OUTPUT
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
 class Repeats:
     """How often a comparison runs."""
 

@@ -111,7 +111,7 @@ class Session:
             AccelError: As ``run``; and ``BadInput`` if the pipeline does not take them together.
         """
         first = requests[0]
-        pipe, call = self._prepare(requests, plan)
+        pipe, call = self.prepare(requests, plan)
         with plan.attach(pipe) as run:
             latest: list[Any] = [None]
             run.trajectory.observers.append(lambda _step, result: _keep(latest, result))
@@ -135,10 +135,15 @@ class Session:
 
     def bare_together(self, requests: Sequence[Request]) -> list[Outcome]:
         """Run requests in one call of the stock pipeline, with nothing attached."""
-        pipe, call = self._prepare(requests, Plan())
+        pipe, call = self.prepare(requests, Plan())
         return self._call(pipe, requests, call, None)
 
-    def _prepare(self, requests: Sequence[Request], plan: Plan) -> tuple[Any, dict[str, Any]]:
+    def prepare(self, requests: Sequence[Request], plan: Plan) -> tuple[Any, dict[str, Any]]:
+        """The pipeline of some requests that go into one call, and its arguments.
+
+        Raises:
+            BadInput: If a request is for another model.
+        """
         first = requests[0]
         for request in requests:
             if request.source != self.model.source:
@@ -179,7 +184,7 @@ class Session:
         report: Report | None,
     ) -> list[Outcome]:
         form = {"output_type": "pil"} if "output_type" in parameters(pipe) else {}
-        noise = [_noise(request) for request in requests]
+        noise = [noise_of(request) for request in requests]
         start = time.perf_counter()
         with _nan_is_an_error(requests[0]):
             made = pipe(**{**call, **form}, generator=noise[0] if len(noise) == 1 else noise)[0]
@@ -200,7 +205,8 @@ class Session:
         return outcomes
 
 
-def _noise(request: Request) -> torch.Generator:
+def noise_of(request: Request) -> torch.Generator:
+    """The source of a request's noise, at its start."""
     import torch
 
     assert request.seed is not None

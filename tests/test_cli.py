@@ -20,7 +20,7 @@ from accel.plan import PRESETS
 from app import clips, metadata, request
 
 COMMANDS = (
-    *("generate", "compare", "batch", "stream", "ui", "calibrate", "tune"),
+    *("generate", "edit", "compare", "batch", "stream", "ui", "calibrate", "tune"),
     *("methods", "explain", "env"),
 )
 

@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
 BATCH = (ROOT / "docs" / "batch.md").read_text()
 TUNING = (ROOT / "docs" / "tuning.md").read_text()
 STREAMING = (ROOT / "docs" / "streaming.md").read_text()
+EDITING = (ROOT / "docs" / "editing.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
 PROMPTS = "a boat on the sea\na red house\n"
@@ -198,3 +199,15 @@ def test_the_example_method_is_a_method(tmp_path, monkeypatch):
     assert run_.report.nfe == 2 * 2
     assert run_.report.verdicts["cache.Fixed"].detail == "4/6 reused"
     assert torch.equal(tiny.call(pipe, steps=6), stock)
+
+
+def test_editing_runs_as_documented(tmp_path):
+    generate, edit = commands(EDITING)
+    run(f"{generate} --steps 3 --height 64 --width 64", tmp_path)
+    run(edit, tmp_path)
+    assert (tmp_path / "ball.png").exists()
+    (block,) = fenced(EDITING, "python")
+    short = block.replace(
+        "**call,", '**{**call, "num_inference_steps": 3, "height": 64, "width": 64},'
+    )
+    exec(compile(short, "editing.md", "exec"), {})

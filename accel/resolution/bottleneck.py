@@ -22,8 +22,8 @@ HELD = (
     "branches: what answers for the unconditional one",
     "all steps of the schedule",
 )
-"""Seams of methods that keep, for a picture of one size, where its tokens lie or what they were; and
-of solvers whose steps are numbered."""
+"""Seams of what keeps, for a picture of one size, where its tokens lie or what they were; and of
+solvers whose steps are numbered."""
 
 
 class Bottleneck(Accelerator):

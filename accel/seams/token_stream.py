@@ -7,7 +7,7 @@ positions, masks, modulation of its own for each token. What that is, is told by
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from accel.errors import UnsupportedModel
-from accel.seams.blocks import ENCODER, wrap_call
-from accel.seams.denoisers import Call
+from accel.seams.blocks import ENCODER, Block, wrap_call
+from accel.seams.denoisers import Call, Denoiser
 from accel.seams.layout import Layout
+from accel.seams.modules import find_modules
 from accel.seams.rotary import Fewer, kept_positions, shared_positions
 from accel.seams.rows import take_rows
 from accel.seams.tokens import FRAMES_SECOND, TEXT_FIRST, TEXT_LAST, Layouts
@@ -27,6 +28,12 @@ POSITIONS = ("rotary", "rope", "freqs", "pos_emb")
 
 FOLDED = ("UNetSpatioTemporalConditionModel",)
 """UNets for video whose clips are ``[B, F, C, H, W]``; AnimateDiff's are ``[B, C, F, H, W]``."""
+
+GRID = ("height", "width")
+"""Parameters of blocks that convolve over the grid of the tokens."""
+
+FIRST = "num_tokens"
+"""Parameter of blocks that modulate so many tokens, those of the first frame, apart."""
 
 TEXT = "encoder"
 """How the names of arguments begin that belong to the text."""
@@ -169,6 +176,37 @@ def stream_of(
     if isinstance(text, Tensor) and network in (*TEXT_FIRST, *TEXT_LAST):
         joint = layouts.of(call, tokens + text.shape[1])
     return Stream(network, tuple(named), tuple(named.values()), len(args), own, joint)
+
+
+def token_blocks(denoiser: Denoiser, method: str, instead: str) -> Iterator[tuple[str, Block]]:
+    """The blocks of a network around its self-attention, which run on any of its tokens.
+
+    Args:
+        denoiser: The network.
+        method: For the refusal.
+        instead: What to do then, a sentence.
+
+    Raises:
+        UnsupportedModel: For blocks that need the whole grid, fold frames into the rows, or cut
+            the first frame's tokens off.
+    """
+    modules = find_modules(denoiser)
+    network = f"{method} does not fit {type(denoiser.core).__name__}"
+    if any(module.kind == "temporal" for module in modules):
+        raise UnsupportedModel(f"{network}: its blocks fold frames into the rows. {instead}")
+    paths = dict.fromkeys(m.path.rpartition(".")[0] for m in modules if m.kind == "self")
+    for index, path in enumerate(paths):
+        block = Block(index, denoiser.core.get_submodule(path))
+        if any(name in block.parameters for name in GRID):
+            raise UnsupportedModel(
+                f"{network}: its blocks convolve over the whole grid of tokens. {instead}"
+            )
+        if FIRST in block.parameters:
+            raise UnsupportedModel(
+                f"{network}: its blocks modulate the first frame's tokens apart, by their number. "
+                f"{instead}"
+            )
+        yield path, block
 
 
 def parameters_of(module: Any) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from accel.seams.blocks import Block, Streams
 from accel.seams.denoisers import Call, Denoiser, Inner, Result, Row
 from accel.seams.layout import Layout
 from accel.seams.memory import bytes_of
-from accel.seams.modules import find_modules
 from accel.seams.rows import scatter
 from accel.seams.token_stream import (
     Stream,
@@ -27,6 +26,7 @@ from accel.seams.token_stream import (
     parameters_of,
     pictures_of,
     stream_of,
+    token_blocks,
     wrap_inside,
 )
 from accel.seams.tokens import Layouts, refuse_unknown
@@ -41,11 +41,7 @@ if TYPE_CHECKING:
     from accel.seams.solvers import Solver
     from accel.trajectory import Step, Update
 
-GRID = ("height", "width")
-"""Parameters of blocks that convolve over the grid of the tokens."""
-
-FIRST = "num_tokens"
-"""Parameter of blocks that modulate so many tokens, those of the first frame, apart."""
+INSTEAD = "Use tokens.ToMe, which works at the attention."
 
 MASKS = "ip_adapter_masks"
 """Keyword of UNets' blocks for what is laid out by tokens, but cut to size only inside."""
@@ -100,7 +96,7 @@ class Pruning:
         for denoiser in site.denoisers:
             refuse_unknown(denoiser, self._method.name)
             yield site.around(denoiser, self)
-            for path, block in _blocks(denoiser, self._method.name):
+            for path, block in token_blocks(denoiser, self._method.name, INSTEAD):
                 names = parameters_of(block.module)
                 around = partial(self._block, denoiser, path, block, names)
                 yield wrap_inside(block.module, around)
@@ -276,36 +272,6 @@ class Pruning:
         answer = block.outputs(inner(*args, **kwargs))
         self._seen.served[call.denoiser.name, path] = (stream.own.image, len(index))
         return answer | {"hidden": own.unmerge(answer["hidden"])}
-
-
-def _blocks(denoiser: Denoiser, method: str) -> Iterator[tuple[str, Block]]:
-    """The blocks of a network around its self-attention.
-
-    Raises:
-        UnsupportedModel: For blocks that need the whole grid, fold frames into the rows, or cut
-            the first frame's tokens off.
-    """
-    modules = find_modules(denoiser)
-    network = type(denoiser.core).__name__
-    if any(module.kind == "temporal" for module in modules):
-        raise UnsupportedModel(
-            f"{method} does not fit {network}: its blocks fold frames into the rows. Use "
-            "tokens.ToMe, which works at the attention."
-        )
-    paths = dict.fromkeys(m.path.rpartition(".")[0] for m in modules if m.kind == "self")
-    for index, path in enumerate(paths):
-        block = Block(index, denoiser.core.get_submodule(path))
-        if any(name in block.parameters for name in GRID):
-            raise UnsupportedModel(
-                f"{method} does not fit {network}: its blocks convolve over the whole grid of "
-                "tokens. Use tokens.ToMe, which works at the attention."
-            )
-        if FIRST in block.parameters:
-            raise UnsupportedModel(
-                f"{method} does not fit {network}: its blocks modulate the first frame's tokens "
-                "apart, by their number. Use tokens.ToMe, which works at the attention."
-            )
-        yield path, block
 
 
 def _covers(picture: Tensor, layout: Layout) -> bool:

@@ -22,6 +22,7 @@ from roster import (
     modules,
     network,
     parallel,
+    region,
     resolution,
     solver_coupled,
     solvers,
@@ -46,6 +47,7 @@ ROWS: dict[str, Row] = (
     | parallel.ROWS
     | resolution.ROWS
     | loop.ROWS
+    | region.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
