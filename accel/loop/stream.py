@@ -532,8 +532,8 @@ def _methods(plan: Methods | Iterable[Accelerator]) -> tuple[Accelerator, ...]:
     carried = [method.name for method in methods if method.name in CARRIED]
     if carried:
         raise Conflict(
-            f"{carried[0]} goes by what a picture's step before was answered, and the call before of "
-            "a stream was another frame's: leave it out of a stream's plan."
+            f"{carried[0]} goes by what a picture's step before was answered, and the call before "
+            "of a stream was another frame's: leave it out of a stream's plan."
         )
     shared = [method.name for method in methods if method.layer == "parallel"]
     if shared:
