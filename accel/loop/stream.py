@@ -36,6 +36,9 @@ stream's call are at all noise levels at once, and it takes no step of the sched
 RESERVED = ("image", "generator", "output_type", "return_dict", "callback_on_step_end")
 """Arguments of a pipeline's call that are the stream's."""
 
+CARRIED = ("tokens.Importance",)
+"""Methods of one call that all the same go by what the step before was answered."""
+
 FORMS = ("pil", "np", "pt")
 
 LIGHT = ("prompt", "negative_prompt", "guidance_scale", "true_cfg_scale")
@@ -526,6 +529,12 @@ def _methods(plan: Methods | Iterable[Accelerator]) -> tuple[Accelerator, ...]:
             "all steps at once: leave the guard out of a stream's plan."
         )
     methods = tuple(plan if isinstance(plan, Iterable) else plan.methods)
+    carried = [method.name for method in methods if method.name in CARRIED]
+    if carried:
+        raise Conflict(
+            f"{carried[0]} goes by what a picture's step before was answered, and the call before "
+            "of a stream was another frame's: leave it out of a stream's plan."
+        )
     shared = [method.name for method in methods if method.layer == "parallel"]
     if shared:
         raise Conflict(
