@@ -37,7 +37,9 @@ def edit(given: Given) -> None:
     request = asked_for({}, Example(asked.original, record, pictures))
     session, plan = Session.open(request.source), Plan.from_dict(record.plan)
     pipe, call = session.prepare([request], plan)
-    changes = {"prompt": [asked.prompt] if isinstance(call["prompt"], list) else asked.prompt}
+    changes: dict[str, Any] = {
+        "prompt": [asked.prompt] if isinstance(call["prompt"], list) else asked.prompt
+    }
     with sparse(pipe, plan) as edits:
         original = edits.record(**call, generator=noise_of(request))
         if metadata.pixels(original.images) != record.pixels:

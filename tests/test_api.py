@@ -34,6 +34,7 @@ def test_names():
         "load",
         "memory",
         "methods",
+        "region",
         "tokens",
         "tune",
     }
