@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
 BATCH = (ROOT / "docs" / "batch.md").read_text()
 TUNING = (ROOT / "docs" / "tuning.md").read_text()
 STREAMING = (ROOT / "docs" / "streaming.md").read_text()
+LARGE = (ROOT / "docs" / "large-pictures.md").read_text()
 EDITING = (ROOT / "docs" / "editing.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
@@ -199,6 +200,13 @@ def test_the_example_method_is_a_method(tmp_path, monkeypatch):
     assert run_.report.nfe == 2 * 2
     assert run_.report.verdicts["cache.Fixed"].detail == "4/6 reused"
     assert torch.equal(tiny.call(pipe, steps=6), stock)
+
+
+def test_large_pictures_are_made_as_documented(tmp_path):
+    stages, patches = commands(LARGE)
+    run(f"{stages} --steps 3 --height 64 --width 64", tmp_path)
+    run(f"{patches} --steps 2 --height 64 --width 64 --set resolution.Pixelsmith.base=48", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"stages.png", "patches.png"}
 
 
 def test_editing_runs_as_documented(tmp_path):
