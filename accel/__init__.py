@@ -10,6 +10,7 @@ from accel import errors as errors
 from accel import guidance as guidance
 from accel import memory as memory
 from accel import tokens as tokens
+from accel import weights as weights
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
 from accel.attach import Site as Site
@@ -41,4 +42,5 @@ __all__ = [
     "methods",
     "tokens",
     "tune",
+    "weights",
 ]
