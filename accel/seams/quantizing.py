@@ -34,11 +34,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def linears(core: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that can be quantized, by path; below a LoRA the layer that it adds to."""
+    """The linear layers that can be quantized, by path; below a LoRA the layer that it adds to.
+
+    One of a single input is left alone: torchao takes its weight for one scale of all channels.
+    """
     return {
         path: layer
         for path, layer in core.named_modules()
-        if type(layer) is nn.Linear and ADAPTERS not in path
+        if type(layer) is nn.Linear and layer.in_features > 1 and ADAPTERS not in path
     }
 
 
@@ -123,15 +126,19 @@ class Original:
         """Quantize activations by this scale from now on; no device is read."""
         self.stand_in.act_quant_scale.fill_(scale)
 
-    def restore(self) -> bool:
-        """Put the parameter back; whether nobody has changed the weight meanwhile."""
+    def restore(self, dtype: torch.dtype) -> bool:
+        """Put the parameter back; whether nobody has changed the weight meanwhile.
+
+        Args:
+            dtype: What it is to be in.
+        """
         present = self.layer.weight
-        self.weight.data = self.value.to(present.device, present.dtype)
+        self.weight.data = self.value.to(present.device, dtype)
         if present is not self.stand_in:
             return False
         same = self._is_untouched()
         if not same:
-            self.weight.data = present.dequantize().to(present.dtype)
+            self.weight.data = present.dequantize().to(dtype)
         self.layer.weight = self.weight
         return same
 
@@ -176,9 +183,17 @@ def quantize(name: str, core: nn.Module, configs: Mapping[str, Any]) -> Quantize
     check(name, core)
     layers, before = linears(core), size(core)
     originals: list[Original] = []
+    weights = {id(layer.weight) for layer in layers.values()}
+    witness = next((one for one in core.parameters() if id(one) not in weights), None)
+    width = None if witness is None else witness.dtype  # torchao's weights do not follow a cast
 
     def undo() -> None:
-        changed = [original.path for original in originals if not original.restore()]
+        cast = {} if witness is None or witness.dtype == width else {width: witness.dtype}
+        changed = [
+            original.path
+            for original in originals
+            if not original.restore(cast.get(original.value.dtype, original.value.dtype))
+        ]
         if changed:
             raise BrokenAttachment(
                 f"{name}: {len(changed)} weights ({changed[0]}, …) were changed while the network "

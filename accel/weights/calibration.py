@@ -26,7 +26,6 @@ from accel.errors import BadInput, BadOutput, UnsupportedModel
 from accel.weights.int8_static import Int8Static
 from accel.weights.sampling import Draw, Sample, Samples
 from accel.weights.scales import Floats, Scales
-from accel.weights.skipping import skipped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -164,6 +163,8 @@ class Measured:
 
     def outliers(self, options: Options) -> list[str]:
         """Layers that should stay as they are, beside what is skipped in any case."""
+        from accel.weights.skipping import skipped
+
         means = {path: float(errors.mean()) for path, errors in self.errors.items()}
         others = means.keys() - skipped(self.denoiser.core, means, options.skip).keys()
         if not others:

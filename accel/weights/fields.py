@@ -19,6 +19,7 @@ MIB = 2**20
 
 UNKNOWN = "of unknown activations"
 UNFIT = "of sizes that are no multiple of 8"
+GROUPS = ("embedders", "modulation", "output", "ends")
 
 
 class Form:
@@ -72,12 +73,16 @@ class Int8(Accelerator):
         """Quantize the layers of every network.
 
         Raises:
+            BadInput: If a pattern of ``skip`` fits no layer.
             Conflict: Beside another method that changes weights, or moves them.
             UnsupportedModel: If torchao is missing, or a network is quantized already.
         """
         from accel.seams.quantizing import check, check_torchao, quantize
 
+        from accel.weights.skipping import check_patterns
+
         check_torchao(self.name)
+        check_patterns((denoiser.core for denoiser in site.denoisers), self.skip)
         form = self._form(site)
         yield site.claim("weights on the CPU")
         done: dict[str, Quantized] = {}
@@ -87,7 +92,7 @@ class Int8(Accelerator):
             with site.beside("places of weights"):
                 check(name, denoiser.core)
             configs, why = self._configs(form, denoiser)
-            left.update(why.values())
+            left.update(one if one in (*GROUPS, UNKNOWN, UNFIT) else "named in skip" for one in why.values())
             found = quantize(name, denoiser.core, configs)
             yield found.undo
             done[denoiser.name] = found

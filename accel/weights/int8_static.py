@@ -15,11 +15,11 @@ from pydantic import Field
 from accel.attach import Site, Undo
 from accel.errors import BadInput, UnsupportedModel
 from accel.weights.fields import Form, Int8
-from accel.weights.scales import Scales, read
 
 if TYPE_CHECKING:
     from accel.seams.denoisers import Call, Inner, Layer, Result
     from accel.seams.quantizing import Quantized
+    from accel.weights.scales import Scales
 
 
 class Int8Static(Int8):
@@ -51,6 +51,8 @@ class Int8Static(Int8):
         Raises:
             BadInput: If there are none, or their file is not what it should be.
         """
+        from accel.weights.scales import read
+
         if self.scales is None:
             raise BadInput(
                 f"{self.name} needs scales of the model's activations. Run `accel calibrate int8`: "

@@ -26,6 +26,7 @@ from roster import (
     solvers,
     tokens,
     unet,
+    weights,
 )
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
@@ -44,6 +45,7 @@ ROWS: dict[str, Row] = (
     | tokens.ROWS
     | parallel.ROWS
     | resolution.ROWS
+    | weights.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""

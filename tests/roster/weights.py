@@ -1,0 +1,34 @@
+"""Methods that compute in int8. The ends of the tiny networks are nearly all of them: not skipped."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from accel import weights
+from roster.row import Row
+
+INNER = ("embedders", "modulation", "output")
+
+SCALES = Path(__file__).with_name("int8.safetensors")
+"""Made up, and for any model: `test_weights_scales` holds what is in it."""
+
+STATIC = weights.Int8Static(
+    skip=INNER, scales=SCALES, sha256=sha256(SCALES.read_bytes()).hexdigest()
+)
+
+ROWS = {
+    "weights.Int8Dynamic": Row(
+        engine="int8",
+        active=weights.Int8Dynamic(skip=INNER),
+        variants=(weights.Int8Dynamic(skip=()),),
+    ),
+    "weights.Int8WeightOnly": Row(
+        engine="int8",
+        active=weights.Int8WeightOnly(skip=INNER),
+        variants=(weights.Int8WeightOnly(skip=()),),
+    ),
+    "weights.Int8Static": Row(
+        engine="int8",
+        active=STATIC,
+        unready=frozenset({"*"}),
+    ),
+}
