@@ -94,7 +94,11 @@ def test_what_torchao_is_told_leaves_compilers_as_they_were():
     from torch._inductor import config
 
     before = config.get_config_copy()
-    for how in (quantizing.weight_only(), quantizing.dynamic(), quantizing.static(torch.ones(1, 1))):
+    for how in (
+        quantizing.weight_only(),
+        quantizing.dynamic(),
+        quantizing.static(torch.ones(1, 1)),
+    ):
         quantized(torch.randn(8, 8), how)
     assert config.get_config_copy() == before
 
@@ -137,8 +141,9 @@ def test_weight_only_is_the_network_with_rounded_weights(bench, name):
             for path, layer in linears(network).items():
                 if hasattr(layer.weight, "qdata"):
                     linears(plain)[path].weight.data = layer.weight.dequantize()
-    torch.testing.assert_close(ours, torch.as_tensor(PIPELINES[name].call(rounded, steps=2)),
-                               rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        ours, torch.as_tensor(PIPELINES[name].call(rounded, steps=2)), rtol=1e-3, atol=1e-3
+    )
 
 
 class Fault(Exception):
@@ -408,7 +413,7 @@ def test_what_is_quantized_already_is_refused_and_nothing_lost(form, how, match)
 def test_what_is_not_at_hand_is_refused():
     pipe = PIPELINES[NAME].build()
     apply_group_offloading(pipe.transformer, offload_type="leaf_level", **HERE_)
-    with pytest.raises(errors.UnsupportedModel, match="offloaded in groups.*attach first"):
+    with pytest.raises(errors.UnsupportedModel, match=r"offloaded in groups.*attach first"):
         Plan(WEIGHT_ONLY).attach(pipe)
     away = PIPELINES[NAME].build()
     cpu_offload(away.transformer, torch.device("cpu"))

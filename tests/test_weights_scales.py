@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from roster.weights import SCALES, STATIC
+from test_memory_methods import networks
 from tiny import PIPELINES, PROMPTS, Ask
 
 from accel import Plan, errors, weights
@@ -86,14 +87,11 @@ def test_calls_are_kept_whole_with_every_branch(name):
     """What is replayed answers what the network answered; the run is that of the stock pipeline."""
     pipe = PIPELINES[name].build()
     answers = []
-    networks = [getattr(pipe, part) for part in ("unet", "transformer", "transformer_2")
-                if getattr(pipe, part, None) is not None]
-    handles = [
-        network.register_forward_hook(
-            lambda _m, _a, out: answers.append((out[0] if isinstance(out, tuple) else out.sample).clone())
-        )
-        for network in networks
-    ]
+
+    def note(_module, _args, output):
+        answers.append((output[0] if isinstance(output, tuple) else output.sample).clone())
+
+    handles = [network.register_forward_hook(note) for network in networks(pipe)]
     recorder = Samples().drawing("all", 1, 0)
     recorder.watch(pipe, calls(name, steps=3))
     for handle in handles:
@@ -177,8 +175,11 @@ def test_scales_are_the_best_of_the_grid(measured):
         largest = max(float(x.abs().amax()) for _, x in seen)
         left = [
             sum(
-                w * ((x / (a * largest / 127)).round().clamp(-128, 127) * (a * largest / 127) - x)
-                .double().square().sum()
+                w
+                * ((x / (a * largest / 127)).round().clamp(-128, 127) * (a * largest / 127) - x)
+                .double()
+                .square()
+                .sum()
                 for w, x in seen
             )
             for a in GRID

@@ -92,7 +92,7 @@ def static(scale: Tensor) -> Any:
     )
 
 
-def quantized(weight: Tensor, config: Any) -> nn.Parameter:
+def quantized(weight: Tensor, config: Any) -> Any:
     """A weight ``[out, in]`` as torchao quantizes it."""
     from torchao.quantization import quantize_
 
@@ -117,10 +117,10 @@ class Original:
 
     path: str
     layer: nn.Linear
-    weight: nn.Parameter
+    weight: Tensor
     value: Tensor
     config: Any
-    stand_in: nn.Parameter
+    stand_in: Any
 
     def set_scale(self, scale: float) -> None:
         """Quantize activations by this scale from now on; no device is read."""
@@ -205,9 +205,7 @@ def quantize(name: str, core: nn.Module, configs: Mapping[str, Any]) -> Quantize
         for path, config in configs.items():
             layer = layers[path]
             weight, stand_in = layer.weight, quantized(layer.weight, config)
-            originals.append(
-                Original(path, layer, weight, weight.data.cpu(), config, stand_in)
-            )
+            originals.append(Original(path, layer, weight, weight.data.cpu(), config, stand_in))
             layer.weight = stand_in
             weight.data = originals[-1].value
     except BaseException:

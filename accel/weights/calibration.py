@@ -11,10 +11,12 @@ Source: Shang et al., arXiv 2211.15736, sections 3.2 and 3.3; the bins and the r
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from accel.errors import BadInput, BadOutput, UnsupportedModel
 from accel.weights.int8_static import Int8Static
 from accel.weights.sampling import Draw, Sample, Samples
 from accel.weights.scales import Floats, Scales
+from accel.weights.skipping import skipped
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -163,8 +166,6 @@ class Measured:
 
     def outliers(self, options: Options) -> list[str]:
         """Layers that should stay as they are, beside what is skipped in any case."""
-        from accel.weights.skipping import skipped
-
         means = {path: float(errors.mean()) for path, errors in self.errors.items()}
         others = means.keys() - skipped(self.denoiser.core, means, options.skip).keys()
         if not others:
@@ -186,7 +187,7 @@ def bin_edges(shares: Sequence[float], bins: int, network: str) -> Floats:
             f"few for {bins} bins: raise --steps or samples, or lower bins."
         )
     parts = np.array_split(levels, bins)
-    meet = [(a[-1] + b[0]) / 2 for a, b in zip(parts[:-1], parts[1:], strict=True)]
+    meet = [(a[-1] + b[0]) / 2 for a, b in pairwise(parts)]
     return np.asarray(meet, np.float32)
 
 
@@ -194,7 +195,9 @@ See = Callable[[str, int, int, "Tensor"], None]
 """Looks at an input: of which layer, in which bin, with which weight, and the tensor."""
 
 
-def _replayed(layers: Mapping[str, nn.Linear], binned: Iterable[tuple[int, Sample]], see: See) -> None:
+def _replayed(
+    layers: Mapping[str, nn.Linear], binned: Iterable[tuple[int, Sample]], see: See
+) -> None:
     """Replay calls, and look at the input of every layer."""
     for bin_, sample in binned:
         with watched(layers, lambda path, x: see(path, bin_, sample.weight, x)):  # noqa: B023
@@ -202,9 +205,7 @@ def _replayed(layers: Mapping[str, nn.Linear], binned: Iterable[tuple[int, Sampl
 
 
 @contextmanager
-def watched(
-    layers: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]
-) -> Iterator[None]:
+def watched(layers: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While it is entered, each input of a layer is shown."""
     handles = []
     for path, layer in layers.items():
@@ -268,7 +269,7 @@ class Fits:
 
 
 def candidates(largest: Tensor) -> Tensor:
-    """Scales for each share of ``GRID`` of a range; ``[…, 1]`` or a number in, ``[…, grid]`` out."""
+    """Scales for each share of ``GRID`` of a range, a number or ``[…, 1]``: ``[…, grid]``."""
     return (largest * largest.new_tensor(GRID) / LEVELS).clamp(min=SMALLEST)
 
 
@@ -334,12 +335,10 @@ def _relative(answers: Sequence[Tensor], stock: Sequence[Tensor]) -> float:
     """‖a − b‖/‖b‖ over all."""
     wrong = sum((a - b).double().square().sum() for a, b in zip(answers, stock, strict=True))
     whole = sum(b.double().square().sum() for b in stock)
-    return float(wrong / whole) ** 0.5
+    return math.sqrt(wrong / whole)
 
 
-def _note(
-    kept: Sequence[Sample], found: Mapping[str, Measured], outliers: Sequence[str]
-) -> str:
+def _note(kept: Sequence[Sample], found: Mapping[str, Measured], outliers: Sequence[str]) -> str:
     """What the scales rest on, and which layers matter most."""
     cuts = np.concatenate([cut for one in found.values() for cut in one.cuts.values()])
     layers = sum(len(one.scales) for one in found.values())

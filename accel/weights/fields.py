@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from accel.attach import Accelerator, Site, Undo
+from accel.weights.skipping import GROUPS, check_patterns, skipped
 
 if TYPE_CHECKING:
     from accel.seams.denoisers import Denoiser
@@ -19,7 +20,7 @@ MIB = 2**20
 
 UNKNOWN = "of unknown activations"
 UNFIT = "of sizes that are no multiple of 8"
-GROUPS = ("embedders", "modulation", "output", "ends")
+SAID = (*GROUPS, UNKNOWN, UNFIT)
 
 
 class Form:
@@ -79,8 +80,6 @@ class Int8(Accelerator):
         """
         from accel.seams.quantizing import check, check_torchao, quantize
 
-        from accel.weights.skipping import check_patterns
-
         check_torchao(self.name)
         check_patterns((denoiser.core for denoiser in site.denoisers), self.skip)
         form = self._form(site)
@@ -92,7 +91,7 @@ class Int8(Accelerator):
             with site.beside("places of weights"):
                 check(name, denoiser.core)
             configs, why = self._configs(form, denoiser)
-            left.update(one if one in (*GROUPS, UNKNOWN, UNFIT) else "named in skip" for one in why.values())
+            left.update(one if one in SAID else "named in skip" for one in why.values())
             found = quantize(name, denoiser.core, configs)
             yield found.undo
             done[denoiser.name] = found
@@ -106,7 +105,6 @@ class Int8(Accelerator):
     def _configs(self, form: Form, denoiser: Denoiser) -> tuple[dict[str, Any], dict[str, str]]:
         """How each layer is quantized, by path, and of the others what keeps them as they are."""
         from accel.seams.quantizing import linears, unfit
-        from accel.weights.skipping import skipped
 
         layers = linears(denoiser.core)
         why = skipped(denoiser.core, layers, self.skip)
@@ -142,6 +140,6 @@ class Int8(Accelerator):
         site.tally.memory = lambda: kept
         site.tally.change = (
             f"{layers} linear layers of {', '.join(done)} are int8: {after / MIB:.3g} MiB in place "
-            f"of {before / MIB:.3g}; as they were: {rest}; the originals, {kept} bytes, wait on the "
-            "CPU"
+            f"of {before / MIB:.3g}; as they were: {rest}; the originals, {kept} bytes, wait on "
+            "the CPU"
         )

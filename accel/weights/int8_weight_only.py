@@ -1,4 +1,4 @@
-"""Int8 weights, activations as they are: a network of a quarter of the bytes (of a half, in 16 bits).
+"""Int8 weights, activations as they are: less memory, the same arithmetic.
 
 Source: torchao, `Int8WeightOnlyConfig`.
 """

@@ -1,7 +1,7 @@
 """Scales of activations by layer and noise level: what a calibration measures, and its file.
 
-The bins are intervals of the noise share ``u = r/(1 + r)``, ``r = σ/α``: 0 is a clean sample, 1 pure
-noise, and of a flow it is σ itself. So a file serves any number of steps and any schedule.
+The bins are intervals of the noise share ``u = r/(1 + r)``, ``r = σ/α``: 0 is a clean sample, 1 is
+pure noise, and of a flow it is σ itself. So a file serves any number of steps and any schedule.
 """
 
 from __future__ import annotations

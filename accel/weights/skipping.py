@@ -12,8 +12,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from accel.errors import BadInput
-from accel.seams.blocks import end_blocks
-from accel.seams.quantizing import linears
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,9 +19,14 @@ if TYPE_CHECKING:
 PARTS = {
     "embedders": ("*embed*", "*caption_projection*", "*text_proj*", "*time_proj*"),
     "modulation": (
-        "*norm*", "*adaln*", "*modulation*", "*_mod.*", "*time_emb_proj*", "*distilled_guidance*",
+        "*norm*",
+        "*adaln*",
+        "*modulation*",
+        "*_mod.*",
+        "*time_emb_proj*",
+        "*distilled_guidance*",
     ),
-    "output": ("proj_out", "final_layer*", "all_final_layer*", "*norm_out*"),
+    "output": ("proj_out", "proj_out_[12]", "final_layer*", "all_final_layer*", "*norm_out*"),
 }
 """Patterns of paths by group; the first group that matches counts."""
 
@@ -56,6 +59,8 @@ def check_patterns(cores: Iterable[nn.Module], skip: tuple[str, ...]) -> None:
     Raises:
         BadInput: Naming it.
     """
+    from accel.seams.quantizing import linears
+
     paths = [path for core in cores for path in linears(core)]
     for pattern in skip:
         known = pattern in (*GROUPS, RECOMMENDED)
@@ -79,4 +84,6 @@ def _fits(path: str, pattern: str) -> bool:
 
 def _ends(core: nn.Module) -> tuple[str, ...]:
     """Patterns of what is in the first and the last block."""
+    from accel.seams.blocks import end_blocks
+
     return tuple(f"{path}.*" for path in end_blocks(core))

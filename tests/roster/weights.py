@@ -1,4 +1,4 @@
-"""Methods that compute in int8. The ends of the tiny networks are nearly all of them: not skipped."""
+"""Methods that compute in int8. Ends are not skipped: of tiny networks they are nearly all."""
 
 from hashlib import sha256
 from pathlib import Path
