@@ -20,7 +20,7 @@ from accel.seams.offload import groups_of
 ADAPTERS = "lora_"
 """In the names of what a LoRA adds beside a layer: it stays as it is."""
 
-KINDS = ("cpu", "cuda", "xpu")
+KINDS = ("cpu", "cuda")
 """Devices with a product of int8 matrices."""
 
 MULTIPLE = 8

@@ -5,7 +5,7 @@ replayed three times: for the range of every layer's input in each bin of noise 
 share of it that leaves the least square error; and, with one layer in int8 at a time, for what that
 does to the network's output.
 
-Source: Shang et al., arXiv 2211.15736, sections 3.2 and 3.3; the bins and the report are ours.
+Source: Shang et al., arXiv 2211.15736, section 3; the bins and the report are ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Int8 weights and activations, these scaled by what was measured at each noise level.
 
 Source: Shang et al., "Post-training Quantization on Diffusion Models" (PTQ4DM), arXiv 2211.15736,
-sections 3.2 and 3.3; scales for bins of noise levels are ours.
+section 3; scales for bins of noise levels are ours.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Int8Static(Int8):
     Needs the file of `accel calibrate int8`, which holds for one network and is refused for
     another. A layer has one scale for all tokens at a noise level; each call takes those of its
     step, by the host: no device is read, and nothing is searched while it runs. Meant for devices
-    that cannot scale as they go; where `weights.Int8Dynamic` runs, that is nearer to stock. The
-    original weights wait on the CPU and come back bit for bit when the plan comes off.
+    that cannot scale as they go; `weights.Int8Dynamic` needs no calibration. The original weights
+    wait on the CPU and come back bit for bit when the plan comes off.
     """
 
     name: ClassVar[str] = "weights.Int8Static"
-    source: ClassVar[str] = "arXiv 2211.15736, sections 3.2 and 3.3"
+    source: ClassVar[str] = "arXiv 2211.15736, section 3"
     integers: ClassVar[bool] = True
 
     scales: Path | None = Field(

@@ -4,7 +4,7 @@ PTQ4DM draws t ~ N(0.4·T, 0.4·T), held within [0, T − 1], t = 0 being the la
 nearly clean samples, some of all. A call is kept whole – x_t, t and condition together – with every
 branch of guidance, so that what is replayed is what the network was asked.
 
-Source: Shang et al., arXiv 2211.15736, section 3.3, eq. 9.
+Source: Shang et al., arXiv 2211.15736, section 3.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Samples(Recorder):
     layer: ClassVar[str] = "weights"
     seam: ClassVar[str] = "weights"
     supports: ClassVar[str] = Int8Static.supports
-    source: ClassVar[str] = "arXiv 2211.15736, section 3.3"
+    source: ClassVar[str] = "arXiv 2211.15736, section 3"
 
     _how: tuple[Draw, int] = PrivateAttr(default=("normal", 32))
     _generator: np.random.Generator = PrivateAttr()
