@@ -6,6 +6,7 @@ which layers there are, and that the very parameters come back: their numbers wa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,12 +37,17 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def linears(core: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers that can be quantized, by path; below a LoRA the layer that it adds to.
 
-    One of a single input is left alone: torchao takes its weight for one scale of all channels.
+    Those are left alone that share their weight with another, or have a single input: torchao takes
+    such a weight for one scale of all channels.
     """
+    holders = Counter(id(one) for _, one in core.named_parameters(remove_duplicate=False))
     return {
         path: layer
         for path, layer in core.named_modules()
-        if type(layer) is nn.Linear and layer.in_features > 1 and ADAPTERS not in path
+        if type(layer) is nn.Linear
+        and layer.in_features > 1
+        and holders[id(layer.weight)] == 1
+        and ADAPTERS not in path
     }
 
 

@@ -82,17 +82,17 @@ class Int8(Accelerator):
 
         check_torchao(self.name)
         check_patterns((denoiser.core for denoiser in site.denoisers), self.skip)
-        form = self._form(site)
         yield site.claim("weights on the CPU")
+        with site.beside("places of weights"):
+            for denoiser in site.denoisers:
+                check(f"pipe.{denoiser.name}", denoiser.core)
+        form = self._form(site)
         done: dict[str, Quantized] = {}
         left: Counter[str] = Counter()
         for denoiser in site.denoisers:
-            name = f"pipe.{denoiser.name}"
-            with site.beside("places of weights"):
-                check(name, denoiser.core)
             configs, why = self._configs(form, denoiser)
             left.update(one if one in SAID else "named in skip" for one in why.values())
-            found = quantize(name, denoiser.core, configs)
+            found = quantize(f"pipe.{denoiser.name}", denoiser.core, configs)
             yield found.undo
             done[denoiser.name] = found
         yield from form.follow(site, done)
