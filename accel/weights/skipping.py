@@ -66,8 +66,8 @@ def check_patterns(cores: Iterable[nn.Module], skip: tuple[str, ...]) -> None:
         known = pattern in (*GROUPS, RECOMMENDED)
         if not known and not any(_fits(path, pattern) for path in paths):
             raise BadInput(
-                f"skip: {pattern!r} is the path of no linear layer (such as {next(iter(paths), None)}), and none "
-                f"of the groups {', '.join((*GROUPS, RECOMMENDED))}."
+                f"skip: {pattern!r} is the path of no linear layer (such as {paths[-1:]}), and "
+                f"none of the groups {', '.join((*GROUPS, RECOMMENDED))}."
             )
 
 
