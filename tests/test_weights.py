@@ -75,6 +75,35 @@ def test_dynamic_int8_is_the_integer_product(shape, seed):
     assert torch.equal(nn.functional.linear(x, layer), expected)
 
 
+@pytest.mark.parametrize("how", ["dynamic", "static"])
+@given(SHAPES, st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_a_layer_answers_a_sample_as_if_alone(how, shape, seed):
+    """Bit for bit: a scale is that of the token, or known; sums of integers have no order."""
+    rows, width, out = shape
+    generator = torch.Generator().manual_seed(seed)
+    weight, x = (
+        torch.randn(*size, generator=generator) for size in ((out, width), (3, rows, width))
+    )
+    config = quantizing.dynamic() if how == "dynamic" else quantizing.static(torch.ones(1, 1, 1))
+    layer = quantized(weight, config)
+    together = nn.functional.linear(x, layer)
+    for sample in range(3):
+        assert torch.equal(nn.functional.linear(x[sample : sample + 1], layer)[0], together[sample])
+
+
+@pytest.mark.parametrize(
+    "form", [weights.Int8Dynamic(skip=INNER), STATIC], ids=["dynamic", "static"]
+)
+def test_a_sample_in_company_is_nearer_to_itself_than_to_stock(bench, form):
+    """What turns over between batches is less than what int8 costs."""
+    with Plan(form).attach(bench.pipe("sd3")):
+        together = bench.call("sd3", steps=2, batch=2)
+        alone = bench.call("sd3", steps=2)
+    stock = bench.stock("sd3", steps=2)
+    assert (together[:1] - alone).norm() < (alone - stock).norm()
+
+
 def test_sums_do_not_saturate():
     """The largest there are, which 16 bits would not hold (as some CPUs add pairs of products)."""
     for x, w in ((-128, -128), (127, -128), (127, 127)):
