@@ -11,7 +11,9 @@ from accel import guidance as guidance
 from accel import loop as loop
 from accel import memory as memory
 from accel import region as region
+from accel import resolution as resolution
 from accel import tokens as tokens
+from accel import weights as weights
 from accel.attach import Accelerator as Accelerator
 from accel.attach import Run as Run
 from accel.attach import Site as Site
@@ -43,6 +45,8 @@ __all__ = [
     "memory",
     "methods",
     "region",
+    "resolution",
     "tokens",
     "tune",
+    "weights",
 ]

@@ -90,6 +90,11 @@ CALIBRATORS: dict[str, Entry] = {
         "samplers.ems_calibration:Options",
         {"statistics": ".safetensors"},
     ),
+    "int8": Entry(
+        "accel.weights.calibration:calibrate_int8",
+        "accel.weights.calibration:Options",
+        {"scales": ".safetensors"},
+    ),
     "guard": Entry(
         "accel.promises:calibrate_guard",
         "accel.promises:Options",

@@ -32,11 +32,14 @@ def test_names():
         "explain",
         "guidance",
         "load",
+        "loop",
         "memory",
         "methods",
         "region",
+        "resolution",
         "tokens",
         "tune",
+        "weights",
     }
     assert all(hasattr(accel, name) for name in accel.__all__)
     assert sorted(accel.cache.__all__) == [

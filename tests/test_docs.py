@@ -21,6 +21,7 @@ TUNING = (ROOT / "docs" / "tuning.md").read_text()
 STREAMING = (ROOT / "docs" / "streaming.md").read_text()
 LARGE = (ROOT / "docs" / "large-pictures.md").read_text()
 EDITING = (ROOT / "docs" / "editing.md").read_text()
+INT8 = (ROOT / "docs" / "int8.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
 PROMPTS = "a boat on the sea\na red house\n"
@@ -121,6 +122,16 @@ def test_the_commands_of_the_page_on_batches_run_in_order(tmp_path):
         run(command, tmp_path)
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
     assert len(list((tmp_path / "sweep").glob("*.png"))) == 8
+
+
+def test_the_page_on_int8_runs(tmp_path):
+    small = "--height 32 --width 32"
+    for command in commands(INT8):
+        run(f"{command} {small if 'generate' in command else ''}", tmp_path)
+    for name in ("int8.toml", "int8.safetensors", "house.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    (python,) = fenced(INT8, "python")
+    compile(python, "docs/int8.md", "exec")
 
 
 def test_the_page_on_tuning_runs(tmp_path):

@@ -69,6 +69,7 @@ class GroupOffload(Accelerator):
         """
         from accel.seams.offload import check_devices, check_others, compute_device, offload
 
+        yield site.claim("places of weights")
         if self.use_stream:  # weights come from pinned copies of the attached ones
             yield site.claim("weights on the CPU")
         onload = compute_device(self.onload_device)

@@ -220,6 +220,13 @@ def _modules(core: Any) -> list[Any]:
     return modules[: len(modules) - behind]
 
 
+def end_blocks(core: Any) -> tuple[str, ...]:
+    """Paths of the first and the last block of a network; none where it has no list of them."""
+    modules = _modules(core)
+    ends = {id(module) for module in (*modules[:1], *modules[-1:])}
+    return tuple(path for path, module in core.named_modules() if id(module) in ends)
+
+
 def _list(core: Any, name: str) -> list[Any]:
     found = getattr(core, name, None)
     return list(found) if isinstance(found, torch.nn.ModuleList) else []

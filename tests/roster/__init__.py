@@ -28,6 +28,7 @@ from roster import (
     solvers,
     tokens,
     unet,
+    weights,
 )
 from roster.row import STEPS as STEPS
 from roster.row import Row as Row
@@ -48,6 +49,7 @@ ROWS: dict[str, Row] = (
     | resolution.ROWS
     | loop.ROWS
     | region.ROWS
+    | weights.ROWS
 )
 LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
 """The first method of each engine: CI runs it on more pipelines than its kin."""
