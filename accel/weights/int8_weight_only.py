@@ -21,7 +21,7 @@ class Int8WeightOnly(Int8):
     """
 
     name: ClassVar[str] = "weights.Int8WeightOnly"
-    source: ClassVar[str] = "torchao, Int8WeightOnlyConfig"
+    source: ClassVar[str] = "Int8WeightOnlyConfig of torchao, https://github.com/pytorch/ao"
     integers: ClassVar[bool] = False
 
     def _form(self, _site: Site) -> Form:
