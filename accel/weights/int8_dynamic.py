@@ -21,7 +21,9 @@ class Int8Dynamic(Int8):
     """
 
     name: ClassVar[str] = "weights.Int8Dynamic"
-    source: ClassVar[str] = "Int8DynamicActivationInt8WeightConfig of torchao, https://github.com/pytorch/ao"
+    source: ClassVar[str] = (
+        "Int8DynamicActivationInt8WeightConfig of torchao, https://github.com/pytorch/ao"
+    )
     integers: ClassVar[bool] = True
 
     def _form(self, _site: Site) -> Form:
