@@ -136,8 +136,7 @@ class Stream:
         plan: Methods that go with a stream: those of the family ``loop``, and others that look at
             one call of the network alone.
         levels: Noise levels, spread evenly over the evaluations that the pipeline would make; or
-        the
-            numbers of those evaluations (StreamDiffusion's ``t_index_list``).
+            the numbers of those evaluations (StreamDiffusion's ``t_index_list``).
         seed: Of all that is drawn.
         output_type: As in a call of the pipeline, ``pil`` or ``pt`` or ``np``.
         **call: The other arguments of a call of the pipeline, such as ``prompt`` and ``strength``.
