@@ -57,7 +57,12 @@ class TextKV(Accelerator):
         return "entries is 0" if self.entries == 0 else None
 
     def attach(self, site: Site) -> Iterator[Undo]:
-        """Put a memory around every projection of the text."""
+        """Put a memory around every projection of the text.
+
+        Raises:
+            Conflict: Beside what makes projections another function at another step.
+        """
+        yield site.claim("text projections")
         yield from TextCache(site.tally, self.entries).attach(site)
 
 

@@ -45,6 +45,15 @@ class Int8Static(Int8):
         description="what the content of that file hashes to; empty: not checked",
     )
 
+    def attach(self, site: Site) -> Iterator[Undo]:
+        """Quantize the layers of every network.
+
+        Raises:
+            Conflict: Beside what takes a projection of the text for the same at every step, too.
+        """
+        yield site.claim("text projections")
+        yield from super().attach(site)
+
     def known(self) -> Scales:
         """The scales.
 
