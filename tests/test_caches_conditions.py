@@ -128,7 +128,8 @@ class ACall(SimpleNamespace):
 
 
 def a_call(**arguments):
-    return ACall(denoiser=SimpleNamespace(name="unet"), arguments=arguments)
+    raw = arguments.get("sample", torch.ones(2, 4, 8, 8))
+    return ACall(denoiser=SimpleNamespace(name="unet"), arguments=arguments, raw=raw)
 
 
 def test_conditions_are_what_is_given_and_numbers_not_time_or_values_of_tensors():
@@ -138,6 +139,14 @@ def test_conditions_are_what_is_given_and_numbers_not_time_or_values_of_tensors(
     assert watch.of(a_call(sample=x, residuals=[x], more={"scale": 1.0})) != usual
     assert watch.of(a_call(sample=x, more={"scale": 0.5})) != usual
     assert watch.of(a_call(sample=x, more={})) != usual
+
+
+def test_a_picture_of_another_size_is_another_condition_and_more_rows_are_not():
+    watch, x = Watch(), torch.ones(2, 4, 8, 8)
+    usual = watch.of(a_call(sample=x))
+    assert watch.of(a_call(sample=x[:1])) == usual
+    assert watch.of(a_call(sample=list(x))) == usual
+    assert watch.of(a_call(sample=x[..., :4])) != usual
 
 
 def test_the_scale_of_an_ip_adapter_is_a_condition(bench):

@@ -221,7 +221,7 @@ def test_no_trace_after_a_fault_at_any_layer(bench, monkeypatch):
 def test_undos_in_any_order(bench, seed):
     pipe = bench.pipe(NAME)
     before, attributes = kept(pipe), trace(pipe, strict=True)
-    run = Plan(STATIC, EASY, cache.TextKV()).attach(pipe)
+    run = Plan(STATIC, EASY).attach(pipe)
     undos = [callback for _, callback in run._stack.pop_all()._exit_callbacks]
     random.Random(seed).shuffle(undos)
     for undo in undos:
