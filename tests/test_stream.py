@@ -274,7 +274,8 @@ def test_what_is_below_a_stream_works_or_is_refused(bench):
     for name, row in ROSTER.items():
         if row.engine == "streams" or "unet" in row.unserved or "sd_img2img" in row.refused:
             continue
-        levels = 1 if hasattr(row.active, "seed") else 2  # draws are of a call, by its number
+        drawn = hasattr(row.active, "seed")  # of a call, by its number
+        levels = 1 if drawn or "sd_img2img" in row.unsteady else 2
         try:
             alone, _ = streamed(pipe, "sd_img2img", [row.active], count=2, levels=levels)
         except Conflict as error:
