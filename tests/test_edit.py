@@ -11,6 +11,7 @@ from tiny import PROMPTS, Ask
 
 import samplers
 from accel import Plan, cache, edit, errors, guidance, load
+from accel.edit import inversion
 from accel.quality import psnr
 from accel.scenes import HELD_OUT, scene
 from accel.scenes import picture as scene_picture
@@ -295,4 +296,4 @@ def test_another_size_is_refused(bench):
 
 def test_the_pipelines_that_are_known_are_there_and_told():
     assert all(hasattr(diffusers, name) for name in TOKENS_OF)
-    assert all(name in edit.__doc__ for name in TOKENS_OF)
+    assert all(name in inversion.__doc__ for name in TOKENS_OF)
