@@ -181,12 +181,13 @@ def quantize(name: str, core: nn.Module, configs: Mapping[str, Any]) -> Quantize
     Args:
         name: What to call the network in an error.
         core: The network.
-        configs: How each layer is quantized, by its path.
+        configs: How each layer is quantized, by its path; none is of a network without weights.
 
     Raises:
         UnsupportedModel: If it is quantized already, offloaded, or on a device without int8.
     """
     check(name, core)
+    configs = {} if is_bare(core) else configs
     layers, before = linears(core), size(core)
     originals: list[Original] = []
     weights = {id(layer.weight) for layer in layers.values()}
@@ -246,13 +247,19 @@ def check(name: str, core: nn.Module) -> None:
         problem = f"is quantized already ({how}): load it without a quantization"
     elif groups_of(core):
         problem = "is offloaded in groups, which keep the weights that they know: attach first"
-    elif "meta" in kinds:
+    elif "meta" in kinds and not is_bare(core):
         problem = "has weights that accelerate took away: call pipe.remove_all_hooks() first"
-    elif not kinds <= {*KINDS}:
+    elif not kinds <= {*KINDS, "meta"}:
         problem = f"is on {', '.join(sorted(kinds))}, and int8 needs one of {', '.join(KINDS)}"
     else:
         return
     raise UnsupportedModel(f"{name} {problem}. Or leave int8 out of the plan.")
+
+
+def is_bare(core: nn.Module) -> bool:
+    """Whether a network has shapes alone and no weights: plans attach to it all the same."""
+    taken = any(hasattr(module, "_hf_hook") for module in core.modules())
+    return not taken and {weight.device.type for weight in core.parameters()} == {"meta"}
 
 
 def _quantized_parts(core: nn.Module) -> Iterator[str]:
