@@ -116,7 +116,8 @@ def test_a_new_leader_is_measured_afresh():
         rows = [SimpleNamespace(sample=0, branch=branch) for branch in branches]
         step = SimpleNamespace(index=index, stage=0)
         denoiser = SimpleNamespace(name="transformer")
-        return Asked(rows=rows, step=step, denoiser=denoiser, arguments={})
+        raw = torch.ones(len(rows), 4, 8, 8)
+        return Asked(rows=rows, step=step, denoiser=denoiser, arguments={}, raw=raw)
 
     class Asked(SimpleNamespace):
         """As a call, it can be referred to weakly."""
