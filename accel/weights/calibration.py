@@ -200,7 +200,11 @@ def _replayed(
 ) -> None:
     """Replay calls, and look at the input of every layer."""
     for bin_, sample in binned:
-        with watched(layers, lambda path, x: see(path, bin_, sample.weight, x)):  # noqa: B023
+
+        def look(path: str, x: Tensor, at: int = bin_, weight: int = sample.weight) -> None:
+            see(path, at, weight, x)
+
+        with watched(layers, look):
             sample.replay()
 
 
