@@ -8,9 +8,11 @@ read from a file takes such a path relative to its own folder.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accel.attach import Accelerator, Run, Site, Undo
@@ -89,3 +91,31 @@ class Recorder(Accelerator):
             run.detach()
         if not count:
             raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
+
+
+def content_of(path: Path, sha256: str, *, what: str, again: str) -> bytes:
+    """What was measured, from its file.
+
+    Args:
+        path: Of the file.
+        sha256: What it must hash to; empty: not checked.
+        what: What it is called in an error.
+        again: How to measure it anew, as a sentence.
+
+    Raises:
+        BadInput: If it cannot be read, or is another file than was meant.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"The {what} {path} cannot be read ({error.strerror}). A path in a plan file is "
+            f"relative to that file. {again}"
+        ) from error
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 and found != sha256:
+        raise BadInput(
+            f"The {what} {path} are not those that were meant: SHA-256 {found[:16]}…, needed "
+            f"{sha256[:16]}…. Put the right file there, or drop sha256."
+        )
+    return content

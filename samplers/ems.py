@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from accel.calibration import content_of
 from accel.errors import BadInput
 from samplers.ems_numbers import Scalars
 from samplers.fingerprint import Fingerprint
@@ -187,19 +188,7 @@ def read(path: Path, sha256: str = "") -> EMS:
     Raises:
         BadInput: If it is not there, not what it should be, or another file than was meant.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            f"The statistics {path} cannot be read ({error.strerror}). A path in a plan file is "
-            f"relative to that file. {AGAIN}"
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 and found != sha256:
-        raise BadInput(
-            f"The statistics {path} are not those that were meant: SHA-256 {found[:16]}…, needed "
-            f"{sha256[:16]}…. Put the right file there, or drop sha256."
-        )
+    content = content_of(path, sha256, what="statistics", again=AGAIN)
     return EMS.from_bytes(content, str(path))
 
 

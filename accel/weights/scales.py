@@ -6,7 +6,6 @@ pure noise, and of a flow it is σ itself. So a file serves any number of steps 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from bisect import bisect_right
@@ -18,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from accel.calibration import content_of
 from accel.errors import BadInput
 
 Floats = NDArray[np.floating[Any]]
@@ -152,17 +152,5 @@ def read(path: Path, sha256: str = "") -> Scales:
     Raises:
         BadInput: If it is not there, not what it should be, or another file than was meant.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            f"The scales {path} cannot be read ({error.strerror}). A path in a plan file is "
-            f"relative to that file. {AGAIN}"
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 and found != sha256:
-        raise BadInput(
-            f"The scales {path} are not those that were meant: SHA-256 {found[:16]}…, needed "
-            f"{sha256[:16]}…. Put the right file there, or drop sha256."
-        )
+    content = content_of(path, sha256, what="scales", again=AGAIN)
     return Scales.from_bytes(content, str(path))
