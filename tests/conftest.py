@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import forks
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,15 @@ def bench(_store: dict[Any, Any]) -> Iterator[Bench]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forks() -> Iterator[None]:
+    """Processes of this one are forks of one that has all loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        forked = forks.context()
+        patch.setattr(multiprocessing, "get_context", lambda method=None: forked)
+        yield
 
 
 @pytest.fixture(autouse=True)

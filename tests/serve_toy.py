@@ -13,7 +13,6 @@ import signal
 import socket
 import time
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import uvicorn
@@ -24,11 +23,9 @@ from accel.report import Report
 from app import files, launch, metadata
 from app.models import Model
 from app.request import Serving
-from app.serve import worker
 from app.serve.jobs import Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
-from app.serve.worker import Opener
 from app.session import Outcome
 
 STEPS = 4
@@ -126,21 +123,6 @@ def dies(source):
 def damaged(source):
     """A model that cannot be loaded."""
     raise BadModel("It is truncated: restore the file.")
-
-
-def forks() -> multiprocessing.context.BaseContext:
-    """What starts processes at once, where a test starts many: forks of one that has no threads.
-
-    A thread of the tests' own process (Ray's, Gradio's) may hold a lock that a fork waits for.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "serve_toy"])
-    return context
-
-
-def life(link: Connection, opener: Opener, _server: int) -> None:
-    """A worker's, which ends with the process that it was forked from."""
-    worker.main(link, opener, os.getppid())
 
 
 def serve(folder: Path, log: Path) -> None:

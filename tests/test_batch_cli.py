@@ -9,12 +9,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import Command
 from PIL import Image
 from saved import Folders, done, run, size
 from typer.testing import CliRunner
@@ -68,13 +68,7 @@ def levels(out, one):
 
 def alone(*args):
     """The same command in a process of its own."""
-    code = "from app.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "batch", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Command(["batch", *args])
 
 
 def until(check, seconds=100.0):

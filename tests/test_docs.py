@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import accel as typed
 from PIL import Image
 
 import accel
@@ -47,20 +48,10 @@ def made_by(target):
 
 
 def run(command, folder):
-    """Run it on one thread: two beside another test wait for each other many times as long."""
+    """Run it; what it wrote to stdout."""
     words = shlex.split(command)
     assert words[0] == "accel", command
-    program = Path(sys.executable).parent / "accel"
-    done = subprocess.run(
-        [program, *words[1:]],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done
+    return typed(words[1:], folder)
 
 
 def serve(command, folder):

@@ -112,12 +112,11 @@ def aborted(bench, name, way, at):
 
 
 def in_turn(name, method, way):
-    """Whether CI breaks a run in a way: a leader on ``PAIR``, each way on one of the two."""
+    """Whether CI breaks a run in a way: a leader on ``PAIR``, on each in one way and its next."""
     if name not in PAIR or method not in LEADERS.values():
         return False
-    turn = list(WAYS).index(way) + sorted(LEADERS.values()).index(method)
-    served = [place for place in PAIR if ROSTER[method].acts(PIPELINES[place])]
-    return name == served[turn % len(served)]
+    turn = sorted(LEADERS.values()).index(method) + 2 * PAIR.index(name)
+    return list(WAYS).index(way) in (turn % len(WAYS), (turn + 1) % len(WAYS))
 
 
 ABORTED = [
@@ -166,28 +165,39 @@ def test_detach_after_an_abort(bench, same, name):
     assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))
 
 
-@pipelines(PAIR, where=takes_callback)
-def test_two_pipelines_of_one_class_share_nothing(same, name):
-    tiny = PIPELINES[name]
-    plans = forms(name)
-    for plan, other in zip(plans, [*plans[1:], plans[0]], strict=True):
-        first, second = tiny.build(), tiny.build()
-        with plan.attach(first):
-            alone = tiny.call(first, steps=STEPS)
-        with other.attach(second):
-            other_alone = tiny.call(second, steps=STEPS, seed=7)
+NEIGHBOURS = [
+    pytest.param(
+        tiny.name,
+        method,
+        id=f"{tiny.name}-{method}",
+        marks=full(tiny.name != PAIR[place % 2]),
+    )
+    for place, method in enumerate(sorted(LEADERS.values()))
+    for tiny in PIPELINES.values()
+    if takes_callback(tiny) and ROSTER[method].acts(tiny)
+]
+"""The leaders on every pipeline that they serve; in CI on one of ``PAIR`` in turn."""
 
-        outputs = []
 
-        def between(pipe, index, timestep, state, *, pair=(second, outputs)):
-            pair[1].append(tiny.call(pair[0], steps=STEPS, seed=7))
-            return state
+@pytest.mark.parametrize(("name", "method"), NEIGHBOURS)
+def test_two_pipelines_of_one_class_share_nothing(bench, same, name, method):
+    tiny, plans = PIPELINES[name], forms(name)
+    plan = Plan(ROSTER[method].active)
+    other = plans[(plans.index(plan) + 1) % len(plans)]
+    first, second = bench.pipe(name), tiny.build()
+    with other.attach(second):
+        other_alone = tiny.call(second, steps=STEPS, seed=7)
+    outputs = []
 
-        with plan.attach(first), other.attach(second):
-            together = tiny.call(first, steps=STEPS, callback_on_step_end=between)
-        assert same(together, alone)
-        assert outputs
-        assert all(same(output, other_alone) for output in outputs)
+    def between(pipe, index, timestep, state):
+        outputs.append(tiny.call(second, steps=STEPS, seed=7))
+        return state
+
+    with plan.attach(first), other.attach(second):
+        together = tiny.call(first, steps=STEPS, callback_on_step_end=between)
+    assert same(together, bench.under(name, plan, steps=STEPS)[0])
+    assert outputs
+    assert all(same(output, other_alone) for output in outputs)
 
 
 @pipelines(PAIR, where=takes_callback)

@@ -53,11 +53,9 @@ def ended(service, owner="ada"):
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch):
-    """Starts services, which end with the test; their workers are forks, so that it is quick."""
-    forks, started = serve_toy.forks(), []
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forks)
-    monkeypatch.setattr("app.serve.worker.main", serve_toy.life)
+def start(tmp_path):
+    """Starts services, which end with the test."""
+    started = []
 
     def begin(folder=tmp_path / "server", seconds=0.01, opens=None, **options):
         service = Service(folder, opener=opens or opener(tmp_path, seconds), **options)
@@ -300,7 +298,9 @@ class Server:
     """A server in a process of its own, forked from a clean one."""
 
     def __init__(self, folder, log):
-        self._process = serve_toy.forks().Process(target=serve_toy.serve, args=(folder, log))
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=serve_toy.serve, args=(folder, log)
+        )
         self._process.start()
         self._handle = psutil.Process(self._process.pid)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -158,14 +157,13 @@ class Local:
             gang.reason = gang.reason or gang.death()  # heard of in `events`
 
     def _members(self, station: Station) -> list[Child]:
-        parent = os.getpid()
         if self.devices == 1:
-            return [Child(worker.main, station, self.opener, parent)]
+            return [Child(worker.main, station, self.opener)]
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="accel-")
         self._meetings += 1
         meeting = str(Path(self._folder.name) / str(self._meetings))
         places = [Place(rank, self.devices, rank) for rank in range(self.devices)]
-        return [Child(worker.main, station, self.opener, parent, one, meeting) for one in places]
+        return [Child(worker.main, station, self.opener, one, meeting) for one in places]
 
     def events(self, seconds: float) -> list[Event]:
         """What workers have said, and which have died."""

@@ -40,7 +40,7 @@ from app.batch.tasks import (
 )
 from app.memory import WAYS, free, out_of_memory
 from app.request import Request, Source
-from app.serve.child import die_with
+from app.serve.child import die_with_parent
 from app.session import Outcome, Session
 
 if TYPE_CHECKING:
@@ -306,7 +306,6 @@ def main(
     link: Connection,
     station: Station,
     opener: Opener,
-    parent: int,
     place: Place | None = None,
     meeting: str = "",
 ) -> None:
@@ -316,12 +315,11 @@ def main(
         link: The pipe to the parent.
         station: Where it stands.
         opener: What loads a model.
-        parent: The process id of the parent.
         place: Which of several processes that make a row together it is; only the first writes.
         meeting: The file through which these meet.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    die_with(parent)
+    die_with_parent()
     tasks: SimpleQueue[Task] = SimpleQueue()
     Thread(target=_listen, args=(link, tasks), daemon=True).start()
     lock = Lock()

@@ -96,13 +96,14 @@ class Child:
         self._link = self._process = None
 
 
-def die_with(parent: int) -> None:
-    """End this process when its parent ends; on Linux the kernel sees to it.
+def die_with_parent() -> None:
+    """End this process when the one that started it ends, or did already.
 
-    Args:
-        parent: The process id of the parent, as the parent knows it.
+    On Linux the kernel sees to it, elsewhere whoever reads the pipe. Between the two may stand a
+    server of forks, which ends with the one that it serves.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
-    if os.getppid() != parent:
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
         os._exit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Thread
@@ -84,7 +83,7 @@ class Supervisor:
         self._room = room
         self._name = device or "default device"
         self._closing = Event()
-        self._child = Child(worker.main, opener, os.getpid())
+        self._child = Child(worker.main, opener)
         self._thread = Thread(target=self._run, name=f"supervisor of {self._name}", daemon=True)
 
     def start(self) -> None:

@@ -22,7 +22,7 @@ from app.exits import say
 from app.memory import WAYS, free, out_of_memory
 from app.metadata import Entry
 from app.request import Source
-from app.serve.child import die_with
+from app.serve.child import die_with_parent
 from app.serve.following import Control, Follower
 from app.serve.jobs import Result, State
 from app.serve.performing import KINDS, Measured, Product, Task
@@ -258,16 +258,15 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (a bug; the server's log shows where)."
 
 
-def main(link: Connection, opener: Opener, server: int) -> None:
+def main(link: Connection, opener: Opener) -> None:
     """The life of the process: preloads, then one task after another, until the pipe ends.
 
     Args:
         link: The pipe to the server.
         opener: What loads a model.
-        server: The server's process id.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
-    die_with(server)
+    die_with_parent()
     tasks: SimpleQueue[Task | Preload] = SimpleQueue()
     control = Control(Event(), Event(), link.send)
     Thread(target=_listen, args=(link, control, tasks), daemon=True).start()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import accel
 from playwright.sync_api import Browser, sync_playwright
 
 from app.serve.service import Service
@@ -98,8 +99,7 @@ def fresh(tmp_path: Path) -> Any:
     """Runs the command line in a new process."""
 
     def run(*arguments: str) -> Path:
-        command = [*COMMAND, *arguments]
-        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, env=ALONE)
+        accel(arguments, tmp_path)
         return tmp_path
 
     return run
