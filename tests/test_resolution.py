@@ -260,7 +260,7 @@ METHODS = (Bottleneck(), Pixelsmith(base=16))
 )
 def test_what_does_not_start_from_noise_alone_is_refused(bench, method, name, says):
     if isinstance(method, Pixelsmith):
-        says = f"{says}|does not know the latents"
+        says = f"{says}|latents it does not know"
     with pytest.raises(UnsupportedModel, match=says):
         run(bench.pipe(name), name, [method], steps=6)
 

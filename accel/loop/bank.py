@@ -259,8 +259,8 @@ class Banks:
         modules = [module for module in find_modules(denoiser) if module.kind == "self"]
         if not hasattr(denoiser.core, "up_blocks") or not modules:
             raise UnsupportedModel(
-                f"{self._method.name} works at self-attentions of a UNet, and {name} has none: "
-                "leave it out of the plan."
+                f"{self._method.name} does not fit {name}: it works at self-attentions of a UNet. "
+                "Leave it out of the plan."
             )
         for module in modules:
             layer = Layer(self._method, module)

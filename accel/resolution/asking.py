@@ -62,9 +62,9 @@ class Pictures:
         self._pipe = type(site.pipe).__name__
         if len(site.denoisers) > 1:
             raise UnsupportedModel(
-                f"{method} asks a network about other times than its pipeline does, and "
-                f"{self._pipe} changes from one network to another at a time of its own: leave "
-                "the method out of the plan."
+                f"{method} does not fit {self._pipe}: it asks a network about other times than its "
+                "pipeline does, which changes from one network to another at a time of its own. "
+                "Leave the method out of the plan."
             )
         [self._denoiser] = site.denoisers
         self.grain = grain_of(site.pipe, self._denoiser, clips=clips)

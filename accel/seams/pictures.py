@@ -32,8 +32,8 @@ def check(pipe: Any, what: str) -> None:
     name = type(pipe).__name__
     if name not in TOKENS or type(pipe.vae).__name__ != "AutoencoderKL":
         raise UnsupportedModel(
-            f"{what} does not know the latents of {name} with {type(pipe.vae).__name__}: use one "
-            f"of {', '.join(TOKENS)} with an AutoencoderKL. A picture-to-picture pipeline has a "
+            f"{what} does not fit {name} with {type(pipe.vae).__name__}, whose latents it does not "
+            f"know: use one of {', '.join(TOKENS)} with an AutoencoderKL. A picture-to-picture pipeline has a "
             "text-to-image one of the same parts: StableDiffusionPipeline(**pipe.components)."
         )
 
