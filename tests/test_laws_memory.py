@@ -200,20 +200,18 @@ def test_two_pipelines_of_one_class_share_nothing(bench, same, name, method):
     assert all(same(output, other_alone) for output in outputs)
 
 
-@pipelines(PAIR, where=takes_callback)
-def test_one_plan_on_two_pipelines_shares_nothing(same, name):
-    tiny = PIPELINES[name]
-    for plan in forms(name):
-        first, second = tiny.build(), tiny.build()
-        with plan.attach(first):
-            alone = tiny.call(first, steps=STEPS)
+@pytest.mark.parametrize(("name", "method"), NEIGHBOURS)
+def test_one_plan_on_two_pipelines_shares_nothing(bench, same, name, method):
+    tiny, plan = PIPELINES[name], Plan(ROSTER[method].active)
+    first, second = bench.pipe(name), tiny.build()
 
-        def between(pipe, index, timestep, state, *, other=second):
-            tiny.call(other, steps=STEPS, seed=index + 1)
-            return state
+    def between(pipe, index, timestep, state):
+        tiny.call(second, steps=STEPS, seed=index + 1)
+        return state
 
-        with plan.attach(first), plan.attach(second):
-            assert same(tiny.call(first, steps=STEPS, callback_on_step_end=between), alone)
+    with plan.attach(first), plan.attach(second):
+        output = tiny.call(first, steps=STEPS, callback_on_step_end=between)
+    assert same(output, bench.under(name, plan, steps=STEPS)[0])
 
 
 def another_size(bench, name):
