@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from tiny import PIPELINES, Tiny
+from tiny import PIPELINES, TINIES, Tiny
 
 from accel import Accelerator, Plan, errors
 from roster import (
@@ -94,6 +94,8 @@ def in_ci(tiny: Tiny, name: str, ci: Iterable[str]) -> bool:
 
     The leaders run on ``CORE`` and, in turn, on half of the others; their kin on half of ``CORE``.
     """
+    if tiny.name in ROSTER[name].also:
+        return True
     if tiny.name not in ci:
         return False
     leaders = list(LEADERS.values())
@@ -132,14 +134,16 @@ def cases(ci: Iterable[str] = CI, *, variants: bool = False, kin: bool = True) -
                 marks=full(
                     not in_ci(tiny, name, ci)
                     or (place > 0 and not (variants and tiny.name in TURNS[name]))
-                    or (name not in LEADERS.values() and not kin)
+                    or (not kin and (name not in LEADERS.values() or tiny.name in row.also))
                 ),
                 id=f"{tiny.name}-{method.name}{place or ''}",
             )
             for name, row in ROSTER.items()
             for place, method in enumerate((row.active, *row.variants))
-            for tiny in PIPELINES.values()
-            if row.acts(tiny)
+            for tiny in (
+                *filter(row.acts, PIPELINES.values()),
+                *(TINIES[also] for also in row.also),
+            )
         ],
     )
 
