@@ -51,8 +51,9 @@ ROWS: dict[str, Row] = (
     | region.ROWS
     | weights.ROWS
 )
-LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
-"""The first method of each engine: CI runs it on more pipelines than its kin."""
+LEADERS = {row.engine: name for name, row in reversed(ROWS.items()) if not row.also}
+"""The first method of each engine: CI runs it on more pipelines than its kin. What has pipelines of
+its own (`Row.also`) runs on those, and has no turn on others."""
 
 ROSTER: dict[str, Row] = dict(sorted(ROWS.items()))
 
@@ -106,8 +107,9 @@ def in_ci(tiny: Tiny, name: str, ci: Iterable[str]) -> bool:
 
 def _turns() -> dict[str, tuple[str, ...]]:
     """The half of ``CORE`` that each method has in CI: the one that serves it, from its turn on."""
-    found = {}
-    for turn, (name, row) in enumerate(ROSTER.items()):
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(ROSTER, ())
+    rows = [(name, row) for name, row in ROSTER.items() if not row.also]
+    for turn, (name, row) in enumerate(rows):
         served = [place for place in CORE if row.acts(PIPELINES[place])]
         rotated = served[turn % max(1, len(served)) :] + served[: turn % max(1, len(served))]
         found[name] = tuple(rotated[: (len(served) + 1) // 2])
@@ -134,7 +136,7 @@ def cases(ci: Iterable[str] = CI, *, variants: bool = False, kin: bool = True) -
                 marks=full(
                     not in_ci(tiny, name, ci)
                     or (place > 0 and not (variants and tiny.name in TURNS[name]))
-                    or (not kin and (name not in LEADERS.values() or tiny.name in row.also))
+                    or (name not in LEADERS.values() and not kin)
                 ),
                 id=f"{tiny.name}-{method.name}{place or ''}",
             )
