@@ -120,7 +120,7 @@ PAPER = {
 
 @pytest.mark.parametrize(("method", "scheduler"), PAPER.values(), ids=PAPER)
 def test_a_step_is_the_papers(bench, pictures, latents, method, scheduler):
-    call = {"steps": 2, "image": pictures, "latents": latents}
+    call = {"steps": 3, "image": pictures, "latents": latents}  # fewer levels are 700 and 0.002
     with scheduled(bench.pipe(NAME), scheduler) as pipe:
         with Plan(method).attach(pipe):
             found = bench.call(NAME, **call)
@@ -221,10 +221,12 @@ def test_an_exact_network_gives_the_clip_from_the_first_to_the_last_picture(meth
     assert False in ended
 
 
+TWICE = {"num_videos_per_prompt": 2}
+
+
 @pytest.mark.parametrize(
     ("count", "more", "found"),
-    [(1, {}, "1"), (3, {}, "3"), (1, {"num_videos_per_prompt": 2}, "1, 2 clips of each")],
-    ids=["one", "three", "one, twice"],
+    [(1, {}, "1"), (3, {}, "3"), *((n, TWICE, f"{n}, 2 clips of each") for n in (1, 2))],
 )
 def test_another_number_of_pictures_than_two_is_bad_input(bench, pictures, count, more, found):
     call = {"image": pictures.repeat(2, 1, 1, 1)[:count], "generator": torch.Generator()} | more
