@@ -112,8 +112,7 @@ def near(a, b):
 
 PAPER = {
     "as published": (ViBiD(), None),
-    "less of the picture": (ViBiD(scale=0.6), None),
-    "ends left alone": (ViBiD(replace=False), None),
+    "less of the picture, ends left alone": (ViBiD(scale=0.6, replace=False), None),
     "latents in another scale": (ViBiD(), samplers.DPMSolverPPScheduler),
 }
 
@@ -270,8 +269,15 @@ def test_schedulers_whose_levels_do_not_fit_are_refused_by_name(bench, kind):
         Plan(ViBiD()).attach(pipe)
 
 
+INSIDE = ("memory", "weights")
+"""Layers that see modules of the network alone: `make laws-full` has them."""
+
 BESIDE = [
-    pytest.param(row.active, id=name, marks=full(name not in LEADERS.values() or "Int8" in name))
+    pytest.param(
+        row.active,
+        id=name,
+        marks=full(name not in LEADERS.values() or row.active.layer in INSIDE),
+    )
     for name, row in ROSTER.items()
     if row.serves(PIPELINES["svd"]) and name != ViBiD.name
 ]
@@ -307,6 +313,6 @@ def test_a_run_after_an_aborted_one_is_fresh(bench, same, way):
 
 def test_a_clip_follows_from_its_seed(bench, same):
     with Plan(ViBiD()).attach(bench.pipe(NAME)):
-        one, again, other = (bench.call(NAME, steps=2, seed=seed) for seed in (1, 1, 2))
+        one, again, other = (bench.call(NAME, steps=1, seed=seed) for seed in (1, 1, 2))
     assert same(one, again)
     assert not near(one, other)
