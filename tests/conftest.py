@@ -16,7 +16,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from hypothesis import settings
-from tiny import PIPELINES
+from tiny import TINIES
 from torch import Tensor, nn
 
 from accel import Plan, Report
@@ -43,14 +43,14 @@ class Bench:
         key = (name, dtype)
         if key not in self._store:
             pipe = _built(name, dtype)
-            PIPELINES[name].call(pipe, steps=2)
+            TINIES[name].call(pipe, steps=2)
             self._store[key] = (pipe, trace(pipe))
         self._used[key] = self._store[key]
         return self._store[key][0]
 
     def call(self, name: str, *, dtype: torch.dtype = torch.float32, **call: Any) -> Tensor:
         """The output of the pipeline as it is now."""
-        return torch.as_tensor(PIPELINES[name].call(self.pipe(name, dtype), **call))
+        return torch.as_tensor(TINIES[name].call(self.pipe(name, dtype), **call))
 
     def stock(self, name: str, **call: Any) -> Tensor:
         """The output of the stock pipeline, computed once."""
@@ -64,7 +64,7 @@ class Bench:
         if key not in self._store:
             pipe = _built(name, call.pop("dtype", torch.float32))
             run = plan.attach(pipe) if len(plan) else None
-            output = torch.as_tensor(PIPELINES[name].call(pipe, **call))
+            output = torch.as_tensor(TINIES[name].call(pipe, **call))
             self._store[key] = (output, run and run.report)
         return self._store[key]
 
@@ -78,7 +78,7 @@ class Bench:
 
 
 def _built(name: str, dtype: torch.dtype) -> Any:
-    pipe = PIPELINES[name].build()
+    pipe = TINIES[name].build()
     return pipe if dtype == torch.float32 else pipe.to(dtype)
 
 

@@ -38,7 +38,7 @@ class Folders:
         transformers.logging.disable_progress_bar()
         pipe = PIPELINES[name].build()
         if name == "svd":
-            _enlarge_eye(pipe)
+            enlarge_eye(pipe)
         pipe.save_pretrained(folder)
         (folder / "call.json").write_text(json.dumps(CALLS[name]))
         return folder
@@ -51,7 +51,7 @@ class Folders:
         return str(folder)
 
 
-def _enlarge_eye(pipe: Any) -> None:
+def enlarge_eye(pipe: Any) -> None:
     """The pipeline resizes every picture that is no tensor to 224 x 224."""
     config = pipe.image_encoder.config
     config.image_size, config.patch_size = 224, 56

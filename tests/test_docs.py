@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableVideoDiffusionPipeline
 from forks import accel as typed
 from PIL import Image
 
@@ -22,6 +23,7 @@ TUNING = (ROOT / "docs" / "tuning.md").read_text()
 STREAMING = (ROOT / "docs" / "streaming.md").read_text()
 LARGE = (ROOT / "docs" / "large-pictures.md").read_text()
 EDITING = (ROOT / "docs" / "editing.md").read_text()
+KEY_FRAMES = (ROOT / "docs" / "key-frames.md").read_text()
 INT8 = (ROOT / "docs" / "int8.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
@@ -221,3 +223,25 @@ def test_editing_runs_as_documented(tmp_path):
         "**call,", '**{**call, "num_inference_steps": 3, "height": 64, "width": 64},'
     )
     exec(compile(short, "editing.md", "exec"), {})
+
+
+def test_the_page_on_key_frames_runs(tmp_path, monkeypatch):
+    """As it stands, with a tiny pipeline in the place of the published one."""
+    from saved import enlarge_eye
+    from tiny import TINIES
+
+    pipe = TINIES["svd_keys"].build()
+    enlarge_eye(pipe)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        StableVideoDiffusionPipeline, "from_pretrained", lambda _model, torch_dtype: pipe
+    )
+    for name, shade in (("first.png", 40), ("last.png", 200)):
+        Image.new("RGB", (24, 24), (shade, 90, 120)).save(name)
+    (block,) = fenced(KEY_FRAMES, "python")
+    size = "num_frames=3, num_inference_steps=1, height=16, width=16"
+    small = block.replace('.to("cuda")', "").replace("num_frames=25", size)
+    scope = {}
+    exec(compile(small, "key-frames.md", "exec"), scope)
+    assert len(scope["frames"]) == 3
+    assert scope["run"].report.verdicts["loop.ViBiD"].state == "ACTIVE"

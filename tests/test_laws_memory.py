@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import differences, trace
 from roster import CORE, LEADERS, ROSTER, STEPS, cases, full, pipelines, takes_callback
-from tiny import PIPELINES, Ask
+from tiny import PIPELINES, TINIES, Ask
 
 from accel import Plan
 
@@ -216,7 +216,7 @@ def test_one_plan_on_two_pipelines_shares_nothing(bench, same, name, method):
 
 def another_size(bench, name):
     """Half the height, or twice where the stock pipeline refuses that."""
-    usual = PIPELINES[name].inputs(Ask(["a fox"], [0], guidance=True)).get("height")
+    usual = TINIES[name].inputs(Ask(["a fox"], [0], guidance=True)).get("height")
     for height in (usual // 2, usual * 2) if usual else ():
         try:
             bench.stock(name, steps=2, height=height)

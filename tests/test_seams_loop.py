@@ -10,7 +10,8 @@ from accel.seams.loop import Loop
 from samplers import DPMSolverPP
 
 CI = ("sd15", "sd3", "flux_cfg", "wan21", "wan22", "cogvideox")
-SERVED = (*CI, "sdxl", "sd3_controlnet", "flux", "hunyuanvideo", "pixart_sigma", "chroma")
+SERVED = (*CI, "sd_inpaint", "sdxl", "sd3_controlnet", "flux", "hunyuanvideo", "pixart_sigma")
+SERVED += ("chroma",)
 
 
 class Same:
@@ -104,12 +105,65 @@ def test_without_guidance_there_is_one_branch(bench):
     assert run.report.calls == run.report.steps
 
 
-def test_a_rule_that_is_no_weighted_mean_is_refused(bench):
+@pytest.mark.parametrize("name", ["svd", "sd_inpaint"])
+def test_what_is_beside_the_latents_is_given_to_the_network_too(bench, name):
+    """With a clip's channels behind its frames, and as many frames as channels."""
+    call = {"steps": 2, "batch": 2, "guidance": False}
+    call |= {"num_frames": 8} if name == "svd" else {}
+    with Plan(Owns()).attach(bench.pipe(name)):
+        found = bench.call(name, **call)
+    stock = bench.stock(name, **call)
+    assert (found - stock).abs().max() <= 1e-5 * stock.abs().max()
+
+
+class Alone:
+    """Answers a sample of the batch under its own conditions alone; guides by the last branch."""
+
+    def begin(self, latents, solver):
+        self.same, self.asked = Same(at_once=True), 0
+        self.same.begin(latents, solver)
+
+    def evaluate(self, evaluation):
+        assert not evaluation.weights
+        solver, latents = self.same.solver, self.same.latents
+        timestep = solver.timesteps[evaluation.step.position]
+        rows = []
+        for sample, x in enumerate(solver.scale_model_input(latents, timestep).split(1)):
+            answers = {}
+            for question in evaluation.questions:
+                answers |= question.answers_of(sample, x)
+            rows.append(answers["cond"])
+        self.same.latents = solver.step(torch.cat(rows), timestep, latents)[0]
+        return self.same.latents
+
+
+class Guides(Owns):
+    name = "test.Guides"
+
+    def attach(self, site):
+        site.tally.change = "owned"
+        yield from Loop(Alone(), guides=True).attach(site)
+
+
+@pytest.mark.parametrize("name", ["svd", "sd15", "cogvideox"])
+def test_an_owner_that_guides_by_itself_asks_each_sample_alone(bench, name):
+    """Going by cond alone, it makes what the pipeline makes without guidance."""
+    with Plan(Guides()).attach(bench.pipe(name)):
+        found = bench.call(name, steps=2, batch=2)
+    stock = bench.stock(name, steps=2, batch=2, guidance=False)
+    assert (found - stock).abs().max() <= 1e-4 * stock.abs().max()
+
+
+RULES = {"rescaled": ("sd15", {"guidance_rescale": 0.7}), "by the frame": ("svd", {})}
+
+
+@pytest.mark.parametrize(("name", "call"), RULES.values(), ids=RULES)
+def test_a_rule_that_is_no_weighted_mean_is_refused(bench, name, call):
     with (
-        Plan(Owns()).attach(bench.pipe("sd15")),
+        Plan(Owns()).attach(bench.pipe(name)),
         pytest.raises(UnsupportedModel, match=r"rescale.*does not fit"),
     ):
-        bench.call("sd15", guidance_rescale=0.7)
+        bench.call(name, **call)
 
 
 def test_a_loop_has_one_owner(bench):

@@ -1,7 +1,7 @@
-"""Streams of pictures: frames that share the calls of a network. One method a file.
+"""Loops of our own: streams of pictures, and clips between two pictures. One method a file.
 
-The methods of this family act in a `Stream`, which feeds a picture-to-picture pipeline with frame
-after frame; in a single call of a pipeline they have nothing to do, and say so.
+All methods of this family but `ViBiD` act in a `Stream`, which feeds a picture-to-picture pipeline
+with frame after frame; in a single call of a pipeline they have nothing to do, and say so.
 """
 
 from accel.loop.feature_bank import FeatureBank as FeatureBank
@@ -11,5 +11,15 @@ from accel.loop.rcfg import RCFG as RCFG
 from accel.loop.similarity_filter import SimilarityFilter as SimilarityFilter
 from accel.loop.stream import Stream as Stream
 from accel.loop.stream_batch import StreamBatch as StreamBatch
+from accel.loop.vibid import ViBiD as ViBiD
 
-__all__ = ["RCFG", "FeatureBank", "Feed", "Outlet", "SimilarityFilter", "Stream", "StreamBatch"]
+__all__ = [
+    "RCFG",
+    "FeatureBank",
+    "Feed",
+    "Outlet",
+    "SimilarityFilter",
+    "Stream",
+    "StreamBatch",
+    "ViBiD",
+]

@@ -10,7 +10,8 @@ its networks (a ControlNet's residuals) is of the latents that it was given back
 
 How a pipeline guides is found out by what its calls are answered with: each branch a tensor of
 zeros and ones of its own, from which the guided output shows the weight of each branch. A rule
-that is no weighted mean of the branches at each place is refused.
+that is no weighted mean of the branches at each place, the same for all places, is refused – but
+for owners that guide by themselves, which do not ask.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from accel.errors import UnsupportedModel
 from accel.seams.branches import Layout
 from accel.seams.denoisers import Call, Denoiser, Inner, Layer, Result
 from accel.seams.rows import index_rows
+from accel.seams.token_stream import FOLDED
+from accel.seams.tokens import FRAMES_SECOND
 from accel.trajectory import Editor, Reviser, Step, Update
 
 Undo = Callable[[], None]
@@ -44,11 +47,13 @@ class Question:
         call: Its rows, step and arguments; the network's input is left out.
         below: The methods below the loop, and the network.
         dtype: Of the input that was left out.
+        beside: The channels of it behind those of the latents, ``[rows, …]``: a picture, a mask.
     """
 
     call: Call
     below: Inner
     dtype: torch.dtype
+    beside: Tensor | None = None
 
     def answers(self, samples: Tensor, **changed: Any) -> dict[str, Tensor]:
         """Ask it of other latents, through the methods below.
@@ -66,8 +71,27 @@ class Question:
         """The call that asks it of other latents ``[B, …]``; see `answers`."""
         rows = self.call.rows
         given = samples if len(rows) == len(samples) else samples[[row.sample for row in rows]]
-        sample = {self.call.denoiser.sample_name: given.to(self.dtype)}
+        whole = given.to(self.dtype)
+        if self.beside is not None:
+            whole = torch.cat([whole, self.beside], _channels(self.call.denoiser))
+        sample = {self.call.denoiser.sample_name: whole}
         return replace(self.call, arguments=self.call.arguments | changed | sample)
+
+    def answers_of(self, sample: int, latents: Tensor) -> dict[str, Tensor]:
+        """Ask it of other latents under what is given for one sample of the batch alone.
+
+        Args:
+            sample: Its place in the batch.
+            latents: ``[1, …]``, scaled as the network wants it.
+
+        Returns:
+            By branch, ``[1, …]``.
+        """
+        count = 1 + max(row.sample for row in self.call.rows)
+        call = self.asking(latents.expand(count, *latents.shape[1:]))
+        alone = call.take(call.where(lambda row: row.sample == sample))
+        value = self.below(alone).value
+        return {row.branch: value[index : index + 1] for index, row in enumerate(alone.rows)}
 
     def apart(self, value: Tensor) -> dict[str, Tensor]:
         """An answer ``[rows, …]`` by branch, ``[B, …]``."""
@@ -86,7 +110,8 @@ class Evaluation:
         latents: What the pipeline has come to, ``[B, …]``.
         questions: The calls that it makes.
         channels: Of the answers, how many ``scheduler.step`` is given: some learn a variance too.
-        weights: What each branch counts in the guided output; they sum to 1.
+        weights: What each branch counts in the guided output; they sum to 1. Empty for an owner
+            that guides by itself.
         options: What ``scheduler.step`` is given beside output, timestep and sample.
     """
 
@@ -162,10 +187,11 @@ class Loop:
 
     Args:
         owner: The method.
+        guides: Whether it combines the branches by itself, whatever the pipeline's rule is.
     """
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+    def __init__(self, owner: Owner, *, guides: bool = False) -> None:
+        self._owner, self._guides = owner, guides
         self._order: tuple[str, ...] = ()
         self._pipe: Any = None
         self._questions: list[Question] = []
@@ -195,7 +221,8 @@ class Loop:
         name = call.denoiser.sample_name
         arguments = {key: value for key, value in call.arguments.items() if key != name}
         asked = replace(call, arguments=arguments)
-        self._questions.append(Question(asked, below, call.sample.dtype))
+        beside = _beside(call)
+        self._questions.append(Question(asked, below, call.sample.dtype, beside))
         marks = self._marks(call)
         native = (marks,) if not call.arguments.get("return_dict", True) else _Sample(marks)
         return Result(marks, (True,) * len(call.rows), native)
@@ -203,9 +230,9 @@ class Loop:
     def _marks(self, call: Call) -> Tensor:
         """An answer that shows in the guided output where it went: ones in columns of its own."""
         shape = [*call.sample.shape]
-        answered = call.denoiser.core.config.get("out_channels")
-        if answered and len(shape) > 3 and call.denoiser.core.config.get("in_channels") == shape[1]:
-            shape[1] = answered  # some learn a variance as well
+        answered = _answered(call)
+        if answered is not None:
+            shape[_channels(call.denoiser)] = answered  # some learn a variance as well
         for row in call.rows:
             if row.branch not in self._order:
                 raise UnsupportedModel(
@@ -219,6 +246,22 @@ class Loop:
         return marks.expand(shape)
 
     def _learn(self, update: Update) -> Any:
+        """Write down the evaluation."""
+        weights = {} if self._guides else self._weights(update)
+        if update.step.index == 0:
+            self._owner.begin(update.sample, _plain(self._pipe.scheduler))
+        self._evaluation = Evaluation(
+            step=update.step,
+            latents=update.sample,
+            questions=tuple(self._questions),
+            channels=update.output.shape[1],
+            weights=weights,
+            options=update.options,
+        )
+        self._questions.clear()
+        return update.output
+
+    def _weights(self, update: Update) -> dict[str, float]:
         """Read off the guided output what each branch counts."""
         asked = {row.branch for question in self._questions for row in question.call.rows}
         columns = torch.arange(update.output.shape[-1]) % len(self._order)
@@ -234,24 +277,35 @@ class Loop:
                 "weighted mean at each place (guidance rescale, or the like), so a method that "
                 "owns the loop does not fit. Turn that off, or leave the method out of the plan."
             )
-        if update.step.index == 0:
-            self._owner.begin(update.sample, _plain(self._pipe.scheduler))
-        self._evaluation = Evaluation(
-            step=update.step,
-            latents=update.sample,
-            questions=tuple(self._questions),
-            channels=update.output.shape[1],
-            weights=weights,
-            options=update.options,
-        )
-        self._questions.clear()
-        return update.output
+        return weights
 
     def _step(self, _step: Step, sample: Any) -> Any:
         """Let the owner go on, in the place of what the scheduler gives."""
         evaluation, self._evaluation = self._evaluation, None
         assert evaluation is not None
         return self._owner.evaluate(evaluation).to(sample.dtype)
+
+
+def _channels(denoiser: Denoiser) -> int:
+    """The axis of a network's input that counts channels."""
+    return 2 if type(denoiser.core).__name__ in (*FRAMES_SECOND, *FOLDED) else 1
+
+
+def _answered(call: Call) -> int | None:
+    """The channels that a network answers, where its input has all that it takes on that axis."""
+    config, shape = call.denoiser.core.config, call.sample.shape
+    if len(shape) > 3 and config.get("in_channels") == shape[_channels(call.denoiser)]:
+        answered: int | None = config.get("out_channels")
+        return answered
+    return None
+
+
+def _beside(call: Call) -> Tensor | None:
+    """What of a network's input is no latents: the channels beyond those that it answers."""
+    axis, answered = _channels(call.denoiser), _answered(call)
+    if answered is None or answered >= call.sample.shape[axis]:
+        return None
+    return call.sample.narrow(axis, answered, call.sample.shape[axis] - answered)
 
 
 def _plain(scheduler: Any) -> Any:

@@ -33,8 +33,9 @@ def check(pipe: Any, what: str) -> None:
     if name not in TOKENS or type(pipe.vae).__name__ != "AutoencoderKL":
         raise UnsupportedModel(
             f"{what} does not fit {name} with {type(pipe.vae).__name__}, whose latents it does not "
-            f"know: use one of {', '.join(TOKENS)} with an AutoencoderKL. A picture-to-picture pipeline has a "
-            "text-to-image one of the same parts: StableDiffusionPipeline(**pipe.components)."
+            f"know: use one of {', '.join(TOKENS)} with an AutoencoderKL. A picture-to-picture "
+            "pipeline has a text-to-image one of the same parts: "
+            "StableDiffusionPipeline(**pipe.components)."
         )
 
 

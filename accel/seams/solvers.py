@@ -48,6 +48,11 @@ REDONE = ("UniPCMultistepScheduler",)
 NOISE = ("eta", "s_churn")
 """Settings and options of a step that add noise where they are not 0."""
 
+WAY_OUT = (
+    "Put samplers.DPMSolverPP into the plan, or use one of "
+    f"{', '.join(DETERMINISTIC)}; or use cache.EasyCache."
+)
+
 
 class Solver:
     """One scheduler, as the solver of ``dx̄/ds = f``.
@@ -55,13 +60,19 @@ class Solver:
     Args:
         scheduler: The pipeline's scheduler.
         method: Name of the method that needs it, for the refusal.
+        way_out: What to do instead, for the refusal.
 
     Raises:
         UnsupportedModel: If it evaluates a step more than once, adds noise, or is not known.
     """
 
-    def __init__(self, scheduler: Any, method: str = "A method coupled to the solver") -> None:
-        self._method = method
+    def __init__(
+        self,
+        scheduler: Any,
+        method: str = "A method coupled to the solver",
+        way_out: str = WAY_OUT,
+    ) -> None:
+        self._method, self._way_out = method, way_out
         self._name = type(scheduler).__name__
         self._config = scheduler.config
         order = getattr(scheduler, "order", 1)
@@ -85,8 +96,7 @@ class Solver:
     def _refuse(self, what: str) -> None:
         raise UnsupportedModel(
             f"{self._method} does not fit: {self._name} {what}, and it needs a scheduler that "
-            "evaluates once a step and adds no noise. Put samplers.DPMSolverPP into the plan, or "
-            f"use one of {', '.join(DETERMINISTIC)}; or use cache.EasyCache."
+            f"evaluates once a step and adds no noise. {self._way_out}"
         )
 
     def time(self, step: Step, ahead: int = 0) -> float:
@@ -103,6 +113,16 @@ class Solver:
         _, alpha, _ = step.levels.at(step.position + ahead)
         whole = _flows(step) or self._over_signal
         return sample.float() * (1.0 if whole else 1.0 / alpha)
+
+    def sample(self, place: Tensor, step: Step, ahead: int = 0) -> Tensor:
+        """The latents at x̄, as this scheduler keeps them: `place` undone."""
+        _, alpha, _ = step.levels.at(step.position + ahead)
+        return place if _flows(step) or self._over_signal else place * alpha
+
+    def given(self, place: Tensor, step: Step) -> Tensor:
+        """What the network is given at x̄: α·x0 + σ·ε."""
+        _, alpha, _ = step.level
+        return place if _flows(step) else place * alpha
 
     def slope(self, output: Tensor, place: Tensor, step: Step) -> Tensor:
         """The slope f in float32, from the output after guidance: a copy."""

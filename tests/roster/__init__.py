@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from tiny import PIPELINES, Tiny
+from tiny import PIPELINES, TINIES, Tiny
 
 from accel import Accelerator, Plan, errors
 from roster import (
@@ -51,8 +51,9 @@ ROWS: dict[str, Row] = (
     | region.ROWS
     | weights.ROWS
 )
-LEADERS = {row.engine: name for name, row in reversed(ROWS.items())}
-"""The first method of each engine: CI runs it on more pipelines than its kin."""
+LEADERS = {row.engine: name for name, row in reversed(ROWS.items()) if not row.also}
+"""The first method of each engine: CI runs it on more pipelines than its kin. What has pipelines of
+its own (`Row.also`) runs on those, and has no turn on others."""
 
 ROSTER: dict[str, Row] = dict(sorted(ROWS.items()))
 
@@ -95,6 +96,8 @@ def in_ci(tiny: Tiny, name: str, ci: Iterable[str]) -> bool:
     The leaders run on ``CORE`` and, in turn, on a third of the others; their kin on one of
     ``CORE``.
     """
+    if tiny.name in ROSTER[name].also:
+        return True
     if tiny.name not in ci:
         return False
     leaders = list(LEADERS.values())
@@ -138,8 +141,10 @@ def cases(ci: Iterable[str] = CI, *, variants: bool = False, kin: bool = True) -
             )
             for name, row in ROSTER.items()
             for place, method in enumerate((row.active, *row.variants))
-            for tiny in PIPELINES.values()
-            if row.acts(tiny)
+            for tiny in (
+                *filter(row.acts, PIPELINES.values()),
+                *(TINIES[also] for also in row.also),
+            )
         ],
     )
 

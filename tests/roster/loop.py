@@ -1,4 +1,8 @@
-"""Methods of streams: in single calls of a pipeline there is nothing to do; see `test_stream`."""
+"""Loops of our own.
+
+Methods of streams have nothing to do in single calls of a pipeline (see `test_stream`), and clips
+between two pictures are made of calls that have two (see `test_vibid`).
+"""
 
 from tiny import PIPELINES
 
@@ -15,4 +19,12 @@ ROWS = {
     "loop.RCFG": Row("streams", loop.RCFG(), idle=SINGLE),
     "loop.SimilarityFilter": Row("streams", loop.SimilarityFilter(), idle=SINGLE),
     "loop.StreamBatch": Row("streams", loop.StreamBatch(), idle=SINGLE),
+    "loop.ViBiD": Row(
+        "key frames",
+        loop.ViBiD(),
+        refused=SINGLE - {"svd"},
+        idle=frozenset({"svd"}),
+        also=("svd_keys",),
+        variants=(loop.ViBiD(scale=0.6, replace=False),),
+    ),
 }

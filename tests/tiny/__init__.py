@@ -7,4 +7,7 @@ PIPELINES: dict[str, Tiny] = {
     tiny.name: tiny for family in (unets, mmdits, dits, videos) for tiny in family.FAMILIES
 }
 
-__all__ = ["NEGATIVE", "PIPELINES", "PROMPTS", "Ask", "Tiny"]
+TINIES: dict[str, Tiny] = PIPELINES | {unets.KEYS.name: unets.KEYS}
+"""With those that are in no matrix of the laws."""
+
+__all__ = ["NEGATIVE", "PIPELINES", "PROMPTS", "TINIES", "Ask", "Tiny"]

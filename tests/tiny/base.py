@@ -61,6 +61,7 @@ class Tiny:
     denoisers: tuple[str, ...] = ("transformer",)
     output: str = "latent"  # output_type
     batchable: bool = True  # a stock call takes a list of prompts
+    samples: int | None = None  # of every call, whatever is asked for
     # turns guidance on or off where no argument of the call does
     switch: Callable[[DiffusionPipeline, bool], None] | None = None
     global_noise: bool = False  # the stock pipeline draws from the global generator too
@@ -85,19 +86,19 @@ class Tiny:
             pipe: What `build` returned.
             steps: Number of denoising steps.
             seed: Noise of the first sample.
-            batch: Number of samples, when neither `prompts` nor `seeds` tells it.
+            batch: Number of samples, when neither `prompts` nor `seeds` tells it, nor the family.
             guidance: Whether classifier-free guidance is on.
             prompts: Instead of the default prompts, one per sample.
             seeds: Instead of `seed`, `seed + 1`, …, one per sample.
             **more: For the pipeline; they win over the family's own arguments.
         """
-        count = len(prompts or seeds or range(batch))
+        count = self.samples or len(prompts or seeds or range(batch))
         ask = Ask(
             prompts=[*(prompts or (PROMPTS[k % len(PROMPTS)] for k in range(count)))],
             seeds=[*(seeds or (seed + k for k in range(count)))],
             guidance=guidance,
         )
-        if count > 1 and not self.batchable:
+        if count > 1 and not (self.batchable or self.samples):
             raise ValueError(f"{self.name} takes one prompt at a time, not {count}")
         generators = [torch.Generator().manual_seed(seed) for seed in ask.seeds]
         arguments = {

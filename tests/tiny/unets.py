@@ -21,6 +21,7 @@ from tiny.parts import ddim, image_vae, seeded
 SIDE = 32  # of the image: latents of 16 x 16
 FRAMES = 3
 VIDEO_SIDE = 24
+KEY_SIDE, KEY_FRAMES = 16, 4  # of a clip between two pictures
 CHANNELS = (16, 32, 32)
 
 
@@ -216,6 +217,10 @@ def _animated(ask: Ask) -> dict[str, Any]:
     }
 
 
+def _between(ask: Ask) -> dict[str, Any]:
+    return _animated(ask) | {"height": KEY_SIDE, "width": KEY_SIDE, "num_frames": KEY_FRAMES}
+
+
 def _unet_tiny(
     name: str,
     build: Callable[[], DiffusionPipeline],
@@ -245,3 +250,7 @@ FAMILIES = (
     _unet_tiny("animatediff", _animatediff, _frames, media="video"),
     _unet_tiny("svd", _svd, _animated, media="video"),
 )
+
+KEYS = _unet_tiny("svd_keys", _svd, _between, media="video", samples=2, batchable=False)
+"""Called with two pictures, whatever is asked for: the key frames of one clip. In no matrix of the
+laws, which know it as SVD; they run on it what makes such a clip (`Row.also`)."""
