@@ -121,6 +121,8 @@ def stacked(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = dict(calls[0])
     if len(calls) == 1:
         return first
+    if any(isinstance(first.get(name), list) for name in PER_ROW):
+        raise BadInput("A clip between two pictures is a call by itself: ask for one at a time.")
     made = {}
     for name, value in first.items():
         values = [call.get(name) for call in calls]
@@ -237,15 +239,25 @@ def _sides(
                 f"--{side} {pixels}: {type(pipe).__name__} makes multiples of {step}; the nearest "
                 f"are {pixels // step * step or step} and {(pixels // step + 1) * step}."
             )
-    found = {parameter[option]: picture for option, picture in pictures.items()}
     if set(SIDES) <= set(known):
         first = next(iter(pictures.values()), None)
         own = {} if first is None else {side: getattr(first, side) // step * step for side in SIDES}
         stated = {side: call[side] for side in SIDES if call.get(side) is not None}
-        return {**found, **own, **stated, **asked}
+        return {**_given(parameter, pictures), **own, **stated, **asked}
     if asked and not pictures:
         raise BadInput(f"{type(pipe).__name__} takes no --{next(iter(asked))}: leave it out.")
-    return {name: _resized(picture, asked) for name, picture in found.items()}
+    sized = {option: _resized(picture, asked) for option, picture in pictures.items()}
+    return _given(parameter, sized)
+
+
+def _given(
+    parameter: Mapping[str, str], pictures: Mapping[str, Image.Image]
+) -> dict[str, Image.Image | list[Image.Image]]:
+    """Pictures by parameter; of one that takes several, in the order of the options."""
+    several: dict[str, list[Image.Image]] = {}
+    for option, picture in pictures.items():
+        several.setdefault(parameter[option], []).append(picture)
+    return {name: found if len(found) > 1 else found[0] for name, found in several.items()}
 
 
 def _resized(picture: Image.Image, asked: Mapping[str, int]) -> Image.Image:

@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 from accel.errors import BadInput
+from accel.seams import keys
 from app.request import Request
 
 VIDEO = {"LTXPipeline": "LTXImageToVideoPipeline"}
@@ -25,13 +26,20 @@ def parameters(pipe: Any) -> dict[str, inspect.Parameter]:
 
 
 def names(pipe: Any) -> dict[str, str]:
-    """For each of the options image, mask and control that a pipeline takes: its parameter."""
+    """For each of the options image, last, mask and control that a pipeline takes: its parameter.
+
+    Two options of one parameter go into it as a list.
+    """
     known = parameters(pipe)
     found = {}
     if "ControlNet" in type(pipe).__name__:
         found["control"] = "control_image" if "control_image" in known else "image"
     if "image" in known and found.get("control") != "image":
         found["image"] = "image"
+    if "last_image" in known:
+        found["last"] = "last_image"
+    elif type(pipe).__name__ in keys.SERVED:
+        found["last"] = "image"
     if "mask_image" in known:
         found["mask"] = "mask_image"
     return found
@@ -60,6 +68,8 @@ def pipeline_for(pipe: Any, request: Request) -> Any:
 
 
 def _check_options(pipe: Any, request: Request) -> None:
+    if request.last and not request.image:
+        raise BadInput("--last needs --image: the picture that the clip begins with.")
     if request.mask and not request.image:
         raise BadInput("--mask needs --image: the picture to paint into.")
     if request.strength is not None and not request.image:
@@ -77,7 +87,8 @@ def _needed(pipe: Any) -> set[str]:
     return {
         option
         for option, parameter in names(pipe).items()
-        if not type(pipe).__name__.startswith(OPTIONAL)
+        if option != "last"
+        and not type(pipe).__name__.startswith(OPTIONAL)
         and known[parameter].default in (None, inspect.Parameter.empty)
     }
 

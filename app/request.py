@@ -23,7 +23,7 @@ Format = Literal["text", "json"]
 Preset = Literal["exact", "balanced", "fast", "fastest"]
 T = TypeVar("T")
 
-PICTURES = ("image", "mask", "control")
+PICTURES = ("image", "last", "mask", "control")
 FILES = (*PICTURES, "lora")
 """Fields of a request that hold a file."""
 PICTURE, MODEL, PLAN, OUTPUT, SERVER = "Picture", "Model", "Plan", "Output", "Server"
@@ -101,6 +101,10 @@ class Settings(Source):
     image: Annotated[
         Path | None,
         Option(help="start from this picture (image-to-image or -video)", rich_help_panel=PICTURE),
+    ] = None
+    last: Annotated[
+        Path | None,
+        Option(help="end the clip with this picture (with loop.ViBiD)", rich_help_panel=PICTURE),
     ] = None
     mask: Annotated[
         Path | None, Option(help="inpaint where this is white", rich_help_panel=PICTURE)

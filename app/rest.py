@@ -186,7 +186,7 @@ class JobView(BaseModel):
 class UploadView(BaseModel):
     """An uploaded file."""
 
-    upload: str = Field(description="for `image`, `mask`, `control` or `lora` of a request")
+    upload: str = Field(description="for `image`, `last`, `mask`, `control` or `lora` of a request")
 
 
 class Health(BaseModel):

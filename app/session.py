@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from accel.attach import Run
 from accel.bundled import check_safetensors
 from accel.errors import AccelError, AccelWarning, BadInput, BadOutput
+from accel.loop.vibid import ViBiD
 from accel.plan import Plan
 from accel.report import Report
 from app import models
 from app.call import arguments, recorded, stacked, unstacked
-from app.modes import parameters, pipeline_for
+from app.modes import names, parameters, pipeline_for
 from app.request import Request, Source
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Session:
         """The pipeline of some requests that go into one call, and its arguments.
 
         Raises:
-            BadInput: If a request is for another model.
+            BadInput: If a request is for another model, or its last picture for another plan.
         """
         first = requests[0]
         for request in requests:
@@ -152,6 +153,7 @@ class Session:
                     "open another session."
                 )
         pipe = pipeline_for(self.model.pipe, first)
+        _check_ends(pipe, first, plan)
         self._set_lora(first.lora)
         self._compile(first, plan)
         return pipe, stacked([arguments(pipe, one, self.model.call) for one in requests])
@@ -203,6 +205,17 @@ class Session:
                 Outcome(pictures, clip, recorded(own), seconds, report, len(made), place)
             )
         return outcomes
+
+
+def _check_ends(pipe: Any, request: Request, plan: Plan) -> None:
+    """A pipeline that takes no end needs a method that makes a clip between two pictures."""
+    if request.last is None or names(pipe)["last"] != names(pipe)["image"]:
+        return
+    if ViBiD.name not in {method.name for method in plan}:
+        raise BadInput(
+            f"{type(pipe).__name__} makes a clip from its first picture alone, so --last needs "
+            f"{ViBiD.name} in the plan: add --set {ViBiD.name}.scale=1, or leave --last out."
+        )
 
 
 def noise_of(request: Request) -> torch.Generator:

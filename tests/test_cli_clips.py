@@ -1,12 +1,13 @@
 """Clips as files: what a model draws decides the type, before anything is loaded or drawn."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from saved import CALLS, Folders, done, run
+from saved import CALLS, Folders, done, picture, run
 
 from accel import quality
 from accel.scenes import clip, clip_scene
@@ -51,6 +52,26 @@ def test_the_type_of_file_is_told_by_the_folder_alone(
         draws_clips = name in ("animatediff", "svd", "ltx")
         found = clips.suffix(Request(prompt="fox", model=folders(name)))
         assert found == (".mp4" if draws_clips else ".png"), name
+
+
+def test_a_clip_between_two_pictures(folders: Folders) -> None:
+    first, last = picture(Path("first.png")), picture(Path("last.png"), "navy")
+    ends = ["--model", folders("svd"), "--seed", 1, "--image", first, "--last", last]
+    between = ["--set", "loop.ViBiD.scale=1", "--out", "a.mp4"]
+    told = done("generate", *ends, *between)
+    assert "INACTIVE" not in told.stderr
+    record, frames = clips.read(Path("a.mp4"))
+    assert set(record.inputs) == {"image", "last"} and len(frames) == 4
+    assert "identical" in done("generate", "--like", "a.mp4", "--out", "again.mp4").stderr
+    for words, wanted in (
+        (ends, "needs loop.ViBiD"),
+        ([*ends[:6], *between[:2]], "image=\\[first, last\\]"),
+        ([*ends[:4], "--last", last, *between[:2]], "needs --image"),
+        (["fox", "--model", folders("sd15"), *ends[4:]], "takes no --last"),
+    ):
+        refused = run("generate", *words, "--out", "b.mp4")
+        assert refused.exit_code == 2 and re.search(wanted, refused.stderr), refused.stderr
+    assert not Path("b.mp4").exists()
 
 
 def test_without_the_extra_it_says_what_to_install_and_loads_nothing(

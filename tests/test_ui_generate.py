@@ -429,6 +429,7 @@ def test_what_a_model_has_no_use_for_is_greyed_out_and_emptied(
     assert emptied == {"frames": "", "fps": "16"}
     assert set(named(drawn, drawn.emptied(film))) >= {
         "image",
+        "last",
         "mask",
         "control",
         "lora",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accel.bundled import call_of, folder_of
+from accel.seams import keys
 from app import env, hub, models
 from app.call import GUIDANCE, NAMES
 from app.modes import VIDEO
@@ -120,6 +121,7 @@ def _inputs(pipeline: str, limits: Limits) -> tuple[str, ...]:
         "negative": "negative_prompt" in known,
         "guidance": bool(known & {*GUIDANCE, "true_cfg_scale"}),
         "image": "image" in known or pipeline in VIDEO or _mapped(auto, "IMAGE2IMAGE", pipeline),
+        "last": "last_image" in known or pipeline in keys.SERVED,
         "mask": "mask_image" in known or _mapped(auto, "INPAINT", pipeline),
         "control": controls(limits) and any("ControlNet" in one for one in _family(auto, pipeline)),
         "lora": hasattr(kind, "load_lora_weights"),

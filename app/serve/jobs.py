@@ -191,8 +191,8 @@ class ModelInfo:
         name: What ``Request.model`` says.
         kind: What it draws.
         call: Arguments of a normal call (``height``, ``num_inference_steps``, …), if known.
-        inputs: Which of ``prompt``, ``negative``, ``guidance``, ``image``, ``mask``, ``control``,
-            ``lora`` and ``frames`` it takes.
+        inputs: Which of ``prompt``, ``negative``, ``guidance``, ``image``, ``last``, ``mask``,
+            ``control``, ``lora`` and ``frames`` it takes.
         bytes: Size of its files, or of their download; ``None`` where the hub has not told it.
         here: Whether its files are on this machine: else the first picture downloads them.
     """

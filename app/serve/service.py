@@ -353,7 +353,7 @@ class Service:
             content: Its bytes, the path where the web framework has put it, or the open file.
 
         Returns:
-            The path for ``image``, ``mask``, ``control`` or ``lora`` of a request.
+            The path for ``image``, ``last``, ``mask``, ``control`` or ``lora`` of a request.
 
         Raises:
             BadInput: If it is too large, alone or with the owner's other uploads, or neither a

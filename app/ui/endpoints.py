@@ -43,6 +43,7 @@ class Endpoints:
         settings: dict[str, Any],
         plan: dict[str, Any] | None = None,
         image: str | None = None,
+        last: str | None = None,
         mask: str | None = None,
         control: str | None = None,
         lora: str | None = None,
@@ -53,12 +54,13 @@ class Endpoints:
             request: Who asks.
             settings: Fields of a request: ``prompt``, ``model``, ``seed``, ``steps``, ….
             plan: As ``Plan.to_dict`` writes it; by default the stock pipeline.
-            image: A file, as are the following three.
+            image: A file, as are the following four.
+            last: What the clip ends with.
             mask: Inpaint where this is white.
             control: For the ControlNet.
             lora: Safetensors.
         """
-        files = (image, mask, control, lora)
+        files = (image, last, mask, control, lora)
         yield from self._run(request, settings, plan, {}, files)
 
     def compare(
@@ -84,7 +86,7 @@ class Endpoints:
             control: For the ControlNet.
             lora: Safetensors.
         """
-        files = (image, mask, control, lora)
+        files = (image, None, mask, control, lora)  # a clip between two pictures has no stock
         more = {"kind": "compare", "repeats": repeats}
         yield from self._run(request, settings, plan, more, files)
 
@@ -165,13 +167,14 @@ def add(service: Service) -> None:
         settings, plan = gr.JSON(label="settings"), gr.JSON(label="plan")
         repeats = gr.Number(value=3, precision=0, label="repeats")
         files = [gr.File(label=name) for name in FILES]
+        both = [file for file in files if file.label != "last"]
         name, model = gr.Textbox(label="job"), gr.Textbox(label="model")
         job, found = gr.JSON(label="job"), gr.JSON(label="methods")
         left = gr.File(file_count="multiple", label="files")
         trigger = gr.Button()
     inputs = {
         "generate": ([settings, plan, *files], [job, left]),
-        "compare": ([settings, plan, repeats, *files], [job, left]),
+        "compare": ([settings, plan, repeats, *both], [job, left]),
         "status": ([name], [job, left]),
         "cancel": ([name], [job]),
         "methods": ([model], [found]),

@@ -12,7 +12,7 @@ import gradio as gr
 from accel.errors import AccelError, BadInput
 from accel.plan import PRESETS, Plan
 from app import clips
-from app.request import FILES, Request
+from app.request import FILES, PICTURES, Request
 from app.serve.folders import Folders
 from app.serve.jobs import ENDED, Job, Kind, ModelInfo, Spec
 from app.ui import forms, knobs, parts, records, roundtrip
@@ -57,6 +57,7 @@ NEEDS = {
     "fps": "frames",
     "image": "image",
     "strength": "image",
+    "last": "last",
     "mask": "mask",
     "control": "control",
     "controlnet": "control",
@@ -487,7 +488,7 @@ def _pictures(controlnets: Sequence[str]) -> Parts:
     """Files that go in. Pictures are taken as they are: as files, in their own mode."""
     fields: Parts = {}
     with gr.Row():
-        for name in ("image", "mask", "control"):
+        for name in PICTURES:
             with gr.Column(min_width=160):
                 fields[name] = gr.Image(
                     type="filepath",
