@@ -134,10 +134,21 @@ def test_it_changes_nothing_beside_any_other_method(bench, name, other):
 
 @pytest.mark.parametrize("name", ["sd15", "wan21"])
 def test_inference_mode(bench, name):
-    with torch.inference_mode(), Plan(METHOD).attach(bench.pipe(name)) as run:
+    pipe = bench.pipe(name)
+    with torch.inference_mode(), Plan(METHOD).attach(pipe) as run:
         output = bench.call(name, steps=4)
     assert bits_equal(output.clone(), bench.stock(name, steps=4))
     assert run.report.verdicts["cache.TextKV"].detail == "3/4 reused"
+
+
+def test_weights_of_inference_mode_are_not_kept_track_of(bench):
+    """Nobody sees what is written into them, so nothing is reused, and the report says so."""
+    with torch.inference_mode():
+        pipe = PIPELINES["sd15"].build()
+        told = pytest.warns(errors.AccelWarning, match="loaded in inference mode")
+        with told, Plan(METHOD).attach(pipe):
+            output = PIPELINES["sd15"].call(pipe, steps=4)
+    assert bits_equal(torch.as_tensor(output).clone(), bench.stock("sd15", steps=4))
 
 
 def test_a_text_that_changes_in_the_middle_of_a_run(bench):

@@ -125,6 +125,10 @@ class TextCache:
     def _why_idle(self) -> str:
         if not self._memories:
             return "no module sees the text alone, or all that do are inside a compiled graph"
+        if any(memory.blind for memory in self._memories):
+            return (
+                "its weights were loaded in inference mode: what is written into them is not seen"
+            )
         return "no module was given the same text tensor twice"
 
 
@@ -203,6 +207,11 @@ class Memory:
         return output, False
 
     @property
+    def blind(self) -> bool:
+        """Whether weights were loaded in inference mode: writing into them leaves no mark."""
+        return any(weight.is_inference() for weight in self.module.parameters())
+
+    @property
     def _hopeless(self) -> bool:
         return self._misses > 2 * self.size
 
@@ -217,9 +226,11 @@ class Memory:
             del self.entries[: -self.size]
 
     def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Key] | None:
-        """The one tensor that was passed, or ``None`` where that is not all."""
+        """The one tensor that was passed, or ``None``: others too, or nothing can be kept."""
         import torch
 
+        if self.blind:
+            return None
         given = [value for value in (*args, *kwargs.values()) if value is not None]
         if torch.is_grad_enabled() or len(given) != 1 or type(given[0]) is not torch.Tensor:
             return None
