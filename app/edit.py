@@ -46,7 +46,9 @@ def edit(given: Given) -> None:
         if metadata.pixels(original.images) != record.pixels:
             say(f"warning: not the bits of {asked.original}: the edit is of the picture made here")
         edited = edits.edit(**changes, **where)
-        made = record_of(replace(request, prompt=asked.prompt), session, edits, edited, call | changes)
+        made = record_of(
+            replace(request, prompt=asked.prompt), session, edits, edited, call | changes
+        )
         dense = edits.edit(**changes, region=(0, 0, 1, 1)) if asked.dense else None
     write({out: metadata.png(edited.images, made, request.fps)})
     told = {**_told(original, edited, dense), "record": made.model_dump()}

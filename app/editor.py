@@ -15,7 +15,7 @@ from accel.region.masks import boxed, drawn
 from app import metadata, models
 from app.call import picture_size
 from app.edit import record_of
-from app.request import Request, Source
+from app.request import Request, Source, make
 from app.serve.stopping import Stop, Stopped
 from app.session import Session, noise_of
 
@@ -70,12 +70,13 @@ def subject_of(path: Path, painting: Request) -> Subject:
         with metadata.opened(path) as picture:
             if getattr(picture, "n_frames", 1) > 1:
                 raise BadInput(f"{path.name} is a clip, and edits are of pictures: give a picture.")
-        request = replace(made.asked, dtype=made.fingerprint.dtype, device=None)
+        place = {"dtype": made.fingerprint.dtype, "device": None}
+        request = make(Request, {**made.request, **place}, where="the record's ")
         made.check_inputs(request, ())
         return Subject(request.seeded(), Plan.from_dict(made.plan), made.pixels)
     width, height = picture_size(path)
-    size = {"width": width, "height": height, "seed": 0}
-    return Subject(replace(painting, image=path, mask=path, **size), Plan())
+    request = replace(painting, image=path, mask=path, width=width, height=height, seed=0)
+    return Subject(request, Plan())
 
 
 @dataclass(frozen=True)
@@ -189,9 +190,7 @@ class Editor:
         found = self._recorded
         return found is not None and (found.who, found.subject) == (who, subject)
 
-    def edit(
-        self, who: str, subject: Subject, prompt: str, where: Image.Image | Region
-    ) -> Made:
+    def edit(self, who: str, subject: Subject, prompt: str, where: Image.Image | Region) -> Made:
         """Edit a picture, which is recorded first if it is not.
 
         Waits while another edit runs. The recording of somebody else is let go then.

@@ -37,7 +37,8 @@ BRUSH = "#ff3b30"
 FORMATS = [".png", ".jpg", ".jpeg", ".webp"]
 
 _FIGURES = Markup(
-    '<div class="accel-badge accel-{kind}" role="status"><p><strong>{head}</strong></p>{lines}</div>'
+    '<div class="accel-badge accel-{kind}" role="status"><p><strong>{head}</strong></p>'
+    "{lines}</div>"
 )
 _LINE = Markup("<p>{text}</p>")
 
@@ -198,7 +199,8 @@ def _where(canvas: dict[str, Any] | None, region: str | None) -> Image.Image | t
         return region_of(str(region))
     if not painted:
         raise BadInput(
-            "Nothing is painted: paint over what is to change, or type its region. Nothing was lost."
+            "Nothing is painted: paint over what is to change, or type its region. Nothing was "
+            "lost."
         )
     assert isinstance(mask, Image.Image)
     return mask
@@ -270,7 +272,7 @@ def tab(service: Service) -> Page:
 def _asked(service: Service) -> tuple[dict[str, Component], dict[str, Component]]:
     """The left side: the picture, what is to change, and what it is to show."""
     shown: dict[str, Component] = {
-        "file": gr.File(file_types=FORMATS, height=110, label=t("edit_file"), elem_id="edit-file")
+        "file": gr.File(file_types=FORMATS, height=150, label=t("edit_file"), elem_id="edit-file")
     }
     gr.Markdown(t("edit_file_help"))
     shown["picture"] = gr.HTML(elem_id="edit-picture")
@@ -315,7 +317,12 @@ def _painting(service: Service) -> dict[str, Component]:
             **labelled("edit_model"),
         ),
         "strength": gr.Slider(
-            0.1, 1.0, value=STRENGTH, step=0.05, elem_id="edit-strength", **labelled("edit_strength")
+            0.1,
+            1.0,
+            value=STRENGTH,
+            step=0.05,
+            elem_id="edit-strength",
+            **labelled("edit_strength"),
         ),
         "steps": gr.Slider(
             1,
