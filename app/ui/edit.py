@@ -345,6 +345,7 @@ def _shown() -> dict[str, Component]:
                     type="filepath",
                     interactive=False,
                     format="png",
+                    height=220,
                     buttons=buttons,
                     label=t(f"edit_{name}"),
                     elem_id=f"edit-{name}",
