@@ -94,7 +94,6 @@ class Made:
         computed: Share of the picture that was computed.
         count: How many edits were made of the recording, with this one.
         same: Whether the original came out as the bits of its record; ``None`` without a record.
-        told: What the method says of itself.
     """
 
     before: Image.Image
@@ -107,7 +106,6 @@ class Made:
     computed: float
     count: int
     same: bool | None
-    told: str
 
 
 @dataclass
@@ -156,7 +154,6 @@ class Recorded:
             computed=edited.share,
             count=self.count,
             same=None if pixels is None else metadata.pixels(before) == pixels,
-            told=edited.report["verdicts"]["region.SIGE"]["detail"],
         )
 
     def _painting(self, mask: Tensor) -> dict[str, Any]:

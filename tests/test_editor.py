@@ -170,10 +170,10 @@ def test_paint_or_a_region_says_where():
     ],
 )
 def test_the_figures_are_told_in_words(language, words):
-    made = Made(None, None, b"", 0.5, 2.0, 2.4, 0.0625, 0.11, 2, True, "")
+    made = Made(None, None, b"", 0.5, 2.0, 2.4, 0.0625, 0.11, 2, True)
     told = page.figures(made, language)
     assert all(word in told for word in words) and "accel-faster" in told
-    slow = page.figures(Made(None, None, b"", 2.5, 2.0, 2.4, 0.1, 0.6, 1, True, ""), language)
+    slow = page.figures(Made(None, None, b"", 2.5, 2.0, 2.4, 0.1, 0.6, 1, True), language)
     assert "accel-slower" in slow and ("0.50 s longer" in slow or "0,50 s länger" in slow)
 
 
