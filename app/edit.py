@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accel.edit import Edited, sparse
+from accel.edit import Edited, Edits, sparse
 from accel.errors import BadInput
 from accel.plan import Plan
 from app import metadata
-from app.call import read_picture
-from app.compare import png
+from app.call import read_picture, recorded
 from app.exits import say
 from app.files import check_target, slug, write
 from app.flags import Given
 from app.generate import Example, asked_for
-from app.request import Editing, Printing, Target, make
-from app.session import Session, noise_of
+from app.request import Editing, Printing, Request, Target, make
+from app.session import Outcome, Session, noise_of
 from app.tables import print_result
 
 
@@ -45,9 +46,29 @@ def edit(given: Given) -> None:
         if metadata.pixels(original.images) != record.pixels:
             say(f"warning: not the bits of {asked.original}: the edit is of the picture made here")
         edited = edits.edit(**changes, **where)
+        made = record_of(
+            replace(request, prompt=asked.prompt), session, edits, edited, call | changes
+        )
         dense = edits.edit(**changes, region=(0, 0, 1, 1)) if asked.dense else None
-    write({out: png(edited.images[0])})
-    print_result(make(Printing, given).format, [out], _told(original, edited, dense))
+    write({out: metadata.png(edited.images, made, request.fps)})
+    told = {**_told(original, edited, dense), "record": made.model_dump()}
+    print_result(make(Printing, given).format, [out], told)
+
+
+def record_of(
+    request: Request, session: Session, edits: Edits, edited: Edited, call: Mapping[str, Any]
+) -> metadata.Record:
+    """The record of the latest edit.
+
+    Args:
+        request: That of the original, with the prompt of the edit.
+        session: Of the model.
+        edits: The recording.
+        edited: The edit.
+        call: The arguments of its call.
+    """
+    outcome = Outcome(edited.images, False, recorded(call), edited.seconds, edits.report)
+    return metadata.record(request, edits.plan, session.model, outcome, edited=edited.share)
 
 
 def _where(asked: Editing) -> dict[str, Any]:
@@ -60,16 +81,25 @@ def _where(asked: Editing) -> dict[str, Any]:
         )
     if asked.mask is not None:
         return {"mask": read_picture(asked.mask)}
-    parts = str(asked.region).split(",")
+    return {"region": region_of(str(asked.region))}
+
+
+def region_of(text: str) -> tuple[float, ...]:
+    """Left, top, width and height of a region, from their text.
+
+    Raises:
+        BadInput: If these are not four numbers.
+    """
+    parts = text.split(",")
     try:
         numbers = tuple(float(part) for part in parts)
     except ValueError:
         numbers = ()
     if len(numbers) != 4:
         raise BadInput(
-            f"--region is left,top,width,height, such as 0.25,0.25,0.2,0.2: found {asked.region!r}."
+            f"--region is left,top,width,height, such as 0.25,0.25,0.2,0.2: found {text!r}."
         )
-    return {"region": numbers}
+    return numbers
 
 
 def _told(original: Edited, edited: Edited, dense: Edited | None) -> dict[str, Any]:

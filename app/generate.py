@@ -124,6 +124,9 @@ def _likeness(example: Example, made: Record, outcome: Outcome, plan: Plan) -> d
     if before.result.partial:
         say(f"{path} was stopped after {before.result.steps} steps: not compared")
         return {"compared": False}
+    if before.result.edited is not None:
+        say(f"{path} is an edit of a region of another picture: not compared")
+        return {"compared": False}
     differences = before.fingerprint.differences(made.fingerprint)
     equal = made.pixels == before.pixels
     found = {"compared": True, "identical": equal, "differences": differences}

@@ -75,6 +75,9 @@ class Result(Entry):
     nfe: float
     verdicts: dict[str, dict[str, str]]
     partial: bool = Field(False, description="whether it was stopped before its last step")
+    edited: float | None = Field(
+        None, description="of an edit of a region: the share of the picture that was computed"
+    )
 
 
 class Record(Entry):
@@ -128,6 +131,7 @@ def record(
     outcome: Outcome,
     *,
     partial: bool = False,
+    edited: float | None = None,
     processes: int = 1,
     mark: Fingerprint | None = None,
 ) -> Record:
@@ -139,6 +143,7 @@ def record(
         model: The model.
         outcome: What the run gave.
         partial: Whether it was stopped before its last step.
+        edited: Of an edit of a region, the share of the picture that was computed.
         processes: How many made it together.
         mark: The model's fingerprint here and now, where it is known already.
     """
@@ -161,6 +166,7 @@ def record(
                 for method, verdict in report.verdicts.items()
             },
             partial=partial,
+            edited=edited,
         ),
     )
 
@@ -265,6 +271,16 @@ def record_of(path: Path) -> Record:
     """
     with opened(path) as picture:
         return _record(picture, path)
+
+
+def found(path: Path) -> Record | None:
+    """The record of a PNG; ``None`` where it carries none.
+
+    Raises:
+        BadInput: If it is no PNG, or its record cannot be read.
+    """
+    with opened(path) as picture:
+        return _record(picture, path) if KEY in picture.info else None
 
 
 def read(path: Path) -> tuple[Record, list[Image.Image]]:

@@ -1,6 +1,7 @@
 """`accel edit`: a region of a picture with its record."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ def test_edit_changes_a_region_and_keeps_the_rest(models):
     assert 0 < document["share"] < 0.5
     assert document["dense_seconds"] > 0
     assert document["report"]["verdicts"]["region.SIGE"]["state"] == "ACTIVE"
+    made, [picture] = metadata.read(Path("b.png"))
+    assert made.result.edited == document["share"] and made.pixels == metadata.pixels([picture])
+    assert (made.request["prompt"], made.request["seed"]) == ("two boats", 3)
+    like = run("generate", "--like", "b.png", "--out", "like.png")
+    assert "an edit of a region of another picture: not compared" in " ".join(like.output.split())
     mask = np.zeros(before.shape[:2], np.uint8)
     mask[: before.shape[0] // 10, : before.shape[1] // 10] = 255
     Image.fromarray(mask).save("mask.png")

@@ -338,7 +338,7 @@ def test_an_error_is_told_in_its_own_words_and_escaped():
 
 
 def test_the_page_has_what_browser_tests_look_for():
-    ids = drawn(lambda: gallery.tab(Memory(), gr.State(None)))
+    ids = drawn(lambda: gallery.tab(Memory(), gr.State(None), gr.State(None)))
     assert {"gallery-grid", "gallery-search", "gallery-restore", "gallery-delete"} <= ids
 
 

@@ -63,6 +63,7 @@ class Edits:
     """A recorded original and its edits. A context manager; or call ``close``.
 
     Attributes:
+        plan: What is attached, `region.SIGE` among it.
         run: The attached plan.
     """
 
@@ -71,6 +72,7 @@ class Edits:
     def __init__(self, pipe: Any, plan: Plan) -> None:
         from accel.region.desk import Desk
 
+        self.plan = plan
         self.run = plan.attach(pipe)
         self._desk: Desk = self.run.shared[Desk]
         self._call: dict[str, Any] = {}

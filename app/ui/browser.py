@@ -27,6 +27,11 @@ def is_here(request: gr.Request | None) -> bool:
         return False
 
 
+def who(request: gr.Request | None) -> str:
+    """The page of a browser: what two of them do is kept apart."""
+    return (request.session_hash if request else None) or "here"
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Tell the browser of an error in its own words, which name the fix; files without folders.

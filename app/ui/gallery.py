@@ -103,6 +103,11 @@ class Events:
         with refusals():
             return self.service.job(owner_of(request), _one(chosen, request)).spec.model_dump()
 
+    def edit(self, chosen: str, request: gr.Request) -> str:
+        """The chosen job, for Edit."""
+        with refusals():
+            return self.service.job(owner_of(request), _one(chosen, request)).id
+
     def delete(self, chosen: str, request: gr.Request) -> None:
         """Move the chosen job to the trash."""
         with refusals():
@@ -139,12 +144,13 @@ def _one(chosen: str, request: gr.Request) -> str:
     return chosen
 
 
-def tab(service: Service, settings: Any) -> None:
+def tab(service: Service, settings: Any, editing: Any) -> None:
     """The page; it is drawn inside of the present block.
 
     Args:
         service: Where the jobs are.
         settings: A component that gets a ``Spec`` as a dict, for Generate to show.
+        editing: A component that gets the id of a job, for Edit to edit.
     """
     gr.Markdown(t("gallery_intro"))
     filters = _filters(service)
@@ -162,6 +168,7 @@ def tab(service: Service, settings: Any) -> None:
     more = gr.Button(t("gallery_more"), visible=False, elem_id="gallery-more")
     with gr.Row():
         restore = gr.Button(t("gallery_restore"), variant="primary", elem_id="gallery-restore")
+        edit = gr.Button(t("gallery_edit"), elem_id="gallery-edit")
         download = gr.DownloadButton(t("gallery_download"), elem_id="gallery-download")
         folder = gr.Button(t("gallery_open"), visible=False, elem_id="gallery-open")
         delete = gr.Button(t("gallery_delete"), elem_id="gallery-delete")
@@ -184,6 +191,7 @@ def tab(service: Service, settings: Any) -> None:
     more.click(lambda count: count + PAGE, count, count, **LIVE)
     grid.select(events.choose, ids, [chosen, details, download], **LIVE)
     restore.click(events.restore, chosen, settings, **LIVE)
+    edit.click(events.edit, chosen, editing, **LIVE)
     folder.click(events.open, chosen, message, **LIVE)
     delete.click(events.delete, chosen, None, **LIVE).success(**anew)
     undelete.click(events.undelete, chosen, None, **LIVE).success(**anew)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from accel.errors import BadInput
 from app.live import LEVELS, Live, Shown
 from app.request import Streaming, make
-from app.ui.browser import refusals
+from app.ui.browser import refusals, who
 from app.ui.events import QUIET, Updates
 from app.ui.words import Language, labelled, language_for, number, say, t
 
@@ -125,11 +125,6 @@ def of(values: tuple[Any, ...], longest: int) -> Streaming:
     elif guidance != FULL:
         given["residual"] = guidance
     return make(Streaming, given, where="")
-
-
-def who(request: gr.Request | None) -> str:
-    """The page of a browser: streams of two are two."""
-    return (request.session_hash if request else None) or "here"
 
 
 def _updates(made: Shown, picture: Component, figures: Component, language: Language) -> Updates:

@@ -1,4 +1,4 @@
-"""The whole page: six tabs, and what goes between them."""
+"""The whole page: its tabs, and what goes between them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gradio as gr
 
 from accel.errors import AccelError
 from app.serve.jobs import Spec
-from app.ui import compare, endpoints, explore, gallery, generate, live, look, methods, parts
+from app.ui import compare, edit, endpoints, explore, gallery, generate, live, look, methods, parts
 from app.ui.compare import Asked
 from app.ui.events import LIVE, QUIET, Updates, compared, owner_of
 from app.ui.words import language_for, say, t
@@ -28,7 +28,7 @@ def build(service: Service) -> gr.Blocks:
         person = gr.HTML(elem_id="person")
         gr.Markdown(f"# {say('page_title')}")
         gr.Markdown(t("page_intro"))
-        settings, comparing = gr.State(None), compare.kept()
+        settings, editing, comparing = gr.State(None), gr.State(None), compare.kept()
         with gr.Tabs(selected="generate", elem_id="tabs") as tabs:
             with _tab("generate"):
                 making = generate.tab(service)
@@ -36,17 +36,21 @@ def build(service: Service) -> gr.Blocks:
                 measuring = compare.tab(service, making.inputs, _asked(making), comparing)
             with _tab("explore") as exploring:
                 explore.tab(service, making, settings, exploring)
+            with _tab("edit"):
+                changing = edit.tab(service)
             with _tab("live"):
                 live.tab(service)
             with _tab("gallery"):
-                gallery.tab(service, settings)
+                gallery.tab(service, settings, editing)
             with _tab("methods"):
                 methods.tab(service)
         endpoints.add(service)
         _load_settings(making, settings, tabs)
+        _edit_chosen(changing, editing, tabs)
         _compare_shown(making, measuring, tabs)
         _when_loaded(demo, making, measuring)
         demo.load(_person, None, person, **QUIET)
+        demo.unload(changing.leave)
     return demo
 
 
@@ -82,6 +86,18 @@ def _load_settings(making: generate.Page, settings: gr.State, tabs: gr.Tabs) -> 
         return {**updates, settings: None, tabs: gr.Tabs(selected="generate")}
 
     settings.change(load, settings, [*making.settings, settings, tabs], **QUIET)
+
+
+def _edit_chosen(changing: edit.Page, editing: gr.State, tabs: gr.Tabs) -> None:
+    """The job whose id another page puts into ``editing`` is edited, and the id is taken out."""
+
+    def load(id: str | None, request: gr.Request) -> Updates:
+        if id is None:
+            return generate.NOTHING
+        updates = changing.load(id, request)
+        return {**updates, editing: None, tabs: gr.Tabs(selected="edit")}
+
+    editing.change(load, editing, [*changing.taken, editing, tabs], **QUIET)
 
 
 def _compare_shown(making: generate.Page, measuring: compare.Page, tabs: gr.Tabs) -> None:

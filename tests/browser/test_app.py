@@ -355,6 +355,46 @@ def test_the_gallery_finds_restores_deletes_and_brings_back(visit: Visit) -> Non
     assert job["id"] in [one["id"] for one in other.jobs()]
 
 
+def test_a_picture_of_the_gallery_is_painted_over_and_edited(visit: Visit) -> None:
+    visitor = visit()
+    visitor.ask(prompt=PROMPT, steps="3", width="64", height="64")
+    visitor.goal("exact")
+    visitor.generate()
+    visitor.turn_to("gallery")
+    visitor.at("gallery-refresh").click()
+    visitor.page.locator("#gallery-grid button:has(img)").first.click()
+    expect(visitor.at("gallery-details")).to_contain_text(PROMPT)
+    visitor.at("gallery-edit").click()
+    expect(visitor.at("edit-picture")).to_contain_text("scenes-flux")
+    visitor.ask(edit_prompt="a blue house left of two pine trees")
+    for stroke, said in ((True, "was recorded for this"), (False, "Edit 2 of this recording")):
+        if stroke:
+            paint(visitor)
+        visitor.at("edit-run").click()
+        expect(visitor.at("edit-figures")).to_contain_text(said)
+    told = visitor.at("edit-figures").inner_text()
+    assert re.search(r"took \d+\.\d\d s.*Everything anew took \d+\.\d\d s", told, re.DOTALL)
+    assert 0 < float(re.search(r"([\d.]+) % of the picture was painted", told)[1]) < 100  # type: ignore[index]
+    shown = visitor.page.locator("#edit-after img").first.get_attribute("src") or ""
+    made = record(visitor.context.request.get(shown).body())
+    assert made.result.edited and made.request["prompt"].startswith("a blue house")
+
+
+def paint(visitor: Visitor) -> None:
+    """A stroke over the middle of the picture that is edited."""
+    canvas = visitor.page.locator("#edit-canvas canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    visitor.page.wait_for_timeout(1000)  # the editor draws the picture in, and says so nowhere
+    visitor.page.get_by_role("button", name="Brush").first.click()
+    visitor.page.mouse.move(x - 8, y)
+    visitor.page.mouse.down()
+    visitor.page.mouse.move(x + 8, y, steps=4)
+    visitor.page.mouse.up()
+
+
 def test_the_methods_are_found_by_words(visit: Visit) -> None:
     visitor = visit()
     visitor.turn_to("methods")

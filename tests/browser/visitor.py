@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Request, Route
 SHOTS = Path(__file__).parent / "shots"
 PATIENCE = 120_000
 """Milliseconds that a run may take on a busy machine."""
-TABS = ("generate", "compare", "explore", "gallery", "methods")
+TABS = ("generate", "compare", "explore", "edit", "gallery", "methods")
 PROMPT = "a red house left of two pine trees"
 WATCH = """() => {
   window.seen = [];
