@@ -10,7 +10,6 @@ import inspect
 from typing import Any
 
 from accel.errors import BadInput
-from accel.seams import keys
 from app.request import Request
 
 VIDEO = {"LTXPipeline": "LTXImageToVideoPipeline"}
@@ -30,6 +29,8 @@ def names(pipe: Any) -> dict[str, str]:
 
     Two options of one parameter go into it as a list.
     """
+    from accel.seams import keys
+
     known = parameters(pipe)
     found = {}
     if "ControlNet" in type(pipe).__name__:

@@ -426,7 +426,7 @@ def test_what_a_model_has_no_use_for_is_greyed_out_and_emptied(
     assert greyed["image"]["interactive"] and not greyed["frames"]["interactive"]
     assert (greyed["guidance"]["placeholder"], greyed["steps"]["placeholder"]) == ("3.5", "4")
     emptied = named(drawn, drawn.emptied(still))
-    assert emptied == {"frames": "", "fps": "16"}
+    assert emptied == {"frames": "", "fps": "16", "last": None}
     assert set(named(drawn, drawn.emptied(film))) >= {
         "image",
         "last",

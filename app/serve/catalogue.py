@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accel.bundled import call_of, folder_of
-from accel.seams import keys
 from app import env, hub, models
 from app.call import GUIDANCE, NAMES
 from app.modes import VIDEO
@@ -113,6 +112,8 @@ def info(name: str, limits: Limits) -> ModelInfo:
 def _inputs(pipeline: str, limits: Limits) -> tuple[str, ...]:
     import diffusers
     from diffusers.pipelines import auto_pipeline as auto
+
+    from accel.seams import keys
 
     kind = getattr(diffusers, pipeline, None)
     known = set() if kind is None else set(inspect.signature(kind.__call__).parameters)
