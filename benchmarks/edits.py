@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measure import RESULTS, machine, ratio, spread
+from measure import ratio, save, spread
 
 import accel
 from accel.quality import ssim
@@ -98,13 +97,40 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: the model's")
     parser.add_argument("--side", type=int, help="of the pictures; default: the model's")
     parser.add_argument("--fields", type=json.loads, default={}, help="of region.SIGE, as JSON")
-    parser.add_argument("--out", type=Path, default=RESULTS / "edits.json")
+    parser.add_argument("--name", default="edits", help="of the result")
     asked = parser.parse_args()
     sizes = {"num_inference_steps": asked.steps, "height": asked.side, "width": asked.side}
     changes = {key: value for key, value in sizes.items() if value is not None}
     models = {name: measured(name, asked.repeats, changes, asked.fields) for name in asked.models}
-    document = {"machine": machine(), "fields": asked.fields, "models": models}
-    asked.out.write_text(json.dumps(document, indent=1) + "\n")
+    path = save(asked.name, {"fields": asked.fields, "models": models})
+    path.with_suffix(".md").write_text(table(json.loads(path.read_text())))
+
+
+def table(document: dict[str, Any]) -> str:
+    """A result in words: what is faster by how much, and how near it comes (SSIM)."""
+    lines = [
+        "Edits of a region against dense edits of the same picture; medians, least and most.\n",
+        "| model | area | computed | faster | to the dense edit, inside | to the original, "
+        "outside |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, model in document["models"].items():
+        for one in model["areas"]:
+            faster = one["faster"]
+            lines.append(
+                f"| {name} | {one['area']:.0%} | {one['computed']:.0%} | {faster['median']:.2f} "
+                f"({faster['low']:.2f}–{faster['high']:.2f}) "
+                f"| {one['to the dense edit']['inside']:.3f} "
+                f"| {one['to the original']['outside']:.3f} |"
+            )
+    made = document["machine"]
+    return "\n".join(
+        [
+            *lines,
+            f"\nMeasured {made['date']} on {made['processor']}, {made['threads']} threads, with "
+            f"`{document['command']}`.\n",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Processes that start at once: forks of one that has no threads, and torch and diffusers loaded.
 
 A process that loads them anew takes ten seconds, nearly all that most tests of workers and of
-commands would take. `make demo` and a test of each command's entry start as users start them.
+commands would take. What starts as users start it: `accel batch` and `accel generate --devices`
+(`test_batch_cli`, `test_parallel_launch`), `accel ui`, torchrun, and what the pages copy.
 """
 
 import multiprocessing

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -113,6 +114,15 @@ def test_a_row_is_what_generate_makes_and_a_second_run_makes_nothing(job, models
     assert "5 made" in batch(*job, "--batch", "1", "--overwrite").stderr
     assert pixels() == before
     assert "holds an earlier run" in batch(*job, "--no-resume", code=2).stderr
+
+
+def test_the_command_as_users_start_it_has_workers_of_its_own(job):
+    """Not forks, as elsewhere in the tests: workers that start anew and are told what to load."""
+    accel = Path(sys.executable).with_name("accel")
+    command = [accel, "batch", *job, "--batch", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert len(state().made) == len(FOXES)
 
 
 def test_a_call_of_several_decides_for_each_row_as_alone(job):

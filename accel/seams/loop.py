@@ -90,8 +90,7 @@ class Question:
         count = 1 + max(row.sample for row in self.call.rows)
         call = self.asking(latents.expand(count, *latents.shape[1:]))
         alone = call.take(call.where(lambda row: row.sample == sample))
-        value = self.below(alone).value
-        return {row.branch: value[index : index + 1] for index, row in enumerate(alone.rows)}
+        return replace(self, call=alone).apart(self.below(alone).value)
 
     def apart(self, value: Tensor) -> dict[str, Tensor]:
         """An answer ``[rows, …]`` by branch, ``[B, …]``."""
