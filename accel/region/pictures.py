@@ -4,8 +4,8 @@ The network's own code runs: what flows between its parts is ``[B, C, n, 1]``, t
 a picture of one column. Only three kinds of parts look beyond a place, and are answered here:
 
 * a convolution is given windows (`accel.region.active`), without padding;
-* a norm over groups uses the scale and shift that the original had, or statistics of the recorded
-  input with the active places written over it;
+* a norm over groups uses statistics of the recorded input with the active places written over it,
+  found from the original's by what changes at these places; or those that the original had;
 * self-attention asks with the active places and looks at the recorded keys and values, the active
   ones written over them.
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn import functional
 
 from accel.errors import BadInput, UnsupportedModel
@@ -28,11 +29,14 @@ from accel.region.recording import Changes, Keep, Kept, stored
 from accel.seams.attention import UNREACHED, Asked
 from accel.seams.rows import index_rows
 from accel.seams.spatial import (
+    Moments,
     Part,
     answering,
     find_parts,
-    group_statistics,
+    group_moments,
+    group_scaling,
     levels_of,
+    moved,
     refuse_filters,
     unpadded,
 )
@@ -210,29 +214,38 @@ class Pictures:
 
     def _norm(self, part: Part, inner: Callable[..., Any], x: Tensor) -> Tensor:
         if self._recorded is not None:
-            statistics = group_statistics(part.module, x)
+            moments = group_moments(part.module, x)
             values = (stored(_places_first(x), self._keep),) if self._recomputed else ()
-            self._recorded.values[part.path] = (*statistics, *values)
+            self._recorded.values[part.path] = (*moments, *values)
             return self._plain(inner, x)
         if self._sparse is None:
             return self._plain(inner, x)
-        if self._recomputed:
-            return self._normed(part, self._sparse, inner, x)
-        scale, shift = self._sparse.of(part.path)
+        moments = self._moments(part, self._sparse, x)
+        scale, shift = group_scaling(part.module, *moments, x.dtype)
         ends = (...,) + (None,) * (x.ndim - 2)
-        return shift[ends].addcmul(scale[ends], x)
+        normed: Tensor = shift[ends].addcmul(scale[ends], x)
+        return normed
 
     def _plain(self, inner: Callable[..., Any], x: Tensor) -> Tensor:
         result: Tensor = inner(x)
         return result
 
-    def _normed(self, part: Part, sparse: Sparse, inner: Callable[..., Any], x: Tensor) -> Tensor:
-        recorded = sparse.of(part.path)[2].to(x)
+    def _moments(self, part: Part, sparse: Sparse, x: Tensor) -> Moments:
+        """Of a norm's groups in this pass."""
+        variance, mean, *inputs = sparse.of(part.path)
+        if not inputs:
+            return variance, mean
+        recorded = inputs[0]
         pixels = sparse.active.pixels(self._grids[recorded.shape[1]])
-        flowing = x.flatten(2).transpose(1, 2)
-        sparse.write(part.path, 2, 1, pixels, flowing)
-        whole: Tensor = inner(recorded.index_copy(1, pixels, flowing).transpose(1, 2))
-        return whole.index_select(2, pixels).view(x.shape)
+        before = recorded.index_select(1, pixels.to(recorded.device)).to(x)
+        flowing = _places_first(x)
+        moments = moved(part.module, (variance, mean), before, flowing, recorded.shape[1])
+        if sparse.changes is not None:
+            sparse.write(part.path, 2, 1, pixels, flowing)
+            every = torch.arange(variance.shape[1], device=x.device)
+            for place, value in enumerate(moments):
+                sparse.write(part.path, place, 1, every, value)
+        return moments
 
     def _attention(self, part: Part, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._recorded is not None:

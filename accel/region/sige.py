@@ -72,9 +72,9 @@ class SIGE(Accelerator):
         description="levels of a UNet with a shorter side than this are computed everywhere",
     )
     statistics: Literal["original", "recomputed"] = Field(
-        default="original",
-        description="statistics of norms over groups of channels: those of the original, or of "
-        "the edit, for which their inputs are recorded as well",
+        default="recomputed",
+        description="statistics of norms over groups of channels: of the edit, for which their "
+        "inputs are recorded as well; or those of the original, as the authors have it",
     )
     decoder: bool = Field(
         default=True, description="decode the region alone, too, where the decoder is a known one"

@@ -186,15 +186,56 @@ def answering(inner: Callable[..., Any], answer: Answer, *args: Any, **kwargs: A
         return inner(*args, **kwargs)
 
 
-def group_statistics(norm: nn.GroupNorm, x: Any) -> tuple[Any, Any]:
-    """Scale and shift ``[B, C]`` by which a norm over groups of channels acts on ``[B, C, …]``."""
+Moments = tuple[Any, Any]
+"""Variance, without Bessel's correction, and mean of each group of channels, ``[B, groups]``."""
+
+
+def group_moments(norm: nn.GroupNorm, x: Any) -> Moments:
+    """Of pictures ``[B, C, …]``, in float32."""
     import torch
 
-    flat = x.reshape(len(x), norm.num_groups, -1).float()
-    variance, mean = torch.var_mean(flat, 2, correction=0)
-    width = x.shape[1] // norm.num_groups
-    deviation = (variance + norm.eps).rsqrt().repeat_interleave(width, 1)
-    centre = mean.repeat_interleave(width, 1)
-    weight, bias = (torch.as_tensor(value).to(centre) for value in (norm.weight, norm.bias))
-    scale = deviation * weight
-    return scale.to(x.dtype), (bias - centre * scale).to(x.dtype)
+    groups = x.unflatten(1, (norm.num_groups, -1)).float()
+    variance, mean = torch.var_mean(groups, tuple(range(2, groups.ndim)), correction=0)
+    return variance, mean
+
+
+def moved(norm: nn.GroupNorm, moments: Moments, before: Any, after: Any, places: int) -> Moments:
+    """Moments of pictures of which some places have changed, from sums over these alone.
+
+    Squares are taken around the mean as it was, so that no digits are lost on large means.
+
+    Args:
+        norm: Which channels are groups.
+        moments: Of all places as they were.
+        before: What the changed places had, ``[B, n, C]``.
+        after: What they have.
+        places: How many places the pictures have.
+    """
+    import torch
+
+    if after.shape[1] == places:
+        return group_moments(norm, after.transpose(1, 2))
+    variance, mean = moments
+    groups = (norm.num_groups, norm.num_channels // norm.num_groups)
+    before, after = before.float(), after.float()
+    centre = mean.repeat_interleave(groups[1], 1)[:, None]
+    step = after - before
+    first = step.sum(1)
+    second = torch.linalg.vecdot(step, after + before - 2 * centre, dim=1)
+    shift, squares = (
+        sums.unflatten(1, groups).sum(2) / (places * groups[1]) for sums in (first, second)
+    )
+    return (variance + squares - shift**2).clamp_min(0), mean + shift
+
+
+def group_scaling(norm: nn.GroupNorm, variance: Any, mean: Any, dtype: Any) -> tuple[Any, Any]:
+    """Scale and shift ``[B, C]`` by which a norm over groups acts where it finds these moments."""
+    groups = (norm.num_groups, -1)
+    scale, centre = (variance + norm.eps).rsqrt()[..., None], mean[..., None]
+    if not norm.affine:
+        width = norm.num_channels // norm.num_groups
+        scale = scale.expand(-1, -1, width)
+        return scale.flatten(1).to(dtype), (-centre * scale).flatten(1).to(dtype)
+    scale = scale * norm.weight.view(groups)
+    shift = norm.bias.view(groups).addcmul(centre, scale, value=-1)
+    return scale.flatten(1).to(dtype), shift.flatten(1).to(dtype)

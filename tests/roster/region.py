@@ -13,7 +13,7 @@ ROWS = {
     "region.SIGE": Row(
         engine="region",
         active=region.SIGE(),
-        variants=(region.SIGE(statistics="recomputed", block=2, keep="bfloat16"),),
+        variants=(region.SIGE(statistics="original", block=2, keep="bfloat16"),),
         refused=UNKNOWN | GRIDS,
         idle=ALONE,
     ),
