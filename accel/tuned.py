@@ -140,7 +140,10 @@ class Tuned(Entry):
             found = f"another scheduler: {self.scheduler}, not {own}"
         if found is None:
             return
-        told = f"The plan was tuned for {found}: what it promises does not hold here."
+        told = (
+            f"The plan was tuned for {found} (a {self.pipeline}; this is a {type(pipe).__name__}): "
+            "what it promises does not hold here."
+        )
         if self.elsewhere == "refuse":
             raise UnsupportedModel(
                 f'{told} Tune one for this pipeline (`accel tune`), or set elsewhere = "warn" in '

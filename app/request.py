@@ -674,6 +674,14 @@ class Serving:
             rich_help_panel=MODEL,
         ),
     ] = field(default_factory=list)
+    tuned: Annotated[
+        Path | None,
+        Option(
+            help="folder of plans that `accel tune` wrote: those for the chosen model are goals; "
+            "read when the server starts",
+            rich_help_panel=PLAN,
+        ),
+    ] = None
     auth: Annotated[
         Path | None,
         Option(help="file of the users, from --add-user; asks for a login", rich_help_panel=SERVER),

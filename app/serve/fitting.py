@@ -22,7 +22,7 @@ from pydantic import Field
 
 from accel import errors
 from accel.errors import AccelError, BadModel
-from accel.plan import Plan, method_class, methods
+from accel.plan import TUNED, Plan, method_class, methods
 from app.metadata import Entry
 from app.request import Source
 from app.serve import catalogue
@@ -163,6 +163,14 @@ class Examiner:
             answer = self._answer(model, plan.to_dict())
             if answer.error != BadModel.__name__:
                 answer.check()
+
+    def refusal(self, model: str, plan: Plan) -> str | None:
+        """Why a plan is not for a model: what its evidence says counts; ``None``: it is."""
+        document = plan.to_dict()
+        if TUNED in document:
+            document[TUNED]["elsewhere"] = "refuse"
+        answer = self._answer(model, document)
+        return None if answer.error is None else answer.message
 
     def close(self) -> None:
         """End the process, whatever it is at."""
