@@ -17,7 +17,7 @@ from typing import Any
 from accel.bundled import asset
 from accel.errors import AccelError
 from accel.plan import PRESETS, Plan
-from accel.tuned import differences, numbers_of
+from accel.tuned import Network, differences, numbers_of
 
 STEPS = "num_inference_steps"
 ASSET = "figures.json"
@@ -37,19 +37,6 @@ class Certainty(StrEnum):
     DERIVED = "derived"
     TRANSFERRED = "transferred"
     UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Network:
-    """What figures were measured on.
-
-    Attributes:
-        identity: Of the denoisers (`accel.seams.identity`).
-        scheduler: Class name.
-    """
-
-    identity: str
-    scheduler: str
 
 
 @dataclass(frozen=True)
@@ -250,13 +237,8 @@ def _certainty(
 
 def _model(pipe: Any, known: Measured) -> str | None:
     """The model that a pipeline is, of those that were measured."""
-    from accel.seams.identity import difference, identity
-
-    here, scheduler = identity(pipe), type(pipe.scheduler).__name__
-    for name, network in known.networks.items():
-        if network.scheduler == scheduler and difference(network.identity, here) is None:
-            return name
-    return None
+    here = Network.of(pipe)
+    return next((name for name, one in known.networks.items() if not one.difference(here)), None)
 
 
 def _usual_steps(pipe: Any) -> int | None:

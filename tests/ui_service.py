@@ -22,7 +22,8 @@ from PIL import Image
 
 from accel import Plan
 from accel import methods as all_methods
-from accel.errors import AccelError, AccelWarning, BadInput
+from accel.errors import AccelWarning, BadInput
+from accel.tuned import Network
 from app import clips, metadata, nearness
 from app.request import Request, Source, make
 from app.serve.fitting import Fits
@@ -99,13 +100,8 @@ class Fake:
         return {p: one for p, one in self.plans.items() if self.refusal(model, one) is None}
 
     def refusal(self, model: str, plan: Plan) -> str | None:
-        session = self._session(Source(model=model))
-        strict = plan.tuned and plan.tuned.model_copy(update={"elsewhere": "refuse"})
-        try:
-            Plan(*plan, guard=plan.guard, tuned=strict).attach(session.model.pipe).detach()
-        except AccelError as error:
-            return str(error)
-        return None
+        pipe = self._session(Source(model=model)).model.pipe
+        return None if plan.tuned is None else plan.tuned.misfit(Network.of(pipe))
 
     def submit(self, owner: str, specs: Sequence[Spec], group: str | None = None) -> list[Job]:
         if self.refused is not None:

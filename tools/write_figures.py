@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import accel
-from accel.expected import ASSET, Figures, Measured, Network
+from accel.expected import ASSET, Figures, Measured
 from accel.plan import PRESETS
-from accel.tuned import numbers_of
+from accel.tuned import Network, numbers_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -86,13 +86,8 @@ def _figures(
 
 def networks(found: tuple[Figures, ...]) -> dict[str, Network]:
     """What the bundled models are."""
-    from accel.seams.identity import identity
-
-    named: dict[str, Network] = {}
-    for model in dict.fromkeys(one.model for one in found):
-        pipe, _ = accel.load(model)
-        named[model] = Network(identity(pipe), type(pipe.scheduler).__name__)
-    return named
+    models = dict.fromkeys(one.model for one in found)
+    return {model: Network.of(accel.load(model)[0]) for model in models}
 
 
 def check(before: dict[str, Any], now: dict[str, Network], used: dict[str, str]) -> None:

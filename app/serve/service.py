@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from accel.bundled import asset
-from accel.errors import BadInput
+from accel.errors import BadInput, BadModel
 from accel.plan import Plan
 from app.request import FILES, Request, Source, make
 from app.serve import catalogue, downloads, limits, uploads
@@ -410,15 +410,20 @@ class Service:
         return {path: plan for path, plan in self.plans.items() if found[path] is None}
 
     def refusal(self, model: str, plan: Plan) -> str | None:
-        """Why a plan is not for a model; ``None``: it is. Waits where it is not known yet.
+        """Why what a tuned plan promises is not promised for a model; ``None``: it is.
 
-        What a tuned plan promises is asked about, even where it may be used elsewhere.
+        Waits where it is not known yet what the model is. Plans without evidence promise nothing.
 
         Raises:
             BadInput: If the model is not offered.
         """
         limits.check_offered(model, self.limits)
-        return self._examiner.refusal(model, plan)
+        if plan.tuned is None:
+            return None
+        try:
+            return plan.tuned.misfit(self._examiner.network(model))
+        except BadModel as error:
+            return str(error)
 
     def figures(self, model: str) -> dict[str, Figure]:
         """By preset, what was measured on this machine; empty before that.

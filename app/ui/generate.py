@@ -239,20 +239,20 @@ class Page(Watched):
         shown, drop = self.shown["restored"], {self.shown["drop"]: None}
         try:
             plan = read(path)
-            reason = None if plan.tuned is None else self.service.refusal(model, plan)
+            reason = self.service.refusal(model, plan)
         except AccelError as error:
             return {**drop, shown: parts.error(str(error))}
-        against = parts.error(
-            reason and say("generate_misfit", language, name=path.name, why=reason)
-        )
-        evidence = parts.evidence(plan.tuned, language)
-        if reason is not None and plan.tuned is not None and plan.tuned.elsewhere == "refuse":
-            return {**drop, shown: evidence + against}
+        name, against = path.name, parts.NOTHING
+        if reason is not None and plan.tuned is not None:
+            what = "refused" if plan.tuned.elsewhere == "refuse" else "warned"
+            against = parts.error(say(f"generate_{what}", language, name=name, why=reason))
+            if what == "refused":
+                return {**drop, shown: parts.evidence(plan.tuned, language) + against}
         now = knobs.shown(plan)
         guard = plan.guard
         return {
             **drop,
-            shown: parts.note(say("generate_planned", language, name=path.name)) + against,
+            shown: parts.note(say("generate_planned", language, name=name)) + against,
             self.fields["goal"]: forms.CUSTOM,
             self.fields["budget"]: "" if guard is None else str(guard.max_error),
             self.fields["knobs"]: now,

@@ -27,6 +27,7 @@ MARKS = {"computed": "■", "reused": "↻", "predicted": "∿", "mixed": "◪"}
 
 _BADGE = Markup('<p class="accel-badge accel-{kind}"><strong>{head}</strong> {detail}</p>')
 _BANNER = Markup('<div class="accel-banner accel-{kind}" role="{role}">{lines}</div>')
+_QUIET = Markup('<p class="accel-quiet">{text}</p>')
 _LINE = Markup("<p>{text}</p>")
 _VERDICT = Markup("<p><strong>{method} {state}:</strong> {reason}</p>")
 _SCROLLED = Markup(
@@ -147,17 +148,18 @@ def evidence(tuned: Tuned | None, language: Language = "en") -> Markup:
         )
         for figure in tuned.figures
     ]
-    caption = say(
-        "part_tuned",
+    promised = say(
+        "part_tuned", language, targets=" & ".join(tuned.targets), held=held(tuned, language)
+    )
+    basis = say(
+        "part_tuned_on",
         language,
-        targets=" & ".join(tuned.targets),
-        held=held(tuned, language),
         pipeline=tuned.pipeline,
         call=", ".join(f"{name}={value:g}" for name, value in tuned.call),
         machine=tuned.machine,
         date=tuned.date,
     )
-    return table(caption, heads, rows)
+    return table(promised, heads, rows) + _QUIET.format(text=basis)
 
 
 def held(tuned: Tuned, language: Language = "en") -> str:

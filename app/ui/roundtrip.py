@@ -109,7 +109,7 @@ def _plan_options(plan: Plan, files: Mapping[Path, Plan]) -> Iterator[str]:
     else:
         yield from _method_options(plan)
     if plan.guard is not None:
-        for field, value in plan.guard.model_dump(mode="json", exclude_none=True).items():
+        for field, value in plan.guard.model_dump(mode="json", exclude_defaults=True).items():
             yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
 
 
