@@ -53,6 +53,7 @@ class Figures:
         ssim_worst: Of the captions; ``None``: not kept.
         psnr: Mean, dB; equal pictures count as 100.
         nfe: Evaluations a picture, mean; ``None``: not kept.
+        stock_nfe: Of stock.
         captions: How many.
         call: Numbers of the call, by name.
         machine: What the seconds were measured on.
@@ -69,6 +70,7 @@ class Figures:
     ssim_worst: float | None
     psnr: float
     nfe: float | None
+    stock_nfe: float | None
     captions: int
     call: dict[str, float]
     machine: str
@@ -77,9 +79,12 @@ class Figures:
 
     def __str__(self) -> str:
         worst = "" if self.ssim_worst is None else f" (worst {self.ssim_worst:.3f})"
+        counted = ""
+        if self.nfe is not None and self.stock_nfe is not None:
+            counted = f", by {self.nfe:.1f} of {self.stock_nfe:g} evaluations,"
         return (
-            f"{self.speedup:.2f} times as fast (quartiles {self.low:.2f}–{self.high:.2f}) at SSIM "
-            f"{self.ssim:.3f}{worst} on {self.captions} captions"
+            f"{self.speedup:.2f} times as fast (quartiles {self.low:.2f}–{self.high:.2f}){counted} "
+            f"at SSIM {self.ssim:.3f}{worst} on {self.captions} captions"
         )
 
     @property

@@ -59,6 +59,7 @@ def test_on_a_model_that_was_measured_it_says_what_was_measured(flux) -> None:
         assert (figures.ssim, figures.ssim_worst) == tuple(
             result[name][key] for key in ("ssim", "ssim_worst")
         )
+        assert (figures.nfe, figures.stock_nfe) == (result[name]["nfe"], result["stock"]["nfe"])
         assert f"{figures.speedup:.2f} times" in str(one) and "measured on this model" in str(one)
     assert "presets-scenes-flux.json: scenes-flux, num_inference_steps=28" in str(said)
 

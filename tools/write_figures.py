@@ -76,6 +76,7 @@ def _figures(
         ssim_worst=row.get("ssim_worst"),
         psnr=row["psnr"],
         nfe=row.get("nfe"),
+        stock_nfe=result["variants"]["stock"]["nfe"] if "variants" in result else None,
         captions=len(result["captions"]) if "captions" in result else speedup["repeats"],
         call=dict(numbers_of(result["call"])),
         machine=f"{machine['device']}, {machine['processor']}, {machine['threads']} threads",

@@ -109,8 +109,10 @@ def _plan_options(plan: Plan, files: Mapping[Path, Plan]) -> Iterator[str]:
     else:
         yield from _method_options(plan)
     if plan.guard is not None:
-        for field, value in plan.guard.model_dump(mode="json", exclude_defaults=True).items():
-            yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
+        stock = type(plan.guard)(max_error=plan.guard.max_error).model_dump(mode="json")
+        for field, value in plan.guard.model_dump(mode="json").items():
+            if field == "max_error" or value != stock[field]:
+                yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
 
 
 def _method_options(plan: Plan) -> Iterator[str]:
