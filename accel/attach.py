@@ -99,6 +99,17 @@ class Accelerator(BaseModel, ABC):
     def why_off(self) -> str | None:
         """Why these fields do nothing (``"threshold is 0"``), or ``None`` if they do something."""
 
+    def fixed(self, steps: int) -> frozenset[int] | None:  # noqa: ARG002
+        """Steps of a run, from 0, at which it leaves nothing out, whatever the picture.
+
+        Args:
+            steps: Of the run.
+
+        Returns:
+            Them, or ``None``: this method does not state it.
+        """
+        return None
+
     @abstractmethod
     def attach(self, site: Site) -> Iterator[Undo]:
         """Change the pipeline; yield one undo after each change.

@@ -13,6 +13,7 @@ from accel.plan import Plan, methods
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
+    from accel.expected import Expectation
 
 
 UNASKED = (
@@ -48,6 +49,7 @@ class Explanation:
         fits: One entry a method.
         sparse: From which resolution and length on each sparse attention pays, if that was asked
             for.
+        presets: What each preset may be expected to do here, and how sure that is.
     """
 
     pipeline: str
@@ -56,6 +58,7 @@ class Explanation:
     layout: str
     fits: tuple[Fit, ...]
     sparse: tuple[Payoff, ...] = ()
+    presets: tuple[Expectation, ...] = ()
 
     def __str__(self) -> str:
         head = [
@@ -68,7 +71,15 @@ class Explanation:
             f"  {'fits' if fit.fits else 'no  '}  {fit.method:<22} {fit.reason}"
             for fit in self.fits
         ]
-        return "\n".join([*head, *rows, *(f"  {line}" for line in self.paying)])
+        presets = [f"preset {one.preset:<8} {one}" for one in self.presets]
+        more = [f"  {line}" for line in (*self.paying, *presets, *self.measured)]
+        return "\n".join([*head, *rows, *more])
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """What the figures of the presets were measured for, a line for each file of results."""
+        figures = (figure for one in self.presets for figure in one.figures)
+        return tuple(dict.fromkeys(figure.conditions for figure in figures))
 
     @property
     def paying(self) -> tuple[str, ...]:
@@ -80,8 +91,13 @@ class Explanation:
         return ()
 
 
-def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
-    """Say what a pipeline is, which methods fit it, and why not the others.
+def explain(
+    pipe: Any,
+    call: Mapping[str, Any] | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """Say what a pipeline is, which methods fit it, why not the others, and what presets do.
 
     Args:
         pipe: The pipeline.
@@ -89,21 +105,25 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
             resolution and length on sparse attention pays, in some ten seconds: the call is begun,
             up to the first answer of a network, and then attention alone is timed, as that network
             gave it and on larger and larger sizes.
+        settings: Numbers of the call that is meant, such as ``num_inference_steps``: what is
+            expected of the presets is for them, and what they do not name is not compared. By
+            default those of ``call``.
 
     Raises:
         UnsupportedModel: If it has no denoiser that can be followed; with a call, if the order of
             its tokens is not known, or it has no attention over them.
     """
+    from accel.expected import expected
     from accel.seams.branches import layout_of
     from accel.seams.denoisers import find_denoisers
 
-    denoisers = []
+    denoisers, branches = [], None
     for denoiser in find_denoisers(pipe):
         millions = sum(weight.numel() for weight in denoiser.core.parameters()) / 1e6
         denoisers.append(f"{denoiser.name}: {type(denoiser.core).__name__} ({millions:.1f} M)")
     try:
         layout = layout_of(pipe)
-        described = f"{layout.style}, {' + '.join(layout.order)}"
+        described, branches = f"{layout.style}, {' + '.join(layout.order)}", len(layout.order)
     except AccelError as error:
         described = str(error)
     return Explanation(
@@ -113,6 +133,7 @@ def explain(pipe: Any, call: Mapping[str, Any] | None = None) -> Explanation:
         described,
         tuple(_try(name, kind, pipe) for name, kind in methods().items()),
         () if call is None else _sparse(pipe, call),
+        expected(pipe, (call if settings is None else settings) or {}, branches),
     )
 
 

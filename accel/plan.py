@@ -194,7 +194,7 @@ class Plan:
             if not kinds:
                 _refuse_unknown_family(family)
             methods += [build(f"{family}.{kind}", fields) for kind, fields in kinds.items()]
-        guard, tuned = guarding(document.get(GUARD)), _evidence(document.get(TUNED))
+        guard, tuned = guarding(document.get(GUARD)), evidence(document.get(TUNED))
         return cls(*methods, guard=guard, tuned=tuned)
 
     @classmethod
@@ -312,8 +312,8 @@ def _refuse_unknown_family(family: str) -> None:
         )
 
 
-def _evidence(table: Any) -> Tuned | None:
-    """The evidence in a document.
+def evidence(table: Any) -> Tuned | None:
+    """The evidence of a tuned plan from its table; none from ``None``.
 
     Raises:
         PlanError: If it is none.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
@@ -33,6 +33,40 @@ class Entry(BaseModel):
     """A part of the evidence: frozen, and without fields that are not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Network(Entry):
+    """What figures are of: networks, and the scheduler that a pipeline has of its own.
+
+    Attributes:
+        identity: Of the denoisers (`accel.seams.identity`).
+        scheduler: Class name.
+        pipeline: Class name.
+    """
+
+    identity: str
+    scheduler: str
+    pipeline: str
+
+    @classmethod
+    def of(cls, pipe: Any) -> Self:
+        """That of a pipeline."""
+        from accel.seams.identity import identity
+
+        return cls(
+            identity=identity(pipe),
+            scheduler=type(pipe.scheduler).__name__,
+            pipeline=type(pipe).__name__,
+        )
+
+    def difference(self, here: Network) -> str | None:
+        """In what another one differs, in words; ``None`` where figures of this one are its own."""
+        from accel.seams.identity import difference
+
+        found = difference(self.identity, here.identity)
+        if found is None and here.scheduler != self.scheduler:
+            found = f"another scheduler: {self.scheduler}, not {here.scheduler}"
+        return found
 
 
 class Figure(Entry):
@@ -132,21 +166,26 @@ class Tuned(Entry):
         Raises:
             UnsupportedModel: If it is another network, and ``elsewhere`` is ``refuse``.
         """
-        from accel.seams.identity import difference, identity
-
-        found = difference(self.network, identity(pipe))
-        own = type(pipe.scheduler).__name__
-        if found is None and own != self.scheduler:
-            found = f"another scheduler: {self.scheduler}, not {own}"
-        if found is None:
+        told = self.misfit(Network.of(pipe))
+        if told is None:
             return
-        told = f"The plan was tuned for {found}: what it promises does not hold here."
         if self.elsewhere == "refuse":
             raise UnsupportedModel(
                 f'{told} Tune one for this pipeline (`accel tune`), or set elsewhere = "warn" in '
                 "the plan's table [tuned] (`--set tuned.elsewhere=warn`)."
             )
         warnings.warn(told, AccelWarning, stacklevel=4)
+
+    def misfit(self, here: Network) -> str | None:
+        """Why what it promises is not promised for a pipeline; ``None``: it is."""
+        there = Network(identity=self.network, scheduler=self.scheduler, pipeline=self.pipeline)
+        found = there.difference(here)
+        if found is None:
+            return None
+        return (
+            f"The plan was tuned for {found} (a {self.pipeline}; this is a {here.pipeline}): what "
+            "it promises does not hold here."
+        )
 
     def watch(self, run: Run) -> None:
         """Have each run say so where its call is another one than those that were measured."""

@@ -162,6 +162,8 @@ def methods(given: Given) -> None:
 def explain(given: Given) -> None:
     """Say what a model's pipeline is, which methods fit it, and why not the others.
 
+    And what to expect of each preset, and how sure that is: whether it was measured on this model.
+
     With --devices, which way of sharing one picture out pays here: a step and the link are
     measured, and time and memory predicted. With --cluster they are predicted for other devices.
     """

@@ -72,7 +72,12 @@ def ui(given: Given) -> None:
     check_reach(asked)
     _check_gradio()
     door = None if asked.auth is None else accounts.Door(accounts.Accounts.read(asked.auth))
-    asked = replace(asked, out=_folder(asked.out), model=[_model(name) for name in asked.model])
+    asked = replace(
+        asked,
+        out=_folder(asked.out),
+        model=[_model(name) for name in asked.model],
+        tuned=None if asked.tuned is None else asked.tuned.resolve(),
+    )
     with _listening(asked) as listener, _empty_folder():
         _run(asked, listener, door)
 
@@ -208,7 +213,9 @@ def _run(asked: Serving, listener: socket.socket, door: accounts.Door | None) ->
 
     limits = Limits()
     limits = replace(limits, models=(*limits.models, *asked.model))
-    service = Service(asked.out, limits=limits, devices=tuple(asked.device))
+    if asked.tuned is not None:  # calibrated numbers of its plans lie beside them
+        limits = replace(limits, roots=(*limits.roots, asked.tuned))
+    service = Service(asked.out, limits=limits, devices=tuple(asked.device), tuned=asked.tuned)
     address = f"http://{_shown(asked.host)}:{listener.getsockname()[1]}"
     with _ended_by_signals(), _started(service):
         shared = _tunnel(listener) if asked.share else None

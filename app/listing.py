@@ -25,9 +25,12 @@ from app.request import Listing, Measuring, Printing, Sharing, Source, make
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
+    from accel.expected import Expectation
 
 Kind = type[Accelerator]
 PROMPT = {"prompt": "a photograph"}
+STEPS = "num_inference_steps"
+CERTAIN = {"measured": "green", "derived": "green", "transferred": "yellow", "unknown": "red"}
 SIGNS = {Ge: "≥ {0.ge:g}", Gt: "> {0.gt:g}", Le: "≤ {0.le:g}", Lt: "< {0.lt:g}"}
 
 
@@ -146,8 +149,12 @@ def explain(given: Given) -> None:
         advise(given)
         return
     model = models.load(make(Source, given))
-    measured = make(Measuring, given).sparse
-    explanation = accel.explain(model.pipe, PROMPT | model.call if measured else None)
+    asked = make(Measuring, given)
+    steps = {} if asked.steps is None else {STEPS: asked.steps}
+    settings = {**model.call, **steps}
+    explanation = accel.explain(
+        model.pipe, PROMPT | settings if asked.sparse else None, settings=settings
+    )
     if make(Printing, given).format == "json":
         typer.echo(json.dumps(asdict(explanation), indent=2))
         return
@@ -166,6 +173,19 @@ def explain(given: Given) -> None:
     else:
         for line in explanation.paying:
             console.print(Text(line, "dim"))
+    console.print(_expectations(explanation.presets))
+    for line in explanation.measured:
+        console.print(Text(line, "dim"))
+
+
+def _expectations(found: Sequence[Expectation]) -> Table:
+    """What each preset may be expected to do, and how sure that is."""
+    table = Table("preset", "certainty", "what to expect")
+    for one in found:
+        refused = one.reason is not None
+        certainty = Text("–" if refused else one.certainty, CERTAIN.get(one.certainty, ""))
+        table.add_row(one.preset, certainty, Text(str(one), "red" if refused else ""))
+    return table
 
 
 def _paying(found: Sequence[Payoff]) -> Table:

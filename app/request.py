@@ -461,7 +461,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured on the spot."""
+    """What is measured on the spot, and for how many steps it is asked."""
 
     sparse: Annotated[
         bool,
@@ -471,6 +471,14 @@ class Measuring:
             rich_help_panel=OUTPUT,
         ),
     ] = False
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(1000),
+        Option(
+            help="denoising steps that are meant; default: the model's own", rich_help_panel=PICTURE
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -666,6 +674,14 @@ class Serving:
             rich_help_panel=MODEL,
         ),
     ] = field(default_factory=list)
+    tuned: Annotated[
+        Path | None,
+        Option(
+            help="folder of plans that `accel tune` wrote: those for the chosen model are goals; "
+            "read when the server starts",
+            rich_help_panel=PLAN,
+        ),
+    ] = None
     auth: Annotated[
         Path | None,
         Option(help="file of the users, from --add-user; asks for a login", rich_help_panel=SERVER),

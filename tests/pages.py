@@ -70,6 +70,7 @@ class Memory:
     def __init__(self, folder=Path("/outputs"), unfit=None):
         self.limits = Limits()
         self.paused = None
+        self.plans = {}
         self.missing = set()
         self.broken = None
         self.folder = folder
@@ -93,6 +94,9 @@ class Memory:
         return Fits(methods={name: self.unfit.get(name) for name in methods()})
 
     def figures(self, model):
+        return {}
+
+    def tuned(self, model):
         return {}
 
     def submit(self, owner, specs, group=None):

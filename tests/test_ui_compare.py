@@ -108,7 +108,7 @@ def test_a_new_comparison_begins_with_an_empty_page(
 def test_a_refusal_is_shown_and_nothing_is_queued(
     both: tuple[generate.Page, compare.Page], service: Fake, models: Folders
 ) -> None:
-    service.refusal = BadInput("steps: 900, and this server admits at most 200: ask for less.")
+    service.refused = BadInput("steps: 900, and this server admits at most 200: ask for less.")
     _, end = compared(both[1], asked(models("flux_cfg")))
     assert "ask for less" in end["banner"] and not service.jobs
 

@@ -15,11 +15,14 @@ from saved import Folders, done, picture
 from ui_service import Fake, browser, informed
 from ui_service import drawn as draw
 
-from accel import Plan, cache
+from accel import Guard, Plan, cache
 from accel import methods as all_methods
 from accel.errors import BadInput
+from accel.seams.identity import identity
+from accel.tuned import Figure, Tuned
+from accel.tuning.library import tuned_plans
 from app import metadata
-from app.request import Request, make
+from app.request import Request, Source, make
 from app.serve.jobs import Job, Phase, Progress, Result, Spec
 from app.serve.limits import Limits
 from app.serve.service import Service
@@ -72,7 +75,7 @@ def named(drawn: generate.Page, updates: dict[Any, Any]) -> dict[str, Any]:
     names |= {drawn.watching: "watching", drawn.redraw: "redraw", drawn.told: "told"}
     return {
         names[component]: getattr(value, "value", value)
-        if isinstance(value, gr.Image | gr.Video)
+        if isinstance(value, gr.Image | gr.Video | gr.Radio)
         else value
         for component, value in updates.items()
     }
@@ -185,7 +188,7 @@ def test_what_cannot_be_is_said_in_the_page_and_nothing_is_queued(
 
 
 def test_a_refusal_of_the_service_is_shown_as_it_is(drawn: generate.Page, service: Fake) -> None:
-    service.refusal = BadInput("width: 9000, and this server admits at most 2048: <ask> for less.")
+    service.refused = BadInput("width: 9000, and this server admits at most 2048: <ask> for less.")
     checking, end = clicked(drawn)
     assert "Checking" in checking["progress"] and not end["progress"]
     assert "&lt;ask&gt; for less" in end["banner"]
@@ -406,10 +409,164 @@ def test_a_model_that_is_not_here_yet_says_that_it_will_be_downloaded(
 @pytest.mark.parametrize("goal", forms.GOALS)
 def test_a_goal_is_put_into_the_knobs(drawn: generate.Page, goal: str) -> None:
     text = knobs.shown(EASY)
-    found = named(drawn, drawn.preset(goal, text))
+    found = named(drawn, drawn.preset(goal, text, browser()))
     wanted = EASY if goal == "custom" else Plan.preset(goal)
     assert knobs.read(found["redraw"]) == wanted
     assert found.get("knobs", text) == found["redraw"]
+
+
+# tuned plans
+
+
+FASTER_BY = Figure(measure="speedup", mean=2.5, low=2.25, high=2.75)
+NEAR = Figure(measure="ssim", mean=0.97, low=0.96, high=0.98, share=0.95, share_low=0.8)
+
+
+def proven(pipe: Any, **more: Any) -> Plan:
+    """A plan that was tuned for a pipeline."""
+    evidence = Tuned(
+        **more,
+        targets=("ssim>=0.95",),
+        methods="",
+        network=identity(pipe),
+        pipeline=type(pipe).__name__,
+        scheduler=type(pipe.scheduler).__name__,
+        call=(("num_inference_steps", 4.0),),
+        machine="one <machine>",
+        versions=(("torch", "2"),),
+        prompts=8,
+        held_out=20,
+        texts="0",
+        figures=(NEAR, FASTER_BY),
+        plans=9,
+        minutes=1.0,
+        date="2026-11-30",
+    )
+    return EASY.proven(evidence)
+
+
+@pytest.fixture
+def tuned(models: Folders, service: Fake, tmp_path: Path) -> Path:
+    """A plan that was tuned for the first model; its file."""
+    path = tmp_path / "near.toml"
+    pipe = service._session(Source(model=models("flux_cfg"))).model.pipe
+    path.write_text(proven(pipe).to_toml())
+    return path
+
+
+@pytest.fixture
+def offering(service: Fake, tuned: Path) -> Fake:
+    """A server with that plan in its folder."""
+    service.plans = tuned_plans(tuned.parent)
+    return service
+
+
+@pytest.mark.parametrize(("language", "says"), [("en", "2.50× (95 %"), ("de", "2,50× (95 %")])
+def test_a_tuned_plan_is_a_goal_of_its_model_alone_and_says_what_it_promises(
+    drawn: generate.Page, offering: Fake, models: Folders, language: str, says: str
+) -> None:
+    mine, other = (
+        dict((value, text) for text, value in found)
+        for model in ("flux_cfg", "ltx")
+        for found in [
+            named(drawn, drawn.captions(models(model), "tuned:near", browser(language=language)))[
+                "goal"
+            ]["choices"]
+        ]
+    )
+    assert list(mine) == [*forms.GOALS, "tuned:near"] and list(other) == list(forms.GOALS)
+    for part in (says, "ssim>=0.95", "95 % ", "20 "):
+        assert part in mine["tuned:near"]
+    gone = named(drawn, drawn.captions(models("ltx"), "tuned:near", browser()))["goal"]
+    kept = named(drawn, drawn.captions(models("flux_cfg"), "tuned:near", browser()))["goal"]
+    assert gone["value"] == "custom" and "value" not in kept
+
+
+def test_what_a_tuned_goal_makes_carries_its_evidence_and_comes_back_as_that_goal(
+    drawn: generate.Page, offering: Fake, tuned: Path
+) -> None:
+    [plan] = offering.plans.values()
+    chosen = named(drawn, drawn.preset("tuned:near", "{}", browser()))
+    assert knobs.read(chosen["knobs"]) == plan and "one &lt;machine&gt;" in chosen["evidence"]
+    clicked(drawn, goal="tuned:near", knobs=knobs.shown(EASY))  # the knobs may come later
+    (job,) = offering.jobs.values()
+    assert Plan.from_dict(job.spec.plan) == plan and job.spec.title == "tuned for ssim>=0.95"
+    file = offering.file("local", job.id, "picture")
+    assert Plan.from_dict(metadata.read(file)[0].plan) == plan
+    copied = named(drawn, drawn.cli(job.id, browser()))["copied"].value
+    assert f"--plan {shlex.quote(str(tuned))}" in copied and "--set" not in copied
+    found = named(drawn, drawn.restore(str(file), offering.offered[0].name, browser()))
+    assert found["goal"] == "tuned:near" and found["evidence"] == chosen["evidence"]
+    kept = {name: found[name] for name in generate.WIDGETS} | {"seed_lock": True}
+    assert drawn.spec("local", tuple(kept.values())) == job.spec
+
+
+def test_a_tuned_plan_that_the_server_does_not_have_is_refused_by_name(
+    drawn: generate.Page, offering: Fake
+) -> None:
+    shown = last(clicked(drawn, goal="tuned:far"))
+    assert "no tuned plan &#39;far&#39;" in shown["banner"] and not offering.jobs
+
+
+def test_a_dropped_plan_is_taken_and_a_tuned_one_by_its_model_alone(
+    drawn: generate.Page, service: Fake, models: Folders, tuned: Path
+) -> None:
+    mine, other = models("flux_cfg"), models("ltx")
+    [plan] = tuned_plans(tuned.parent).values()
+
+    def dropped(model: str) -> dict[str, Any]:
+        found = named(drawn, drawn.restore(str(tuned), model, browser()))
+        assert found["drop"] is None
+        return found
+
+    taken = dropped(mine)
+    assert taken["goal"] == "custom" and knobs.read(taken["knobs"]) == plan
+    assert "near.toml" in taken["restored"] and "ssim&gt;=0.95" in taken["evidence"]
+    refused = dropped(other)
+    assert set(refused) == {"drop", "restored"} and 'role="alert"' in refused["restored"]
+    for part in ("near.toml", "a FluxPipeline; this is a LTXPipeline", "ssim&gt;=0.95"):
+        assert part in refused["restored"]
+    careless = plan.tuned.model_copy(update={"elsewhere": "warn"})  # type: ignore[union-attr]
+    tuned.write_text(Plan(*plan, tuned=careless).to_toml())
+    warned = dropped(other)
+    assert knobs.read(warned["knobs"]) == Plan(*plan, tuned=careless)
+    assert "this is a LTXPipeline" in warned["restored"]
+    tuned.write_text(Plan.preset("fast").to_toml())
+    plain = dropped(other)
+    assert not plain["evidence"] and knobs.read(plain["knobs"]) == Plan.preset("fast")
+    tuned.write_text("plan = 7")
+    assert set(dropped(mine)) == {"drop", "restored"}
+
+
+# a budget of error
+
+
+def test_a_budget_puts_a_guard_around_any_goal_and_says_what_it_spent(
+    drawn: generate.Page, service: Fake
+) -> None:
+    end = last(clicked(drawn, goal="fast", budget=" 0.05 ", seed="3", seed_lock=True))
+    (job,) = service.jobs.values()
+    plan = Plan(*Plan.preset("fast"), guard=Guard(max_error=0.05))
+    assert Plan.from_dict(job.spec.plan) == plan and job.spec.title == "fast, error ≤ 0.05"
+    assert job.result is not None and job.result.guarded[0].budget == 0.05
+    assert "of 0.05" in end["guarded"] and "uncalibrated" in end["guarded"]
+    line = shlex.split(roundtrip.as_cli(job.spec))
+    assert line[line.index("--preset") + 1] == "fast" and "guard.max_error=0.05" in line
+    found = named(drawn, drawn.loaded(job.spec, "en"))
+    assert (found["goal"], found["budget"]) == ("fast", "0.05")
+    assert drawn.spec("local", tuple(found[name] for name in generate.WIDGETS)) == job.spec
+    for wrong in ("much", "-1", "nan"):
+        shown = last(clicked(drawn, budget=wrong))
+        assert "guard.max_error" in shown["banner"]
+    assert len(service.jobs) == 1
+
+
+def test_without_a_budget_nothing_is_guarded_and_nothing_said(
+    drawn: generate.Page, service: Fake
+) -> None:
+    assert not last(clicked(drawn, goal="fast"))["guarded"]
+    (job,) = service.jobs.values()
+    assert Plan.from_dict(job.spec.plan).guard is None
 
 
 # models
@@ -448,7 +605,7 @@ def test_a_dropped_picture_restores_what_made_it(
     clicked(drawn, **asked, strength=0.5, goal="custom", knobs=knobs.shown(EASY), steps=6)
     (job,) = service.jobs.values()
     path = service.file("local", job.id, "picture")
-    found = named(drawn, drawn.restore(str(path), browser()))
+    found = named(drawn, drawn.restore(str(path), service.offered[0].name, browser()))
     assert "restored" in str(found["restored"]).lower()
     again = drawn.spec("local", tuple(found[name] for name in generate.WIDGETS))
     assert again == job.spec
@@ -461,16 +618,18 @@ def test_a_file_that_is_not_at_hand_is_named_and_left_empty(
     (job,) = service.jobs.values()
     path = service.file("local", job.id, "picture")
     Path(job.spec.request["image"]).unlink()
-    found = named(drawn, drawn.restore(str(path), browser()))
+    found = named(drawn, drawn.restore(str(path), service.offered[0].name, browser()))
     assert found["image"] is None and "image" in found["restored"]
-    elsewhere = named(drawn, drawn.restore(str(path), browser("eve")))
+    elsewhere = named(drawn, drawn.restore(str(path), service.offered[0].name, browser("eve")))
     assert elsewhere["image"] is None
 
 
 def test_a_dropped_file_that_is_none_of_ours_changes_nothing(
-    drawn: generate.Page, tmp_path: Path
+    drawn: generate.Page, service: Fake, tmp_path: Path
 ) -> None:
-    found = named(drawn, drawn.restore(str(picture(tmp_path / "x.png")), browser()))
+    found = named(
+        drawn, drawn.restore(str(picture(tmp_path / "x.png")), service.offered[0].name, browser())
+    )
     assert set(found) == {"restored", "drop"} and "carries no record" in found["restored"]
 
 
@@ -514,9 +673,27 @@ def test_a_picture_of_the_real_service_is_the_bits_of_the_copied_command_and_res
     assert done(*command[1:], "--out", "copied.png").exit_code == 0
     copied, _ = metadata.read(tmp_path / "copied.png")
     assert copied.pixels == made.pixels
-    found = named(drawn, drawn.restore(str(file), browser()))
+    found = named(drawn, drawn.restore(str(file), model, browser()))
     again = drawn.spec("local", tuple(found[name] for name in generate.WIDGETS))
     assert again == job.spec
+
+
+def test_the_real_service_knows_which_tuned_plans_are_for_a_model(
+    models: Folders, real: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, pipeline in (("mine", "flux_cfg"), ("other", "sd15")):
+        pipe = Session.open(Source(model=models(pipeline))).model.pipe
+        (tmp_path / f"{name}.toml").write_text(proven(pipe, elsewhere="warn").to_toml())
+    (tmp_path / "untuned.toml").write_text(EASY.to_toml())
+    monkeypatch.setattr(real, "plans", tuned_plans(tmp_path))
+    assert [path.stem for path in real.plans] == ["mine", "other"]
+    assert [path.stem for path in real.tuned(models("flux_cfg"))] == ["mine"]
+    refused = real.refusal(models("flux_cfg"), real.plans[tmp_path / "other.toml"])
+    assert "a StableDiffusionPipeline; this is a FluxPipeline" in str(refused)
+    with pytest.raises(BadInput, match="not offered"):
+        real.tuned("elsewhere")
+    with pytest.raises(BadInput, match="no folder"):
+        Service(tmp_path / "served", tuned=tmp_path / "none")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """There and back: what was copied runs and gives the same bits; what was made restores its job."""
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -22,7 +23,7 @@ from test_laws_roundtrip import plans
 from tiny import PIPELINES
 from typer.testing import CliRunner
 
-from accel import Plan, cache, guidance
+from accel import Guard, Plan, cache, guidance
 from accel.errors import AccelError, BadInput
 from accel.plan import PRESETS
 from app import cli, clips, metadata
@@ -39,6 +40,9 @@ MARK = Fingerprint(
     model="0" * 64, versions={}, device="cpu", processor="one", threads=1, dtype="float32"
 )
 RUN = {"seconds": 1.0, "steps": 4, "nfe": 4.0, "verdicts": {}}
+
+
+GUARDS = (None, Guard(max_error=0.05), Guard(max_error=math.inf, check_every=3, scale=2.0))
 
 
 def texts(**more: Any) -> st.SearchStrategy[str]:
@@ -82,6 +86,7 @@ def requests(draw: Any) -> Request:
 def specs(draw: Any) -> Spec:
     """Any job that makes a picture."""
     plan = draw(st.one_of(plans(), st.sampled_from([Plan.preset(name) for name in PRESETS])))
+    plan = Plan(*plan, guard=draw(st.sampled_from(GUARDS)))
     document = plan.to_dict()
     return Spec(request=draw(requests()).to_dict(), plan=document, title=title_of(document))
 

@@ -23,6 +23,7 @@ from PIL import Image
 from accel import Plan
 from accel import methods as all_methods
 from accel.errors import AccelWarning, BadInput
+from accel.tuned import Network
 from app import clips, metadata, nearness
 from app.request import Request, Source, make
 from app.serve.fitting import Fits
@@ -66,7 +67,8 @@ class Fake:
         offered: The models.
         matrix: Which methods fit them.
         measured: By model, what was measured of the presets.
-        refusal: What ``submit`` raises, if anything.
+        refused: What ``submit`` raises, if anything.
+        plans: Tuned plans of the server.
         paused: As of the service.
     """
 
@@ -74,7 +76,8 @@ class Fake:
     offered: list[ModelInfo]
     matrix: Fits = field(default_factory=lambda: Fits(methods=dict.fromkeys(all_methods())))
     measured: dict[str, dict[str, Figure]] = field(default_factory=dict)
-    refusal: Exception | None = None
+    refused: Exception | None = None
+    plans: dict[Path, Plan] = field(default_factory=dict)
     paused: str | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
     sessions: dict[Source, Session] = field(default_factory=dict)
@@ -93,9 +96,16 @@ class Fake:
     def figures(self, model: str) -> dict[str, Figure]:
         return self.measured.get(model, {})
 
+    def tuned(self, model: str) -> dict[Path, Plan]:
+        return {p: one for p, one in self.plans.items() if self.refusal(model, one) is None}
+
+    def refusal(self, model: str, plan: Plan) -> str | None:
+        pipe = self._session(Source(model=model)).model.pipe
+        return None if plan.tuned is None else plan.tuned.misfit(Network.of(pipe))
+
     def submit(self, owner: str, specs: Sequence[Spec], group: str | None = None) -> list[Job]:
-        if self.refusal is not None:
-            raise self.refusal
+        if self.refused is not None:
+            raise self.refused
         jobs = [self._job(owner, spec, group) for spec in specs]
         self.jobs |= {job.id: job for job in jobs}
         return jobs
@@ -184,9 +194,12 @@ class Fake:
 
     def _asked(self, job: Job) -> tuple[Session, Request, Plan]:
         request = make(Request, job.spec.request, where="")
-        if request.source not in self.sessions:
-            self.sessions[request.source] = Session.open(request.source)
-        return self.sessions[request.source], request, Plan.from_dict(job.spec.plan)
+        return self._session(request.source), request, Plan.from_dict(job.spec.plan)
+
+    def _session(self, source: Source) -> Session:
+        if source not in self.sessions:
+            self.sessions[source] = Session.open(source)
+        return self.sessions[source]
 
     def _folder(self, job: Job) -> Path:
         folder = self.outputs / job.id
@@ -252,6 +265,7 @@ def _result(
     quality: dict[str, float | str],
 ) -> Result:
     told = outcome.report.to_dict()
+    guard = told["guard"] or {"samples": [], "note": ""}
     return Result(
         files=files,
         clip=outcome.clip,
@@ -264,6 +278,8 @@ def _result(
         speedup=speedup,
         quality=quality,
         notes=notes,
+        guarded=guard["samples"],
+        guarded_by=guard["note"],
     )
 
 

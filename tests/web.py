@@ -45,7 +45,15 @@ class Memory(Service):
 
     paused = None
 
-    def __init__(self, folder: Path, *, limits: Limits, devices: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        limits: Limits,
+        devices: tuple[str, ...] = (),
+        tuned: Path | None = None,
+    ) -> None:
+        self.plans = {}
         self.folder, self.limits = folder.resolve(), limits
         self.jobs: dict[str, Job] = {}
         self.full = False

@@ -45,6 +45,11 @@ class Cache(Accelerator):
         """A fresh policy for one sample: a rule inside this method's guards."""
         return Guarded(rule, self.warmup, self.max_skips, self.last)
 
+    def fixed(self, steps: int) -> frozenset[int]:
+        """Those of the warm-up, and the last."""
+        first = frozenset(range(min(self.warmup, steps)))
+        return first | {steps - 1} if self.last else first
+
     @property
     def forecast(self) -> Forecast:
         """How skipped values are filled in."""

@@ -69,6 +69,14 @@ class Adaptive(Switching):
         """No cosine is above 1."""
         return "threshold is above 1" if self.threshold > 1 else None
 
+    def fixed(self, steps: int) -> frozenset[int]:
+        """Those that are guided in any case: the cosine of the last of them may end it."""
+        return frozenset(range(min(self.least_guided(steps), steps)))
+
+    def least_guided(self, steps: int) -> int:
+        """Steps at the start that are guided whatever the cosine."""
+        return max(self.min_steps, math.ceil(self.min_guided * steps), 1)
+
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every denoiser."""
         from accel.guidance.branches import ENDS, Unconditional, resetting
@@ -128,9 +136,7 @@ class Latch:
                 self._ended.setdefault(sample, call.step.index)
 
     def _guarded(self, step: Step) -> bool:
-        method = self._method
-        share = method.min_guided * step.total if step.total is not None else 0
-        return step.index + 1 < max(method.min_steps, math.ceil(share))
+        return step.index + 1 < self._method.least_guided(step.total or 0)
 
     def why_idle(self) -> str | None:
         """Why guidance never ended, where a cosine was taken."""

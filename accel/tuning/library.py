@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from accel.errors import BadInput, PlanError
@@ -24,7 +23,7 @@ def fastest(folder: Path, goal: Targets) -> tuple[Path, Plan]:
         BadInput: If there is none, or those that hold it are of several networks.
         PlanError: If a file is no plan.
     """
-    found = list(_tuned(folder))
+    found = [(path, plan, plan.tuned) for path, plan in tuned_plans(folder).items() if plan.tuned]
     if not found:
         raise BadInput(
             f"The folder {folder} holds no tuned plan: write one by `accel tune --target "
@@ -60,16 +59,24 @@ def holds(tuned: Tuned, goal: Targets) -> bool:
     )
 
 
-def _tuned(folder: Path) -> Iterator[tuple[Path, Plan, Tuned]]:
+def tuned_plans(folder: Path) -> dict[Path, Plan]:
+    """The plans of a folder that have evidence, by their file, in the order of the names.
+
+    Raises:
+        BadInput: If there is no such folder.
+        PlanError: If a file is no plan.
+    """
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}: give that of plans which `accel tune` wrote.")
+    found = {}
     for path in sorted(folder.glob("*.toml")):
         try:
             plan = Plan.from_toml(path.read_text(encoding="utf-8"))
         except (PlanError, UnicodeDecodeError) as error:
             raise PlanError(f"{path}: {error}") from error
         if plan.tuned is not None:
-            yield path, plan.beside(folder), plan.tuned
+            found[path] = plan.beside(folder)
+    return found
 
 
 def _promise(tuned: Tuned) -> str:

@@ -23,6 +23,7 @@ from pydantic import Field
 from accel import errors
 from accel.errors import AccelError, BadModel
 from accel.plan import Plan, method_class, methods
+from accel.tuned import Network
 from app.metadata import Entry
 from app.request import Source
 from app.serve import catalogue
@@ -88,11 +89,13 @@ class Answer(Entry):
         error: Class name of an error of ours, or ``None``.
         message: What it says.
         refusals: For each group that was asked about, why it cannot be put on; ``None``: it can.
+        network: What the model's networks are, if that was asked.
     """
 
     error: str | None = None
     message: str = ""
     refusals: tuple[str | None, ...] = ()
+    network: Network | None = None
 
     def check(self) -> None:
         """Raise the error that was found, if one was."""
@@ -102,11 +105,12 @@ class Answer(Entry):
 
 @dataclass(frozen=True)
 class Question:
-    """Whether a plan fits a model, and which groups of methods with their default fields do."""
+    """Whether a plan fits a model, which groups of default methods do, or what its networks are."""
 
     source: Source
     plan: dict[str, Any] | None = None
     groups: tuple[Group, ...] = ()
+    network: bool = False
 
 
 class Examiner:
@@ -164,6 +168,23 @@ class Examiner:
             if answer.error != BadModel.__name__:
                 answer.check()
 
+    def network(self, model: str) -> Network:
+        """What a model's networks are, which tuned plans are held against.
+
+        Raises:
+            BadModel: If it is not here, or cannot be loaded.
+        """
+        name = f"network {self._known_as(model)}"
+        with self._lock:
+            known = self._store.fact(name)
+            if known is None:
+                answer = self._ask(model, None, network=True)
+                answer.check()
+                assert answer.network is not None
+                known = answer.network.model_dump_json()
+                self._store.keep(name, known)
+        return Network.model_validate_json(known)
+
     def close(self) -> None:
         """End the process, whatever it is at."""
         self._child.kill()
@@ -182,14 +203,18 @@ class Examiner:
             return answer
 
     def _ask(
-        self, model: str, plan: dict[str, Any] | None, groups: tuple[Group, ...] = ()
+        self,
+        model: str,
+        plan: dict[str, Any] | None,
+        groups: tuple[Group, ...] = (),
+        network: bool = False,
     ) -> Answer:
         if catalogue.folder(model) is None:
             told = f"{model} is not here yet: make a picture with it, which downloads it."
             return Answer(error=BadModel.__name__, message=told)
         link = self._child.link()
         try:
-            link.send(Question(self._source(model), plan, groups))
+            link.send(Question(self._source(model), plan, groups, network))
             answer: Answer = link.recv()
         except (EOFError, OSError):
             self._child.end()
@@ -236,7 +261,8 @@ def _answered(pipe: Any, question: Question) -> Answer:
             Plan.from_dict(question.plan).attach(pipe).detach()
     except AccelError as error:
         return Answer(error=type(error).__name__, message=str(error))
-    return Answer(refusals=tuple(refusals(pipe, question.groups)))
+    network = Network.of(pipe) if question.network else None
+    return Answer(refusals=tuple(refusals(pipe, question.groups)), network=network)
 
 
 def refusals(pipe: Any, groups: Sequence[Group]) -> list[str | None]:

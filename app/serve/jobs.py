@@ -86,6 +86,14 @@ class Speedup(Entry):
     measured: str
 
 
+class Spent(Entry):
+    """What a guard made of its budget in one sample: relative errors of the final latents."""
+
+    spent: float
+    budget: float
+    checks: float
+
+
 class Result(Entry):
     """What a job gave.
 
@@ -105,6 +113,8 @@ class Result(Entry):
         quality: By figure (``psnr``, ``ssim``, …) a number, or why there is none; empty where
             there was nothing to compare with.
         notes: Warnings of the run, and what was changed after it ran out of memory.
+        guarded: What a guard spent, an entry for each sample; empty without one.
+        guarded_by: What the guard's estimates rest on.
     """
 
     files: dict[str, str]
@@ -119,6 +129,8 @@ class Result(Entry):
     speedup: Speedup | None = None
     quality: dict[str, FiniteFloat | str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    guarded: list[Spent] = Field(default_factory=list)
+    guarded_by: str = ""
 
 
 @dataclass(frozen=True)

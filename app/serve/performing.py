@@ -310,6 +310,8 @@ def _result(outcome: Outcome, **more: Any) -> Result:
         "seconds": outcome.seconds,
         **{name: told[name] for name in ("steps", "nfe", "verdicts", "events")},
     }
+    if told["guard"] is not None:
+        known |= {"guarded": told["guard"]["samples"], "guarded_by": told["guard"]["note"]}
     return Result.model_validate(known | more)
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from accel.bundled import asset
-from accel.errors import BadInput
+from accel.errors import BadInput, BadModel
 from accel.plan import Plan
 from app.request import FILES, Request, Source, make
 from app.serve import catalogue, downloads, limits, uploads
@@ -59,13 +59,16 @@ class Service:
         devices: A worker each; none: one worker on the device that torch takes by default.
         opener: What loads a model, in the worker process.
         room: What has to be free on the disk before a job is begun.
+        tuned: Folder of plans that `accel tune` wrote; it is read once, here.
 
     Attributes:
         folder: ``folder/outputs/OWNER/JOB/…`` hold the results.
         limits: As given.
+        plans: The tuned plans, for whichever model, by their files.
 
     Raises:
-        BadInput: If the folder holds something else.
+        BadInput: If the folder holds something else, or there is none of tuned plans.
+        PlanError: If a file among the tuned plans is no plan.
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Service:
         devices: tuple[str, ...] = (),
         opener: Opener = Session.open,
         room: Room = Room(),  # noqa: B008 - frozen
+        tuned: Path | None = None,
     ) -> None:
+        self.plans = {} if tuned is None else _tuned(tuned)
         self.folder = folder.resolve()
         self.limits = limits
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -394,6 +399,32 @@ class Service:
         limits.check_offered(model, self.limits)
         return self._examiner.fits(model)
 
+    def tuned(self, model: str) -> dict[Path, Plan]:
+        """The tuned plans that are for a model, by their files. Waits where it is not known yet.
+
+        Raises:
+            BadInput: If the model is not offered.
+        """
+        limits.check_offered(model, self.limits)
+        found = {path: self.refusal(model, plan) for path, plan in self.plans.items()}
+        return {path: plan for path, plan in self.plans.items() if found[path] is None}
+
+    def refusal(self, model: str, plan: Plan) -> str | None:
+        """Why what a tuned plan promises is not promised for a model; ``None``: it is.
+
+        Waits where it is not known yet what the model is. Plans without evidence promise nothing.
+
+        Raises:
+            BadInput: If the model is not offered.
+        """
+        limits.check_offered(model, self.limits)
+        if plan.tuned is None:
+            return None
+        try:
+            return plan.tuned.misfit(self._examiner.network(model))
+        except BadModel as error:
+            return str(error)
+
     def figures(self, model: str) -> dict[str, Figure]:
         """By preset, what was measured on this machine; empty before that.
 
@@ -426,6 +457,12 @@ class Service:
         captions = asset("prompts/scenes.txt").read_text(encoding="utf-8").splitlines()
         asked = {"model": model, "prompt": captions[0], "seed": 0}
         return self.submit(owner, [Spec(kind="measure", request=asked, title="presets")])[0]
+
+
+def _tuned(folder: Path) -> dict[Path, Plan]:
+    from accel.tuning.library import tuned_plans
+
+    return tuned_plans(folder)
 
 
 def _differs(job: Job, shown: Job) -> bool:

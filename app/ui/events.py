@@ -113,6 +113,7 @@ def of_job(
         "preview": "",
         "runs": False,
         "badge": parts.badge(result, language),
+        "guarded": parts.guarded(result, language),
         "banner": parts.outcome(told, language)
         + parts.gone(gone, language)
         + parts.banner(result, language),

@@ -11,14 +11,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-from accel.plan import PRESETS, Plan
+from accel.guard import Guard
+from accel.plan import PRESETS, Plan, guarding
 from app.request import Dtype, Request, make
 from app.serve.jobs import Kind, Spec
 from app.ui import knobs
 
 CUSTOM = "custom"
 GOALS = (*PRESETS, CUSTOM)
-TITLES = {CUSTOM: "custom plan"}
+TUNED = "tuned:"
+"""In front of the name of a tuned plan, as a goal: its plan is what the knobs say."""
 DEFAULT = "default"
 """In a dropdown: leave it to the model."""
 DTYPES = (DEFAULT, *get_args(Dtype))
@@ -26,7 +28,7 @@ SWITCH: dict[str, bool | None] = {DEFAULT: None, "yes": True, "no": False}
 NUMBERS = ("steps", "guidance", "width", "height", "frames", "fps", "strength")
 """Fields of a request that are typed as text: a number box of Gradio cannot be empty."""
 
-BESIDE = ("negative_empty", "seed_lock", "goal", "knobs")
+BESIDE = ("negative_empty", "seed_lock", "goal", "budget", "knobs")
 """Widgets that are no field of a request."""
 NAMES = (*(field.name for field in fields(Request)), *BESIDE)
 
@@ -50,12 +52,13 @@ def spec_of(
         BadInput: If a value is of a wrong type or out of its range.
         PlanError: If a field of a method is.
     """
-    goal = values.get("goal") or CUSTOM
+    goal, text = values.get("goal") or CUSTOM, values.get("knobs") or ""
+    plan = plan_of(goal, text, values.get("budget") or "").to_dict()
     return Spec(
         kind=kind,
         request=request_of({**values, **(files or {})}).to_dict(),
-        plan=plan_of(goal, values.get("knobs") or "").to_dict(),
-        title=TITLES.get(goal, goal),
+        plan=plan,
+        title=title_of(plan),
         repeats=repeats,
     )
 
@@ -82,18 +85,31 @@ def _unless_default(value: Any) -> Any:
     return None if value == DEFAULT else value
 
 
-def plan_of(goal: str, text: str) -> Plan:
-    """The plan of a goal: a preset, or what the knobs say.
+def plan_of(goal: str, text: str, budget: str = "") -> Plan:
+    """The plan of a goal: a preset, or what the knobs say; under a guard, where there is a budget.
+
+    Args:
+        goal: One of ``GOALS``, or the name of a tuned plan.
+        text: What the knobs say; of a guard in it all but the budget counts.
+        budget: Error that a guard allows; empty: there is no guard.
 
     Raises:
-        PlanError: If there is no such goal, or the knobs make no plan.
+        PlanError: If there is no such goal, the knobs make no plan, or the budget is none.
     """
-    return knobs.read(text) if goal == CUSTOM else Plan.preset(goal)
+    said = knobs.read(text) if goal == CUSTOM or goal.startswith(TUNED) else Plan.preset(goal)
+    guard = None
+    if budget.strip():
+        held = {} if said.guard is None else said.guard.model_dump(mode="json")
+        guard = guarding({**held, "max_error": budget.strip()})
+    # what a tuned plan promises was measured without another guard
+    return said if guard == said.guard else Plan(*said, guard=guard)
 
 
 def goal_of(plan: Plan) -> str:
-    """The preset that a plan equals, or ``custom``."""
-    return next((name for name in PRESETS if plan == Plan.preset(name)), CUSTOM)
+    """The preset whose methods a plan has, under a guard or not, or ``custom``."""
+    if plan.tuned is not None:
+        return CUSTOM
+    return next((name for name in PRESETS if plan.methods == Plan.preset(name).methods), CUSTOM)
 
 
 def values_of(spec: Spec) -> dict[str, Any]:
@@ -114,9 +130,15 @@ def values_of(spec: Spec) -> dict[str, Any]:
         "compile": switch,
         "negative_empty": request.negative == "",
         "seed_lock": request.seed is not None,
-        "goal": goal_of(plan),
+        "goal": goal_of(plan) if _is_plain(plan.guard) else CUSTOM,
+        "budget": "" if plan.guard is None else str(plan.guard.max_error),
         "knobs": knobs.shown(plan),
     }
+
+
+def _is_plain(guard: Guard | None) -> bool:
+    """Whether the budget says all of a guard."""
+    return guard is None or guard == Guard(max_error=guard.max_error)
 
 
 def _typed(value: float | None) -> str:
@@ -124,10 +146,15 @@ def _typed(value: float | None) -> str:
 
 
 def title_of(plan: Mapping[str, Any]) -> str:
-    """What a person would call a plan: its preset, or a custom one.
+    """What a person would call a plan: its preset, what it was tuned for, or a custom one.
 
     Raises:
         PlanError: If it is none.
     """
-    goal = goal_of(Plan.from_dict(plan))
-    return TITLES.get(goal, goal)
+    found = Plan.from_dict(plan)
+    title = goal_of(found)
+    if found.tuned is not None:
+        title = f"tuned for {' and '.join(found.tuned.targets)}"
+    elif title == CUSTOM:
+        title = "custom plan"
+    return title if found.guard is None else f"{title}, error ≤ {found.guard.max_error:g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ import gradio as gr
 from accel.errors import AccelError, BadInput
 from accel.plan import PRESETS, Plan
 from app import clips
+from app.plans import read
 from app.request import FILES, PICTURES, Request
 from app.serve.folders import Folders
 from app.serve.jobs import ENDED, Job, Kind, ModelInfo, Spec
@@ -32,11 +34,14 @@ from app.ui.words import Language, labelled, language_for, number, say, t
 if TYPE_CHECKING:
     from gradio.components import Component
 
+    from accel.tuned import Tuned
     from app.serve.service import Service
 
 
 NOTHING: Updates = gr.skip()
 """Changes nothing. An event of Gradio that gives nothing at all empties its outputs."""
+PLAN = ".toml"
+"""Of a file that is a plan."""
 PLACES = ("variant", "revision")
 """Fields of a request that are for the command line: the server refuses them."""
 WIDGETS = tuple(name for name in forms.NAMES if name not in PLACES)
@@ -67,7 +72,7 @@ NEEDS = {
 CLEARED: View = {
     **dict.fromkeys(("picture", "film"), gr.update(value=None, visible=False)),
     **dict.fromkeys(("picture_help", "film_help"), gr.update(visible=False)),
-    **dict.fromkeys(("badge", "banner", "timeline"), ""),
+    **dict.fromkeys(("badge", "guarded", "banner", "timeline"), ""),
 }
 COPIED = ("copied", "copied_help")
 """Where a job is shown as text: not drawn before it is asked for, so no run may change it."""
@@ -75,6 +80,8 @@ BUTTONS = {"compare": "compare-stock", "copy_cli": "copy-cli", "copy_python": "c
 """What may be done with a result, with the id of its button."""
 Choices = list[tuple[str, str]]
 """What a list shows, and what it means."""
+UNPROVEN = "(text, shown) => JSON.parse(text || '{}').tuned ? shown : ''"
+"""A plan that was changed has no evidence: what was shown of it goes, in the browser alone."""
 CLIPBOARD = "(text) => navigator.clipboard?.writeText(text)"
 
 
@@ -101,7 +108,18 @@ class Page(Watched):
     @property
     def settings(self) -> list[Component]:
         """What an event changes that puts settings into the widgets."""
-        return [*self.fields.values(), self.redraw, self.shown["restored"], self.shown["drop"]]
+        told = ("restored", "drop", "evidence")
+        return [*self.fields.values(), self.redraw, *(self.shown[name] for name in told)]
+
+    @property
+    def chosen(self) -> list[Component]:
+        """What an event changes that puts a goal into the knobs."""
+        return [self.fields["knobs"], self.redraw, self.shown["evidence"]]
+
+    @property
+    def measured(self) -> list[Component]:
+        """What an event changes that says what goals do."""
+        return [self.fields["goal"], self.shown["measure"], self.shown["measuring"]]
 
     @property
     def adapted(self) -> list[Component]:
@@ -127,7 +145,23 @@ class Page(Watched):
     def spec(self, owner: str, values: tuple[Any, ...], kind: Kind = "generate") -> Spec:
         """What the settings ask for; files are kept as uploads of the owner."""
         named = dict(zip(WIDGETS, values, strict=True))
+        if str(named["goal"]).startswith(forms.TUNED):  # whether the knobs show it by now or not
+            named["knobs"] = knobs.shown(self.tuned(named["goal"]))
         return forms.spec_of(named, kind=kind, files=stored(self.service, owner, named))
+
+    def tuned(self, goal: str) -> Plan:
+        """The tuned plan that a goal names.
+
+        Raises:
+            BadInput: If the server has none of that name.
+        """
+        for path, plan in self.service.plans.items():
+            if named(path) == goal:
+                return plan
+        raise BadInput(
+            f"The server has no tuned plan {goal.removeprefix(forms.TUNED)[:60]!r}: choose another "
+            "goal."
+        )
 
     # what events do
 
@@ -142,12 +176,13 @@ class Page(Watched):
 
     def resume(self, watching: str | None, request: gr.Request) -> Updates:
         """After a reload: the settings of the latest job again."""
+        language = language_for(request)
         try:
-            return self.loaded(self.service.job(owner_of(request), watching or "").spec)
+            return self.loaded(self.service.job(owner_of(request), watching or "").spec, language)
         except AccelError:
             return {self.shown["restored"]: ""}
 
-    def loaded(self, spec: Spec) -> Updates:
+    def loaded(self, spec: Spec, language: Language) -> Updates:
         """The settings of a job, put into the widgets; its files are shown from copies.
 
         Raises:
@@ -165,17 +200,29 @@ class Page(Watched):
                 values[name] = cached(self.fields[name], values[name])
         return {
             **{self.fields[name]: values[name] for name in WIDGETS},
+            **self._known(Plan.from_dict(spec.plan), values["model"], language),
             self.redraw: values["knobs"],
         }
 
-    def restore(self, path: str, request: gr.Request) -> Updates:
-        """The settings that are in a file."""
+    def _known(self, plan: Plan, model: str, language: Language) -> Updates:
+        """The evidence of a plan, and the goal that it is where the server has that plan, too."""
+        evidence = parts.evidence(plan.tuned, language)
+        file = next((path for path, one in self.service.plans.items() if one == plan), None)
+        if file is None or self.service.refusal(model, plan) is not None:
+            return {self.shown["evidence"]: evidence}
+        found = gr.Radio(choices=captions(self.service, model, language), value=named(file))
+        return {self.shown["evidence"]: evidence, self.fields["goal"]: found}
+
+    def restore(self, path: str, model: str, request: gr.Request) -> Updates:
+        """The settings that are in a file, or the plan that it is."""
         owner, language = owner_of(request), language_for(request)
+        if Path(path).suffix == PLAN:
+            return self._planned(Path(path), model, language)
         try:
             spec, made = roundtrip.from_file(Path(path))
             lost = roundtrip.lost(made, Folders(self.service.folder).uploads(owner))
             left = {name: value for name, value in spec.request.items() if name not in lost}
-            updates = self.loaded(spec.model_copy(update={"request": left}))
+            updates = self.loaded(spec.model_copy(update={"request": left}), language)
         except AccelError as error:
             return {self.shown["drop"]: None, self.shown["restored"]: parts.error(str(error))}
         names = ", ".join(f"{name} ({Path(made.request[name]).name})" for name in lost)
@@ -184,12 +231,43 @@ class Page(Watched):
         said = parts.note(told) + parts.error(missing)
         return {**updates, self.shown["drop"]: None, self.shown["restored"]: said}
 
-    def preset(self, goal: str, text: str) -> Updates:
-        """A goal that was chosen, put into the knobs."""
+    def _planned(self, path: Path, model: str, language: Language) -> Updates:
+        """A plan that was dropped; a tuned one shows what it promises, and goes to its model alone.
+
+        Unless the file says ``elsewhere = "warn"``: then what speaks against it is a warning.
+        """
+        shown, drop = self.shown["restored"], {self.shown["drop"]: None}
+        try:
+            plan = read(path)
+            reason = self.service.refusal(model, plan)
+        except AccelError as error:
+            return {**drop, shown: parts.error(str(error))}
+        name, against = path.name, parts.NOTHING
+        if reason is not None and plan.tuned is not None:
+            what = "refused" if plan.tuned.elsewhere == "refuse" else "warned"
+            against = parts.error(say(f"generate_{what}", language, name=name, why=reason))
+            if what == "refused":
+                return {**drop, shown: parts.evidence(plan.tuned, language) + against}
+        now = knobs.shown(plan)
+        guard = plan.guard
+        return {
+            **drop,
+            shown: parts.note(say("generate_planned", language, name=name)) + against,
+            self.fields["goal"]: forms.CUSTOM,
+            self.fields["budget"]: "" if guard is None else str(guard.max_error),
+            self.fields["knobs"]: now,
+            self.redraw: now,
+            **self._known(plan, model, language),
+        }
+
+    def preset(self, goal: str, text: str, request: gr.Request) -> Updates:
+        """A goal that was chosen, put into the knobs; a tuned plan with what it promises."""
         if goal == forms.CUSTOM:
             return {self.redraw: text}
-        now = knobs.shown(Plan.preset(goal))
-        return {self.fields["knobs"]: now, self.redraw: now}
+        plan = self.tuned(goal) if goal.startswith(forms.TUNED) else Plan.preset(goal)
+        now = knobs.shown(plan)
+        evidence = parts.evidence(plan.tuned, language_for(request))
+        return {self.fields["knobs"]: now, self.redraw: now, self.shown["evidence"]: evidence}
 
     def adapt(self, model: str) -> Updates:
         """Widgets that a model has no use for are greyed out; empty ones show its own values."""
@@ -226,9 +304,19 @@ class Page(Watched):
             if wanted not in takes
         }
 
-    def captions(self, model: str, request: gr.Request) -> Updates:
-        """The goals with what was measured of them on this machine."""
-        language = language_for(request)
+    def captions(self, model: str, goal: str, request: gr.Request) -> Updates:
+        """The goals with what was measured of them on this machine.
+
+        A tuned plan that was chosen for another model is one of this one no more: what it was stays
+        in the knobs, and is refused by the name of its model.
+        """
+        updates = self._captions(model, language_for(request))
+        radio = self.fields["goal"]
+        if goal not in (value for _, value in updates[radio]["choices"]):
+            updates[radio]["value"] = forms.CUSTOM
+        return updates
+
+    def _captions(self, model: str, language: Language) -> Updates:
         found = captions(self.service, model, language)
         missing = any(goal not in self.service.figures(model) for goal in PRESETS)
         return {
@@ -248,7 +336,7 @@ class Page(Watched):
         yield {button: gr.update(interactive=False)}
         for view in follow(self.service, owner, job.id, language):
             yield {self.shown["measuring"]: view["progress"] + view.get("banner", "")}
-        yield {button: gr.update(interactive=True), **self.captions(model, request)}
+        yield {button: gr.update(interactive=True), **self._captions(model, language)}
 
     def measure_first(self, model: str, request: gr.Request) -> Iterator[Updates]:
         """Measure the presets of a model once, when a first picture of it has been made."""
@@ -273,7 +361,8 @@ class Page(Watched):
 
     def cli(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
         """The job that is shown, or else the settings, as a command."""
-        return self._copied(roundtrip.as_cli, "shell", watching, request, values)
+        write = partial(roundtrip.as_cli, files=self.service.plans)
+        return self._copied(write, "shell", watching, request, values)
 
     def python(self, watching: str | None, request: gr.Request, *values: Any) -> Updates:
         """The job that is shown, or else the settings, as Python."""
@@ -339,8 +428,41 @@ def cached(component: Component, path: str) -> str:
     return copy
 
 
-def captions(service: Service, model: str, language: Language) -> list[tuple[str, str]]:
+def named(path: Path) -> str:
+    """The goal that the tuned plan of a file is."""
+    return forms.TUNED + path.stem
+
+
+def captions(service: Service, model: str, language: Language) -> Choices:
     """The goals as choices: what each does to a model on this machine, and its value."""
+    tuned = [
+        (_promised(path.stem, plan.tuned, language), named(path))
+        for path, plan in service.tuned(model).items()
+        if plan.tuned is not None
+    ]
+    return [*preset_captions(service, model, language), *tuned]
+
+
+def _promised(name: str, tuned: Tuned, language: Language) -> str:
+    """What a tuned plan promises, in one line."""
+    speedup = tuned.figure("speedup")
+    ratio, low, high = (number(n, 2, language) for n in (speedup.mean, speedup.low, speedup.high))
+    held = parts.held(tuned, language)
+    targets = " & ".join(tuned.targets)
+    return say(
+        "generate_tuned",
+        language,
+        name=name,
+        targets=targets,
+        ratio=ratio,
+        low=low,
+        high=high,
+        held=held,
+    )
+
+
+def preset_captions(service: Service, model: str, language: Language) -> Choices:
+    """The presets, and one's own plan, as choices."""
     figures = service.figures(model)
     found = []
     for goal in forms.GOALS:
@@ -409,7 +531,7 @@ def _settings(service: Service, redraw: Component) -> tuple[Parts, Parts]:
         gr.Markdown(t("generate_knobs_intro"))
         _draw_knobs(service, fields, redraw, folded)
     shown["drop"] = gr.File(
-        file_types=[".png", ".mp4", ".json"],
+        file_types=[".png", ".mp4", ".json", PLAN],
         height=110,
         elem_id="drop",
         label=t("generate_drop"),
@@ -431,13 +553,15 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
         run = gr.Button(t("generate_run"), variant="primary", elem_id="generate")
         stop = gr.Button(t("generate_stop"), interactive=False, elem_id="stop")
     fields["goal"] = gr.Radio(
-        captions(service, models[0].name, "en"),
+        preset_captions(service, models[0].name, "en"),
         value="balanced",
         elem_id="goal",
         **labelled("generate_goal"),
     )
+    evidence = gr.HTML(elem_id="evidence")
     measure = gr.Button(t("generate_measure"), size="sm", elem_id="measure")
     measuring = gr.HTML(elem_id="measuring")
+    fields["budget"] = _number("budget", empty="generate_unguarded")
     fields["model"] = gr.Dropdown(
         offered(service, "en"),
         value=models[0].name,
@@ -456,7 +580,8 @@ def _asked(service: Service) -> tuple[Parts, Parts]:
         fields |= {name: _number(name) for name in ("steps", "width", "height", "frames")}
     fields["guidance"] = _number("guidance")
     fields["negative"] = gr.Textbox(elem_id="negative", **labelled("generate_negative"))
-    return fields, {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
+    shown = {"run": run, "stop": stop, "measure": measure, "measuring": measuring}
+    return fields, {**shown, "evidence": evidence}
 
 
 def offered(service: Service, language: Language) -> Choices:
@@ -473,11 +598,11 @@ def _named(info: ModelInfo, language: Language) -> str:
     return f"{info.name} ({told})"
 
 
-def _number(name: str, value: str = "") -> Component:
+def _number(name: str, value: str = "", empty: str = "generate_own") -> Component:
     return gr.Textbox(
         value=value,
         max_lines=1,
-        placeholder=t("generate_own"),
+        placeholder=t(empty),
         elem_id=name,
         min_width=110,
         **labelled(f"generate_{name}"),
@@ -571,6 +696,7 @@ def _shown() -> Parts:
         shown["picture_help"] = gr.Markdown(t("generate_result_help"), visible=False)
         shown["film_help"] = gr.Markdown(t("generate_clip_help"), visible=False)
     shown["badge"] = gr.HTML(elem_id="badge")
+    shown["guarded"] = gr.HTML(elem_id="guarded")
     shown["banner"] = gr.HTML(elem_id="banner")
     with gr.Row():
         for name, elem_id in BUTTONS.items():
@@ -590,17 +716,21 @@ def _wire(page: Page) -> None:
     model, goal, text = fields["model"], fields["goal"], fields["knobs"]
     ran = shown["run"].click(page.run, page.inputs, page.results, **LIVE)
     shown["run"].click(page.uncopied, None, [shown[name] for name in COPIED], **QUIET)
-    measured = [goal, shown["measure"], shown["measuring"]]
+    measured = page.measured
     first = ran.then(page.measure_first, model, measured, **LIVE)
     shown["stop"].click(page.stop, page.watching, page.results, **LIVE)
     asked = shown["measure"].click(page.measure, model, measured, **LIVE)
     for done in (first, asked):
         done.then(page.refreshed, page.watching, shown["badge"], **QUIET)
     ran.then(page.offered, page.told, [model, page.told], **QUIET)
-    shown["drop"].upload(page.restore, shown["drop"], page.settings, **QUIET)
-    goal.input(page.preset, [goal, text], [text, page.redraw], **QUIET)
+    shown["drop"].upload(page.restore, [shown["drop"], model], page.settings, **QUIET)
+    goal.input(page.preset, [goal, text], page.chosen, **QUIET)
+    evidence = shown["evidence"]
+    text.change(
+        fn=None, inputs=[text, evidence], outputs=evidence, js=UNPROVEN, api_visibility="private"
+    )
     model.change(page.adapt, model, page.adapted, **QUIET)
-    model.change(page.captions, model, measured, **QUIET)
+    model.change(page.captions, [model, goal], measured, **QUIET)
     model.input(page.emptied, model, page.adapted, **QUIET)
     for name, copy in {"copy_cli": page.cli, "copy_python": page.python}.items():
         given = [page.watching, *page.inputs]

@@ -2,7 +2,8 @@
 
 What the knobs say is kept in the browser as one text, ``{method: {field: JSON text}}``: an event in
 the browser changes it, so that a click on *Generate* sees a knob that was turned a moment before,
-and nothing is lost of a number that JavaScript cannot hold.
+and nothing is lost of a number that JavaScript cannot hold. Guard and evidence of a plan are in it,
+though they have no knobs; a knob that is turned takes the evidence away.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from accel.attach import LAYERS, Accelerator
 from accel.errors import BadInput, PlanError
-from accel.plan import GUARD, Plan, build, guarding, method_class, methods
+from accel.plan import GUARD, TUNED, Plan, build, evidence, guarding, method_class, methods
 from app.listing import allowed
 from app.ui.words import t
 
@@ -144,10 +145,10 @@ def by_layer() -> dict[str, list[type[Accelerator]]]:
 
 
 def shown(plan: Plan) -> str:
-    """A plan as the text that the browser keeps; a guard, which has no widgets, goes with it."""
+    """A plan as the text that the browser keeps."""
     parts: list[tuple[str, BaseModel]] = [(method.name, method) for method in plan]
-    if plan.guard is not None:
-        parts.append((GUARD, plan.guard))
+    beside = {GUARD: plan.guard, TUNED: plan.tuned}
+    parts += [(name, part) for name, part in beside.items() if part is not None]
     return _written(
         {
             name: {
@@ -163,15 +164,17 @@ def read(text: str) -> Plan:
 
     Raises:
         BadInput: If the text is none that ``shown`` writes.
-        PlanError: If a field holds no JSON, or is out of its range.
+        PlanError: If a field holds no JSON, or is out of its range, or the evidence is of another
+            plan.
         UnknownMethod: If there is no such method.
     """
-    parts = {
+    parts: dict[str, Any] = {
         name: {field: _value(name, field, value) for field, value in fields.items()}
         for name, fields in chosen(text).items()
     }
-    guard = guarding(parts.pop(GUARD, None))
-    return Plan(*(build(name, fields) for name, fields in parts.items()), guard=guard)
+    guard, tuned = guarding(parts.pop(GUARD, None)), evidence(parts.pop(TUNED, None))
+    found = (build(name, fields) for name, fields in parts.items())
+    return Plan(*found, guard=guard, tuned=tuned)
 
 
 def chosen(text: str) -> Chosen:
@@ -211,11 +214,13 @@ Targets = tuple["Component", "Component", "Component"]
 TURN = """(text, value) => {
   const all = JSON.parse(text || "{}");
   all[%(method)s][%(field)s] = %(value)s;
+  delete all.tuned;
   return [JSON.stringify(all), "custom"];
 }"""
 TOGGLE = """(text, on) => {
   const all = JSON.parse(text || "{}");
   if (on) all[%(method)s] = %(defaults)s; else delete all[%(method)s];
+  delete all.tuned;
   const now = JSON.stringify(all);
   return [now, now, "custom"];
 }"""
@@ -234,7 +239,7 @@ def draw(text: str, fits: Fits, targets: Targets) -> None:
         targets: Components that hold that text, the text at the last change of methods (a change
             of it draws anew), and the goal.
     """
-    now = {name: fields for name, fields in chosen(text).items() if name != GUARD}
+    now = {name: one for name, one in chosen(text).items() if name not in (GUARD, TUNED)}
     for layer, kinds in by_layer().items():
         count = sum(kind.name in now for kind in kinds)
         head = f"{layer} ({count})" if count else layer

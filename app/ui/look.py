@@ -111,6 +111,7 @@ CSS = (
 .accel-slower, .accel-error { color: var(--accel-bad); background: var(--accel-bad-paper); }
 .accel-warning { color: var(--accel-warn); background: var(--accel-warn-paper); }
 .accel-quiet { color: var(--accel-quiet); margin: 0; }
+.accel-scroll + .accel-quiet { margin: 0.4rem 0; }
 
 .accel-person { display: flex; gap: 0.75rem; justify-content: flex-end; align-items: center; }
 .accel-person span { color: var(--accel-quiet); overflow-wrap: anywhere; }

@@ -75,12 +75,12 @@ def _asked(making: generate.Page) -> Asked:
 def _load_settings(making: generate.Page, settings: gr.State, tabs: gr.Tabs) -> None:
     """What another page puts into ``settings`` goes into the widgets, and is taken out again."""
 
-    def load(found: dict[str, Any] | None) -> Updates:
+    def load(found: dict[str, Any] | None, request: gr.Request) -> Updates:
         if found is None:
             return generate.NOTHING
         shown = making.shown["restored"]
         try:
-            updates = making.loaded(Spec.model_validate(found))
+            updates = making.loaded(Spec.model_validate(found), language_for(request))
         except AccelError as error:
             updates = {shown: parts.error(str(error))}
         return {**updates, settings: None, tabs: gr.Tabs(selected="generate")}
@@ -120,9 +120,9 @@ def _compare_shown(making: generate.Page, measuring: compare.Page, tabs: gr.Tabs
 def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page) -> None:
     """After a (re)load: what the model takes, what was measured, and what is still running."""
     model = making.fields["model"]
-    goal = [making.fields["goal"], making.shown["measure"]]
+    goal = making.fields["goal"]
     demo.load(making.adapt, model, making.adapted, **QUIET)
-    demo.load(making.captions, model, goal, **QUIET)
+    demo.load(making.captions, [model, goal], making.measured, **QUIET)
     demo.load(making.offered, making.told, [model, making.told], **QUIET)
     demo.load(making.resume, making.watching, making.settings, **QUIET)
     demo.load(making.reattach, making.watching, making.results, **LIVE)

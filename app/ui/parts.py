@@ -17,6 +17,7 @@ from app.files import without_folders
 from app.ui.words import Language, number, say
 
 if TYPE_CHECKING:
+    from accel.tuned import Tuned
     from app.serve.jobs import Job, Progress, Result, Speedup
 
 NOTHING = Markup()
@@ -26,6 +27,7 @@ MARKS = {"computed": "■", "reused": "↻", "predicted": "∿", "mixed": "◪"}
 
 _BADGE = Markup('<p class="accel-badge accel-{kind}"><strong>{head}</strong> {detail}</p>')
 _BANNER = Markup('<div class="accel-banner accel-{kind}" role="{role}">{lines}</div>')
+_QUIET = Markup('<p class="accel-quiet">{text}</p>')
 _LINE = Markup("<p>{text}</p>")
 _VERDICT = Markup("<p><strong>{method} {state}:</strong> {reason}</p>")
 _SCROLLED = Markup(
@@ -113,6 +115,63 @@ def _cost(result: Result, language: Language) -> str:
 
 def _seconds(seconds: float, language: Language) -> str:
     return say("part_seconds", language, seconds=number(seconds, 2, language))
+
+
+def guarded(result: Result | None, language: Language = "en") -> Markup:
+    """How much of its budget a guard has spent, a line for each sample; nothing without a guard."""
+    if result is None or not result.guarded:
+        return NOTHING
+    lines = [
+        say(
+            "part_spent",
+            language,
+            spent=f"{one.spent:.3g}".replace(".", "," if language == "de" else "."),
+            budget=f"{one.budget:.3g}".replace(".", "," if language == "de" else "."),
+            checks=f"{one.checks:g}",
+        )
+        for one in result.guarded
+    ]
+    return _lines("note", "status", _texts([*lines, result.guarded_by]))
+
+
+def evidence(tuned: Tuned | None, language: Language = "en") -> Markup:
+    """What a tuned plan promises, and what it was measured on; nothing without evidence."""
+    if tuned is None:
+        return NOTHING
+    heads = [say(f"part_{name}", language) for name in ("measure", "typical", "interval", "share")]
+    rows = [
+        (
+            figure.measure,
+            number(figure.mean, 3, language),
+            f"{number(figure.low, 3, language)}–{number(figure.high, 3, language)}",
+            "–" if figure.share is None else _percent(figure.share),
+        )
+        for figure in tuned.figures
+    ]
+    promised = say(
+        "part_tuned", language, targets=" & ".join(tuned.targets), held=held(tuned, language)
+    )
+    basis = say(
+        "part_tuned_on",
+        language,
+        pipeline=tuned.pipeline,
+        call=", ".join(f"{name}={value:g}" for name, value in tuned.call),
+        machine=tuned.machine,
+        date=tuned.date,
+    )
+    return table(promised, heads, rows) + _QUIET.format(text=basis)
+
+
+def held(tuned: Tuned, language: Language = "en") -> str:
+    """On how many prompts that the search had not seen a plan was checked, and how many hold it."""
+    shares = [figure.share for figure in tuned.figures if figure.share is not None]
+    if not shares:
+        return say("part_checked", language, count=tuned.held_out)
+    return say("part_held", language, share=_percent(min(shares)), count=tuned.held_out)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def banner(result: Result | None, language: Language = "en") -> Markup:

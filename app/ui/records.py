@@ -172,6 +172,7 @@ def details(job: Job, language: Language) -> Markup:
         [
             parts.outcome(job, language),
             parts.badge(result, language),
+            parts.guarded(result, language),
             parts.banner(result, language),
             parts.table(say("gallery_settings", language), heads, settings(job, language)),
             parts.quality_table(result, language),

@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from pprint import pformat
 from textwrap import indent
+from types import MappingProxyType
 from typing import Any
 
 from accel.errors import BadInput
-from accel.plan import GUARD, Plan
+from accel.plan import GUARD, TUNED, Plan
 from app import clips, metadata
 from app.files import slug
 from app.metadata import Record
@@ -23,6 +24,7 @@ from app.serve.jobs import Spec
 from app.ui.forms import CUSTOM, goal_of, title_of
 
 DEFAULTS = Request()
+NONE: Mapping[Path, Plan] = MappingProxyType({})
 ALWAYS = ("model", "seed")
 """Options that a command states even where they are the default."""
 
@@ -50,8 +52,13 @@ write(clips.files(out, outcome.pictures, record, request.fps))
 """
 
 
-def as_cli(spec: Spec) -> str:
+def as_cli(spec: Spec, files: Mapping[Path, Plan] = NONE) -> str:
     """The command that makes what a job made, for a POSIX shell.
+
+    Args:
+        spec: The job.
+        files: Plans that lie in files: what equals one of them is named by its file. The evidence
+            of a plan that is in none is left out, since options can only state its methods.
 
     Raises:
         BadInput: If its request is none.
@@ -63,7 +70,7 @@ def as_cli(spec: Spec) -> str:
         "accel",
         "compare" if compares else "generate",
         *_options(request),
-        *_plan_options(plan),
+        *_plan_options(plan, files),
     ]
     if compares:
         words += ["--repeats", str(spec.repeats)]
@@ -91,19 +98,29 @@ def _option(name: str, value: str) -> list[str]:
     return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
-def _plan_options(plan: Plan) -> Iterator[str]:
+def _plan_options(plan: Plan, files: Mapping[Path, Plan]) -> Iterator[str]:
+    file = next((path for path, one in files.items() if one == plan), None)
+    if file is not None:
+        yield from ("--plan", str(file))
+        return
     goal = goal_of(plan)
     if goal != CUSTOM:
         yield from ("--preset", goal)
-        return
+    else:
+        yield from _method_options(plan)
+    if plan.guard is not None:
+        stock = type(plan.guard)(max_error=plan.guard.max_error).model_dump(mode="json")
+        for field, value in plan.guard.model_dump(mode="json").items():
+            if field == "max_error" or value != stock[field]:
+                yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
+
+
+def _method_options(plan: Plan) -> Iterator[str]:
     for family, kinds in _changed(plan).items():
         for kind, given in kinds.items():
             yield from ("--set", f"{family}.{kind}")
             for field, value in given.items():
                 yield from ("--set", f"{family}.{kind}.{field}={_toml(value)}")
-    if plan.guard is not None:
-        for field, value in plan.guard.model_dump(mode="json", exclude_none=True).items():
-            yield from ("--set", f"{GUARD}.{field}={_toml(value)}")
 
 
 def _changed(plan: Plan) -> dict[str, dict[str, dict[str, Any]]]:
@@ -159,11 +176,12 @@ def as_python(spec: Spec) -> str:
 
 def _plan_python(plan: Plan) -> str:
     goal = goal_of(plan)
-    if goal != CUSTOM:
+    if goal != CUSTOM and plan.guard is None:
         return f'Plan.preset("{goal}")'
-    return (
-        f"Plan.from_dict(\n{indent(pformat(_changed(plan), width=96, sort_dicts=False), '    ')}\n)"
-    )
+    whole = plan.to_dict()
+    beside = {name: whole[name] for name in (GUARD, TUNED) if name in whole}
+    document = pformat({**_changed(plan), **beside}, width=96, sort_dicts=False)
+    return f"Plan.from_dict(\n{indent(document, '    ')}\n)"
 
 
 def from_file(path: Path) -> tuple[Spec, Record]:

@@ -13,7 +13,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from accel.errors import AccelError, BadInput, PlanError
-from accel.plan import Plan, build, method_class, methods
+from accel.plan import TUNED, Plan, build, method_class, methods
 from app.plans import toml_value
 from app.serve.jobs import FIRST, STOCK, Spec
 
@@ -174,7 +174,7 @@ def _check(axes: Sequence[Axis]) -> None:
 
 def _point(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Point:
     title = ", ".join(f"{knob} = {written([value])}" for knob, value in settings.items())
-    document = dict(plan)
+    document = {name: table for name, table in plan.items() if name != TUNED}
     for knob, value in settings.items():
         document = _set(document, knob, value)
     try:

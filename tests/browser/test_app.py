@@ -18,6 +18,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 
+from accel import Plan
+from accel.expected import measured
+from accel.tuned import Figure, Tuned
 from app import metadata
 from app.request import FILES
 from browser.visitor import BEGINS, OVERFLOW, PROMPT, TABS, WATCH, Visitor
@@ -238,18 +241,54 @@ def test_knobs_that_do_not_fit_say_why(visit: Visit) -> None:
         assert re.search(r"Cannot be added: \S+ \S+", text), text
 
 
-def test_a_knob_that_is_turned_is_what_runs(visit: Visit) -> None:
+def test_a_knob_that_is_turned_is_what_runs_and_no_tuned_plan_any_more(
+    visit: Visit, tmp_path: Path
+) -> None:
     visitor = visit()
     visitor.ask(steps="6")
-    visitor.goal("balanced")
+    visitor.page.locator("#drop input[type=file]").set_input_files(tuned(tmp_path / "near.toml"))
+    expect(visitor.page.locator("#evidence table")).to_be_visible()
     visitor.at("knobs").locator("button").first.click()
     threshold = visitor.page.locator("#knobs [id^=knob-][id$=-threshold] input").first
     expect(threshold).to_be_visible()
     threshold.fill("0.123")
     threshold.blur()
-    expect(visitor.page.locator('#goal input[value="custom"]')).to_be_checked()
+    expect(visitor.page.locator("#evidence table")).to_have_count(0)
+    visitor.ask(budget="0.5")
     visitor.generate()
-    assert "0.123" in json.dumps(record(visitor.picture()).plan)
+    made = record(visitor.picture()).plan
+    assert made["cache"]["EasyCache"]["threshold"] == 0.123 and "tuned" not in made
+    assert made["guard"]["max_error"] == 0.5
+    expect(visitor.at("guarded")).to_contain_text("of 0.5")
+    visitor.goal("fast")
+    expect(threshold).to_have_value("0.2")
+    threshold.fill("0.3")
+    threshold.blur()
+    expect(visitor.page.locator('#goal input[value="custom"]')).to_be_checked()
+
+
+def tuned(path: Path) -> Path:
+    """A file of *balanced* with evidence that it was tuned for scenes-flux."""
+    network = measured().networks["scenes-flux"]
+    evidence = Tuned(
+        targets=("ssim>=0.9",),
+        methods="",
+        network=network.identity,
+        pipeline=network.pipeline,
+        scheduler=network.scheduler,
+        call=(("num_inference_steps", 28.0),),
+        machine="a machine",
+        versions=(),
+        prompts=1,
+        held_out=1,
+        texts="",
+        figures=(Figure(measure="speedup", mean=2.0, low=1.9, high=2.1),),
+        plans=1,
+        minutes=1.0,
+        date="2026-11-30",
+    )
+    path.write_text(Plan.preset("balanced").proven(evidence).to_toml())
+    return path
 
 
 # the other pages
