@@ -31,6 +31,7 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Places
 from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
+from parallel.age import Age
 from parallel.exchange import Exchange, Kept, Parts
 from parallel.scopes import Scope
 
@@ -66,9 +67,9 @@ class Options:
         _, alpha, noise = step.level
         return noise / (alpha + noise) >= self.switch
 
-    def fresh(self, step: Step) -> bool:
-        """Whether others' frames have to be those of this step."""
-        return self.mode == "sync" or step.index <= self.warmup
+    def fresh(self, age: int) -> bool:
+        """Whether others' frames have to be those of this step, of so many before it."""
+        return self.mode == "sync" or age <= self.warmup
 
 
 @dataclass(eq=False)
@@ -134,6 +135,7 @@ class Clips(ABC):
         self._tally = tally
         self._kind = type(denoiser.core).__name__
         self._kept = Kept()
+        self._age = Age(self._kept.reset)
         self._now: Now | None = None
 
     @property
@@ -144,6 +146,7 @@ class Clips(ABC):
     def reset(self) -> None:
         """Forget the run before."""
         self.release()
+        self._age.reset()
         self._tally.change = None
 
     def release(self) -> None:
@@ -172,7 +175,7 @@ class Clips(ABC):
         options, shape = self._options, tuple(call.sample.shape[1:])
         frames, tokens = self._grid(call)
         scope = Scope.of(frames, exchange.size, options.reach, options.anchors)
-        fresh, early = options.fresh(call.step), options.early(call.step)
+        fresh, early = options.fresh(self._age.of(call)), options.early(call.step)
         self._now = Now(scope, exchange, (call.rows, shape), fresh, early, tokens)
         try:
             value = self._compute(call, self._now, inner)

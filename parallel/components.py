@@ -19,6 +19,7 @@ from torch import Tensor
 from accel.errors import BadInput
 from accel.seams.blocks import Block, crosses_long_skips, find_blocks, wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
+from parallel.age import Age
 from parallel.counting import counter
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Components:
             self._all_kept = crosses_long_skips(self._blocks, range(1))
         self._balance = Balance(len(self._units))
         self._kept: dict[Hashable, dict[int, Any]] = {}
+        self._age = Age(self._kept.clear)
         self._now: Now | None = None
 
     @property
@@ -158,6 +160,7 @@ class Components:
     def reset(self) -> None:
         """Forget the run before; what the units cost is known for good."""
         self.release()
+        self._age.reset()
         self._tally.change = None
 
     def release(self) -> None:
@@ -177,7 +180,7 @@ class Components:
             return inner(call)
         exchange = self._axis.exchange(call.sample.device.type)
         key = (call.rows, tuple(call.sample.shape[1:]))
-        stale = None if call.step.index <= self._warmup else self._kept.get(key)
+        stale = None if self._age.of(call) <= self._warmup else self._kept.get(key)
         self._now = Now(exchange, stale)
         try:
             result = inner(call)

@@ -77,7 +77,7 @@ class Sequence:
         self._exchanges = {axis.name: axis.exchange(device) for axis in self._axes if axis.size > 1}
         if not self._exchanges:
             return inner(call)
-        self._who, self._places.shares = call.rows, self
+        self._who, self._places.shares = (call.rows, tuple(call.sample.shape[1:])), self
         self._turns.clear()
         try:
             result = inner(replace(call, arguments=self._places.arguments(call.arguments)))
@@ -113,10 +113,11 @@ class Sequence:
     def _known(
         self, exchange: Exchange, place: Any, tell: Callable[[], tuple[int, ...]], device: Any
     ) -> list[tuple[int, ...]]:
-        """What each process tells of a place; they tell each other once a run and branch.
+        """What each process tells of a place; they tell each other once a run, branch and size.
 
-        All of them do, or none: what a branch has of tokens, and whether they are masked, does not
-        change during a run, while another branch's text may be longer in one process alone.
+        All of them do, or none: what a branch has of tokens in a size of the picture, and whether
+        they are masked, does not change during a run, while another branch's text may be longer in
+        one process alone.
         """
         key = (place, exchange, self._who)
         if key not in self._told:

@@ -31,6 +31,7 @@ from accel.seams.modules import find_modules
 from accel.seams.places import Places
 from accel.seams.token_stream import wrap_inside
 from accel.seams.tokens import MASKED, TEXT_FIRST, TEXT_LAST
+from parallel.age import Age
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
 
@@ -144,6 +145,7 @@ class Stages:
         self._balance = Balance(len(self._blocks))
         self._elsewhere = Elsewhere()
         self._kept: dict[Hashable, dict[str, Pair]] = {}
+        self._age = Age(self._kept.clear)
         self._now: Now | None = None
 
     @property
@@ -154,6 +156,7 @@ class Stages:
     def reset(self) -> None:
         """Forget the run before; what the blocks cost is known for good."""
         self._kept.clear()
+        self._age.reset()
         self._now = None
         self._tally.change = None
 
@@ -180,8 +183,9 @@ class Stages:
             return inner(call)
         exchange = self._axis.exchange(call.sample.device.type)
         key = (call.rows, tuple(call.sample.shape[1:]))
+        age = self._age.of(call)
         pairs = self._kept.setdefault(key, {})
-        fresh = call.step.index <= self._warmup or not pairs
+        fresh = age <= self._warmup or not pairs
         self._now = now = Now(exchange, self._balance.known, pairs, 1 if fresh else self._patches)
         try:
             result = inner(call)
