@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
+from accel.seams.offload import check_whole
 from accel.seams.places import Places
 from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
 from parallel.age import Age
@@ -126,7 +127,12 @@ class Clips(ABC):
         axis: Who shares.
         options: What they see of each other.
         tally: Is told what was done.
+
+    Attributes:
+        reads: Whether it computes with the weights of layers that it does not call.
     """
+
+    reads: ClassVar[bool] = False
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         self._denoiser = denoiser
@@ -158,8 +164,12 @@ class Clips(ABC):
         """Hook what looks along time.
 
         Raises:
-            UnsupportedModel: If it is not known what something there sees.
+            UnsupportedModel: If it is not known what something there sees, and for a network that
+                is offloaded layer by layer if its layers' weights are read.
         """
+        if self.reads:
+            with site.beside("places of weights"):
+                check_whole(self._denoiser.name, self._denoiser.core)
         yield from self._layers()
         yield site.around(self._denoiser, self)
 

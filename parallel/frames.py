@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers.models.attention import FreeNoiseTransformerBlock
@@ -38,6 +38,8 @@ UNETS = {
 
 class FrameClips(Clips):
     """Shares the frames of one UNet out."""
+
+    reads: ClassVar[bool] = True
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         super().__init__(denoiser, axis, options, tally)

@@ -20,6 +20,7 @@ from accel.errors import UnsupportedModel
 from accel.seams.canvas import SPATIAL
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
+from accel.seams.offload import check_whole
 from parallel.age import Age
 from parallel.bands import Bands
 from parallel.outside import Now, Options, Outside
@@ -71,7 +72,13 @@ class Patches:
         self._outside.reset()
 
     def attach(self, site: Site) -> Iterator[Undo]:
-        """Hook what looks outside of its band."""
+        """Hook what looks outside of its band.
+
+        Raises:
+            UnsupportedModel: For a network that is offloaded layer by layer.
+        """
+        with site.beside("places of weights"):
+            check_whole(self._denoiser.name, self._denoiser.core)
         yield from self._outside.layers(self._denoiser.core)
         for part in find_modules(self._denoiser):
             if part.kind == "self":
