@@ -30,7 +30,7 @@ from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.offload import check_whole
-from accel.seams.places import Places
+from accel.seams.places import Cuts
 from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
 from parallel.age import Age
 from parallel.exchange import Exchange, Kept, Parts
@@ -327,7 +327,7 @@ class TokenClips(Clips):
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         super().__init__(denoiser, axis, options, tally)
-        self._places = Places(denoiser)
+        self._cuts = Cuts(denoiser)
 
     def cut(self, value: Tensor, dim: int, text: bool, /) -> Tensor:
         """The tokens of own frames; all of the text's."""
@@ -350,7 +350,7 @@ class TokenClips(Clips):
         return now.exchange.gather(value, [now.tokens * each for each in now.scope.lengths], dim)
 
     def _layers(self) -> Iterator[Undo]:
-        yield from self._places.attach()
+        yield from self._cuts.attach()
         yield from self._attentions("self")
 
     def _grid(self, call: Call) -> tuple[int, int]:
@@ -358,11 +358,11 @@ class TokenClips(Clips):
         return frames, height * width
 
     def _compute(self, call: Call, _now: Now, inner: Inner, /) -> Tensor:
-        self._places.shares = self
+        self._cuts.shares = self
         try:
-            return inner(replace(call, arguments=self._places.arguments(call.arguments))).value
+            return inner(replace(call, arguments=self._cuts.arguments(call.arguments))).value
         finally:
-            self._places.shares = None
+            self._cuts.shares = None
 
 
 def _taken(x: Tensor, entries: Sequence[int], dim: int) -> Tensor:
