@@ -379,7 +379,8 @@ def clips_of(denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> 
         UnsupportedModel: For a network that makes no clip, or of which it is not known where the
             frames lie.
     """
-    from parallel.frames import UNETS, FrameClips
+    from accel.seams.frames import UNETS
+    from parallel.frames import FrameClips
 
     kind = type(denoiser.core).__name__
     if kind in UNETS:
