@@ -45,7 +45,7 @@ EVEN = Bottleneck(steps=(1, 1, 1))
 @pytest.fixture(scope="module")
 def worlds():
     """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3)}
+    known = {size: World(size) for size in (2, 3, 4)}
     yield known
     for world in known.values():
         world.close()
@@ -91,6 +91,18 @@ def test_branches_of_each_window_in_a_process_of_their_own(worlds, name):
         assert distance(latents[-1], alone[-1]) <= CLOSE
         # where a branch is a call, only the very first one is not foreseen
         assert mine == (calls if PIPELINES[name].layout == "batched" else calls // 2 + 1)
+
+
+@pytest.mark.laws_full
+@pytest.mark.parametrize("name", ["sd15", "flux_cfg"])
+def test_windows_and_branches_share_four_processes(worlds, name):
+    alone, calls, _ = stepped(name, [LARGE], steps=STEPS)
+    found = worlds[4].run(stepped, name, [LARGE, CFG(), Windows()], steps=STEPS)
+    for latents, mine, _ in found:
+        assert all(torch.equal(*pair) for pair in zip(latents, found[0][0], strict=True))
+        assert distance(latents[-1], alone[-1]) <= CLOSE
+        assert mine < calls
+    assert [mine for _, mine, _ in found[::2]] == [mine for _, mine, _ in found[1::2]]
 
 
 def test_a_process_that_dies_at_a_window_ends_all():
