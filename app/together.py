@@ -81,5 +81,6 @@ def _check_plan(given: Given, processes: int) -> None:
         raise BadInput(
             f"{processes} processes would all do the same: the plan shares no work out. Add "
             "--set parallel.CFG.degree=2 (a guidance branch each), or --set "
-            "parallel.DistriFusion.degree=0 (a band of the picture each)."
+            "parallel.DistriFusion.degree=0 (a band of the picture each), or beside "
+            "resolution.Pixelsmith --set parallel.Windows.degree=0 (a share of its patches each)."
         )

@@ -12,6 +12,7 @@ from parallel.ulysses import Ulysses as Ulysses
 from parallel.usp import USP as USP
 from parallel.vae import VAE as VAE
 from parallel.videoinfinity import VideoInfinity as VideoInfinity
+from parallel.windows import Windows as Windows
 
 __all__ = [
     "ASG",
@@ -26,4 +27,5 @@ __all__ = [
     "Ring",
     "Ulysses",
     "VideoInfinity",
+    "Windows",
 ]

@@ -61,7 +61,10 @@ if TYPE_CHECKING:
     from accel.seams.denoisers import Denoiser
     from parallel.structure import Options, Structure
 
-INSIDE = ("attention", "tokens", "blocks", "branches over processes")
+INSIDE = (
+    *("attention", "tokens", "blocks", "branches over processes"),
+    "size of the picture",
+)
 """Seams of what keeps state inside of the network, or shares its calls out: with several patches a
 step it would take one for the other."""
 

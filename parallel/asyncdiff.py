@@ -30,7 +30,7 @@ class AsyncDiff(OneAxis):
     source: ClassVar[str] = "arXiv 2406.06911, section 3"
 
     warmup: int = Field(
-        default=3, ge=0, description="steps after the first one that are computed in full"
+        default=3, ge=0, description="steps after the first one of a size that are computed in full"
     )
 
     def attach(self, site: Site) -> Iterator[Undo]:

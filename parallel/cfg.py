@@ -86,9 +86,14 @@ class Branches:
         branches = tuple(dict.fromkeys(row.branch for row in call.rows))
         if len(branches) > 1:
             return self._split(call, branches, inner)
-        if self._first is None or self._first.step.index != call.step.index:
+        if self._begins(call):
             return self._lead(call, inner)
         return self._follow(call, inner)
+
+    def _begins(self, call: Call) -> bool:
+        """Whether a call is the first of its step, or of another window at the same step."""
+        first = self._first
+        return first is None or first.step.index != call.step.index or first.rows == call.rows
 
     def _split(self, call: Call, branches: tuple[str, ...], inner: Inner) -> Result:
         """A call of all branches: its rows are shared out."""

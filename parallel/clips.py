@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,8 +29,10 @@ from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
-from accel.seams.places import Places
+from accel.seams.offload import check_whole
+from accel.seams.places import Cuts
 from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
+from parallel.age import Age
 from parallel.exchange import Exchange, Kept, Parts
 from parallel.scopes import Scope
 
@@ -66,9 +68,9 @@ class Options:
         _, alpha, noise = step.level
         return noise / (alpha + noise) >= self.switch
 
-    def fresh(self, step: Step) -> bool:
-        """Whether others' frames have to be those of this step."""
-        return self.mode == "sync" or step.index <= self.warmup
+    def fresh(self, age: int) -> bool:
+        """Whether others' frames have to be those of this step, of so many before it."""
+        return self.mode == "sync" or age <= self.warmup
 
 
 @dataclass(eq=False)
@@ -125,7 +127,12 @@ class Clips(ABC):
         axis: Who shares.
         options: What they see of each other.
         tally: Is told what was done.
+
+    Attributes:
+        reads: Whether it computes with the weights of layers that it does not call.
     """
+
+    reads: ClassVar[bool] = False
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         self._denoiser = denoiser
@@ -134,6 +141,7 @@ class Clips(ABC):
         self._tally = tally
         self._kind = type(denoiser.core).__name__
         self._kept = Kept()
+        self._age = Age(self._kept.reset)
         self._now: Now | None = None
 
     @property
@@ -144,6 +152,7 @@ class Clips(ABC):
     def reset(self) -> None:
         """Forget the run before."""
         self.release()
+        self._age.reset()
         self._tally.change = None
 
     def release(self) -> None:
@@ -155,8 +164,12 @@ class Clips(ABC):
         """Hook what looks along time.
 
         Raises:
-            UnsupportedModel: If it is not known what something there sees.
+            UnsupportedModel: If it is not known what something there sees, and for a network that
+                is offloaded layer by layer if its layers' weights are read.
         """
+        if self.reads:
+            with site.beside("places of weights"):
+                check_whole(self._denoiser.name, self._denoiser.core)
         yield from self._layers()
         yield site.around(self._denoiser, self)
 
@@ -172,7 +185,7 @@ class Clips(ABC):
         options, shape = self._options, tuple(call.sample.shape[1:])
         frames, tokens = self._grid(call)
         scope = Scope.of(frames, exchange.size, options.reach, options.anchors)
-        fresh, early = options.fresh(call.step), options.early(call.step)
+        fresh, early = options.fresh(self._age.of(call)), options.early(call.step)
         self._now = Now(scope, exchange, (call.rows, shape), fresh, early, tokens)
         try:
             value = self._compute(call, self._now, inner)
@@ -314,7 +327,7 @@ class TokenClips(Clips):
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         super().__init__(denoiser, axis, options, tally)
-        self._places = Places(denoiser)
+        self._cuts = Cuts(denoiser)
 
     def cut(self, value: Tensor, dim: int, text: bool, /) -> Tensor:
         """The tokens of own frames; all of the text's."""
@@ -337,7 +350,7 @@ class TokenClips(Clips):
         return now.exchange.gather(value, [now.tokens * each for each in now.scope.lengths], dim)
 
     def _layers(self) -> Iterator[Undo]:
-        yield from self._places.attach()
+        yield from self._cuts.attach()
         yield from self._attentions("self")
 
     def _grid(self, call: Call) -> tuple[int, int]:
@@ -345,11 +358,11 @@ class TokenClips(Clips):
         return frames, height * width
 
     def _compute(self, call: Call, _now: Now, inner: Inner, /) -> Tensor:
-        self._places.shares = self
+        self._cuts.shares = self
         try:
-            return inner(replace(call, arguments=self._places.arguments(call.arguments))).value
+            return inner(replace(call, arguments=self._cuts.arguments(call.arguments))).value
         finally:
-            self._places.shares = None
+            self._cuts.shares = None
 
 
 def _taken(x: Tensor, entries: Sequence[int], dim: int) -> Tensor:
@@ -366,7 +379,8 @@ def clips_of(denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> 
         UnsupportedModel: For a network that makes no clip, or of which it is not known where the
             frames lie.
     """
-    from parallel.frames import UNETS, FrameClips
+    from accel.seams.frames import UNETS
+    from parallel.frames import FrameClips
 
     kind = type(denoiser.core).__name__
     if kind in UNETS:

@@ -19,6 +19,7 @@ from torch import Tensor
 from accel.errors import BadInput
 from accel.seams.blocks import Block, crosses_long_skips, find_blocks, wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
+from parallel.age import Age
 from parallel.counting import counter
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Components:
             self._all_kept = crosses_long_skips(self._blocks, range(1))
         self._balance = Balance(len(self._units))
         self._kept: dict[Hashable, dict[int, Any]] = {}
+        self._age = Age(self._kept.clear)
         self._now: Now | None = None
 
     @property
@@ -158,6 +160,7 @@ class Components:
     def reset(self) -> None:
         """Forget the run before; what the units cost is known for good."""
         self.release()
+        self._age.reset()
         self._tally.change = None
 
     def release(self) -> None:
@@ -177,11 +180,11 @@ class Components:
             return inner(call)
         exchange = self._axis.exchange(call.sample.device.type)
         key = (call.rows, tuple(call.sample.shape[1:]))
-        stale = None if call.step.index <= self._warmup else self._kept.get(key)
+        stale = None if self._age.of(call) <= self._warmup else self._kept.get(key)
         self._now = Now(exchange, stale)
         try:
             result = inner(call)
-            self._kept[key] = self._now.answers
+            self._kept[key] = self._asked(self._now)
             if stale is None:  # all have computed it: they go on with the same bits
                 result.value.copy_(exchange.agreed(result.value, exchange.size - 1))
         finally:
@@ -211,15 +214,25 @@ class Components:
             answer = now.stale[index]
         else:
             answer = self._passed(index, args, kwargs)
-        return answer if index < len(self._units) - 1 else self._shared(now)
+        return answer if index < max(now.stale) else self._shared(now)
 
     def _keep(self, index: int, answer: Any, now: Now) -> None:
-        """Keep what is asked of a unit at the next step: where a component ends, or everywhere."""
+        """Keep an answer that may be asked for at the next step."""
         if self._all_kept or now.stale is None or index in now.stale:
             now.answers[index] = answer
-        if now.stale is None and index == len(self._units) - 1 and not self._all_kept:
-            ends = self._balance.ends(now.exchange.size)
-            now.answers = {end - 1: now.answers[end - 1] for end in ends}
+
+    def _asked(self, now: Now) -> dict[int, Any]:
+        """Answers that the next step asks for: where components end, or everywhere.
+
+        A call may leave units out (skip layers): then a component ends with the last that was run.
+        """
+        if self._all_kept or now.stale is not None:
+            return now.answers
+        ran = [
+            [unit for unit in now.answers if unit < end]
+            for end in self._balance.ends(now.exchange.size)
+        ]
+        return {max(units): now.answers[max(units)] for units in ran if units}
 
     def _passed(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What stands for a unit whose answer nobody reads."""
@@ -240,7 +253,7 @@ class Components:
         now.answers = {
             index: rebuilt(value, found[owners[index]]) for index, value in now.stale.items()
         }
-        return now.answers[len(self._units) - 1]
+        return now.answers[max(now.stale)]
 
 
 def unet_blocks(core: Any) -> list[Any]:

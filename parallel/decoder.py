@@ -76,14 +76,10 @@ class Decoder:
         band = z[:, :, begin : begin + lengths[exchange.rank]]
         before = exchange.bytes
         with self._outside.of(Now(bands, exchange, "decode", fresh=True)):
-            [sample] = inner(band, return_dict=False, **more)
-        whole = exchange.gather(sample, bands.lengths(1), dim=2)
+            answer = inner(band, return_dict=return_dict, **more)
+        whole = exchange.gather(answer[0], bands.lengths(1), dim=2)
         self._tally.change = (
             f"a band each in {exchange.size} processes; this one sent {exchange.bytes - before:,} "
             "bytes"
         )
-        if not return_dict:
-            return (whole,)
-        from diffusers.models.autoencoders.vae import DecoderOutput
-
-        return DecoderOutput(sample=whole)
+        return type(answer)(sample=whole) if return_dict else (whole,)

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers.models.attention import FreeNoiseTransformerBlock
-from diffusers.models.embeddings import SinusoidalPositionalEmbedding
-from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import Tensor, nn
 
 from accel.errors import BadInput, UnsupportedModel
 from accel.seams.blocks import wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner
+from accel.seams.frames import UNETS, cuts_clips, numbered_by, positions_in
 from parallel.clips import Clips, Now, Options
 
 if TYPE_CHECKING:
@@ -28,16 +26,11 @@ if TYPE_CHECKING:
     from accel.report import Tally
     from parallel.mesh import Axis
 
-UNETS = {
-    "UNet3DConditionModel": 2,
-    "UNetMotionModel": 2,
-    "UNetSpatioTemporalConditionModel": 1,
-}
-"""Networks, and the axis of their sample that counts frames."""
-
 
 class FrameClips(Clips):
     """Shares the frames of one UNet out."""
+
+    reads: ClassVar[bool] = True
 
     def __init__(self, denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> None:
         super().__init__(denoiser, axis, options, tally)
@@ -48,7 +41,7 @@ class FrameClips(Clips):
 
     def _layers(self) -> Iterator[Undo]:
         for path, module in self._denoiser.core.named_modules():
-            if isinstance(module, FreeNoiseTransformerBlock):
+            if cuts_clips(module):
                 raise UnsupportedModel(
                     f"{self._denoiser.name}.{path} is of FreeNoise, which cuts the clip itself, so "
                     "clip parallelism does not fit: call disable_free_noise()."
@@ -58,10 +51,10 @@ class FrameClips(Clips):
                 yield wrap_call(module, partial(self._convolution, path, module))
             elif isinstance(module, nn.GroupNorm):
                 yield wrap_call(module, partial(self._norm, path, module))
-            elif isinstance(module, SinusoidalPositionalEmbedding):
+            elif positions_in(module) is not None:
                 yield wrap_call(module, partial(self._positions, module))
-            elif isinstance(module, TransformerSpatioTemporalModel):
-                yield wrap_call(module.time_proj, self._numbers)
+            elif (numbers := numbered_by(module)) is not None:
+                yield wrap_call(numbers, self._numbers)
         yield from self._attentions("temporal")
 
     def _check_convolution(self, path: str, module: nn.Conv3d) -> None:
@@ -94,12 +87,12 @@ class FrameClips(Clips):
         """
         longest = max(now.scope.lengths)
         for module in self._denoiser.core.modules():
-            if isinstance(module, SinusoidalPositionalEmbedding) and longest > module.pe.shape[1]:
+            positions = positions_in(module)
+            if positions is not None and longest > (known := positions.shape[1]):
                 raise BadInput(
                     f"{now.scope.frames} frames in {now.scope.count} processes are {longest} each, "
-                    f"and pipe.{self._denoiser.name} has positions for {module.pe.shape[1]}: start "
-                    f"{-(-now.scope.frames // module.pe.shape[1])} processes, or ask for a shorter "
-                    "clip."
+                    f"and pipe.{self._denoiser.name} has positions for {known}: start "
+                    f"{-(-now.scope.frames // known)} processes, or ask for a shorter clip."
                 )
 
     def _convolution(
@@ -136,15 +129,12 @@ class FrameClips(Clips):
         found: Tensor = normal * module.weight.view(form) + module.bias.view(form)
         return found
 
-    def _positions(
-        self, module: SinusoidalPositionalEmbedding, inner: Callable[..., Tensor], x: Tensor
-    ) -> Tensor:
+    def _positions(self, module: nn.Module, inner: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Positions in the clip; in the run of this process where the clip has more than known."""
-        now = self._now
-        if now is None or now.scope.frames > module.pe.shape[1]:
+        now, known = self._now, positions_in(module)
+        if now is None or known is None or now.scope.frames > known.shape[1]:
             return inner(x)
-        found: Tensor = x + module.pe[:, now.own.start : now.own.stop]
-        return found
+        return x + known[:, now.own.start : now.own.stop]
 
     def _numbers(self, inner: Callable[..., Tensor], numbers: Tensor) -> Tensor:
         """Numbers of frames, which a transformer has counted from 0."""

@@ -25,7 +25,9 @@ class PatchParallel(OneAxis):
     supports: ClassVar[str] = "UNets over pictures (SD 1.5, 2, SDXL and kin), with ControlNets"
 
     warmup: int = Field(
-        default=4, ge=0, description="steps after the first one in which everything is fresh"
+        default=4,
+        ge=0,
+        description="steps after the first one of a size in which everything is fresh",
     )
     mode: Literal["stale", "sync"] = Field(
         default="stale", description="stale: of the step before; sync: fresh at every step"

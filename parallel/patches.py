@@ -5,7 +5,7 @@ for group normalisation; the keys and values of the other bands, for self-attent
 matter of single pixels. The answer is gathered, and every process goes on with the whole latent.
 
 In *stale* mode the outside is that of the step before, so that nobody waits for it, after some
-steps at the beginning in which it is fresh.
+steps at the beginning in which it is fresh, and likewise where the picture gets another size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from accel.errors import UnsupportedModel
 from accel.seams.canvas import SPATIAL
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
+from accel.seams.offload import check_whole
+from parallel.age import Age
 from parallel.bands import Bands
 from parallel.outside import Now, Options, Outside
 
@@ -52,6 +54,7 @@ class Patches:
         self._options = options
         self._unit = unit_of(denoiser)
         self._outside = Outside(denoiser.name, options)
+        self._age = Age(self._outside.reset)
 
     @property
     def bytes(self) -> int:
@@ -61,6 +64,7 @@ class Patches:
     def reset(self) -> None:
         """Forget the run before."""
         self.release()
+        self._age.reset()
         self._tally.change = None
 
     def release(self) -> None:
@@ -68,7 +72,13 @@ class Patches:
         self._outside.reset()
 
     def attach(self, site: Site) -> Iterator[Undo]:
-        """Hook what looks outside of its band."""
+        """Hook what looks outside of its band.
+
+        Raises:
+            UnsupportedModel: For a network that is offloaded layer by layer.
+        """
+        with site.beside("places of weights"):
+            check_whole(self._denoiser.name, self._denoiser.core)
         yield from self._outside.layers(self._denoiser.core)
         for part in find_modules(self._denoiser):
             if part.kind == "self":
@@ -82,8 +92,8 @@ class Patches:
         exchange = self._axis.exchange(call.sample.device.type)
         height, width = call.sample.shape[-2:]
         bands = Bands.of(height, width, self._unit, exchange.size)
-        options = self._options
-        fresh = options.mode == "sync" or call.step.index <= options.warmup
+        options, age = self._options, self._age.of(call)
+        fresh = options.mode == "sync" or age <= options.warmup
         with self._outside.of(Now(bands, exchange, (call.rows, height, width), fresh)):
             value = inner(self._band(call, bands, exchange.rank)).value
         whole = exchange.gather(value, bands.lengths(1), dim=2)

@@ -40,7 +40,9 @@ class PipeFusion(OneAxis):
 
     patches: int = Field(default=8, ge=1, description="parts in which a picture's tokens flow")
     warmup: int = Field(
-        default=1, ge=0, description="steps after the first one in which the picture flows whole"
+        default=1,
+        ge=0,
+        description="steps after the first one of a size in which the picture flows whole",
     )
     weights: Literal["kept", "split"] = Field(
         default="kept", description="of other stages: kept in memory, or split off to a file"

@@ -25,7 +25,7 @@ from accel.errors import UnsupportedModel
 from accel.seams.attention import Asked, answer_attention
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
-from accel.seams.places import Places
+from accel.seams.places import Cuts
 from parallel.masks import NONE, OTHER, Mask, agreed, kind_of, mask_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Sequence:
         self._denoiser = denoiser
         self._axes = tuple(axes)
         self._tally = tally
-        self._places = Places(denoiser)
+        self._cuts = Cuts(denoiser)
         self._exchanges: dict[str, Exchange] = {}
         self._told: dict[Any, list[tuple[int, ...]]] = {}
         self._turns: Counter[Any] = Counter()
@@ -65,7 +65,7 @@ class Sequence:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook the places of the plan, and attention."""
-        yield from self._places.attach()
+        yield from self._cuts.attach()
         for one in find_modules(self._denoiser):
             if one.kind == "self":
                 yield answer_attention(one, partial(self._attention, one.path))
@@ -77,13 +77,13 @@ class Sequence:
         self._exchanges = {axis.name: axis.exchange(device) for axis in self._axes if axis.size > 1}
         if not self._exchanges:
             return inner(call)
-        self._who, self._places.shares = call.rows, self
+        self._who, self._cuts.shares = (call.rows, tuple(call.sample.shape[1:])), self
         self._turns.clear()
         try:
-            result = inner(replace(call, arguments=self._places.arguments(call.arguments)))
+            result = inner(replace(call, arguments=self._cuts.arguments(call.arguments)))
         finally:
             shared, self._exchanges = self._exchanges.values(), {}
-            self._places.shares = None
+            self._cuts.shares = None
         count, sent = (math.prod(one.size for one in shared), sum(one.bytes for one in shared))
         self._tally.change = (
             f"a part of the tokens each in {count} processes; this one sent {sent:,} bytes"
@@ -113,10 +113,11 @@ class Sequence:
     def _known(
         self, exchange: Exchange, place: Any, tell: Callable[[], tuple[int, ...]], device: Any
     ) -> list[tuple[int, ...]]:
-        """What each process tells of a place; they tell each other once a run and branch.
+        """What each process tells of a place; they tell each other once a run, branch and size.
 
-        All of them do, or none: what a branch has of tokens, and whether they are masked, does not
-        change during a run, while another branch's text may be longer in one process alone.
+        All of them do, or none: what a branch has of tokens in a size of the picture, and whether
+        they are masked, does not change during a run, while another branch's text may be longer in
+        one process alone.
         """
         key = (place, exchange, self._who)
         if key not in self._told:

@@ -28,9 +28,10 @@ from accel.seams.attention import Asked, answer_attention
 from accel.seams.blocks import Block, find_blocks, wrap_call
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
-from accel.seams.places import Places
+from accel.seams.places import Cuts
 from accel.seams.token_stream import wrap_inside
 from accel.seams.tokens import MASKED, TEXT_FIRST, TEXT_LAST
+from parallel.age import Age
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
 
@@ -138,12 +139,13 @@ class Stages:
         self._split = split
         self._tally = tally
         _refuse_masked(type(denoiser.core).__name__)
-        self._places = Places(denoiser)
+        self._cuts = Cuts(denoiser)
         self._blocks = find_blocks(denoiser)
-        self._text_first = _text_first(denoiser, self._places)
+        self._text_first = _text_first(denoiser, self._cuts)
         self._balance = Balance(len(self._blocks))
         self._elsewhere = Elsewhere()
         self._kept: dict[Hashable, dict[str, Pair]] = {}
+        self._age = Age(self._kept.clear)
         self._now: Now | None = None
 
     @property
@@ -154,6 +156,7 @@ class Stages:
     def reset(self) -> None:
         """Forget the run before; what the blocks cost is known for good."""
         self._kept.clear()
+        self._age.reset()
         self._now = None
         self._tally.change = None
 
@@ -168,7 +171,7 @@ class Stages:
         yield wrap_inside(self._denoiser.core, self._passes)
         for index, block in enumerate(self._blocks):
             yield wrap_call(block.module, partial(self._block, index))
-        yield from self._places.attach()  # around the blocks: tokens may be cut at the first one
+        yield from self._cuts.attach()  # around the blocks: tokens may be cut at the first one
         for one in find_modules(self._denoiser):
             if one.kind == "self":
                 yield answer_attention(one, partial(self._attention, one.path))
@@ -180,15 +183,16 @@ class Stages:
             return inner(call)
         exchange = self._axis.exchange(call.sample.device.type)
         key = (call.rows, tuple(call.sample.shape[1:]))
+        age = self._age.of(call)
         pairs = self._kept.setdefault(key, {})
-        fresh = call.step.index <= self._warmup or not pairs
+        fresh = age <= self._warmup or not pairs
         self._now = now = Now(exchange, self._balance.known, pairs, 1 if fresh else self._patches)
         try:
             result = inner(call)
             for sent in now.sent:
                 sent.wait()
         finally:
-            self._now = self._places.shares = None
+            self._now = self._cuts.shares = None
         value = exchange.agreed(result.value, exchange.size - 1)
         if now.counted:
             self._say(now)
@@ -229,10 +233,10 @@ class Stages:
             now.end()
             return answer
         given = dict(zip(self._denoiser.parameters, args, strict=False)) | kwargs
-        self._places.shares = self
+        self._cuts.shares = self
         for patch in range(now.patches):
             now.begin(patch)
-            answer = inner(**self._places.arguments(given))
+            answer = inner(**self._cuts.arguments(given))
             now.end()
         return answer
 
@@ -335,19 +339,19 @@ def _refuse_masked(kind: str) -> None:
         )
 
 
-def _text_first(denoiser: Denoiser, places: Places) -> bool:
+def _text_first(denoiser: Denoiser, cuts: Cuts) -> bool:
     """Whether text comes before the picture in attention; of no matter where it does not.
 
     Raises:
         UnsupportedModel: If it is not known.
     """
     kind = type(denoiser.core).__name__
-    if places.ends != 1:
+    if cuts.ends != 1:
         raise UnsupportedModel(
             f"{kind} answers with more than one stream of tokens, so parallel.PipeFusion does not "
             "fit. Use parallel.AsyncDiff."
         )
-    if places.of_text and kind not in (*TEXT_FIRST, *TEXT_LAST):
+    if cuts.of_text and kind not in (*TEXT_FIRST, *TEXT_LAST):
         raise UnsupportedModel(
             f"{kind}: nobody has said whether text comes before or behind the picture in its "
             "attention, so parallel.PipeFusion does not fit. Use parallel.AsyncDiff, or add it "

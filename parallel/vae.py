@@ -38,9 +38,11 @@ class VAE(Accelerator):
         """Hook the decoder.
 
         Raises:
-            UnsupportedModel: If the pipeline has none of that kind.
+            UnsupportedModel: If the pipeline has none of that kind, or it is offloaded layer by
+                layer.
         """
         from accel.errors import UnsupportedModel
+        from accel.seams.offload import check_whole
         from parallel.decoder import Decoder
 
         vae = getattr(site.pipe, "vae", None)
@@ -55,4 +57,7 @@ class VAE(Accelerator):
             site.tally.change = None
 
         yield site.on_start(forget)
-        yield from Decoder(vae, site.tally).attach()
+        decoder = Decoder(vae, site.tally)
+        with site.beside("places of weights"):
+            check_whole("vae", vae.decoder)
+        yield from decoder.attach()

@@ -55,7 +55,9 @@ class VideoInfinity(OneAxis):
         default="sync", description="others' frames: sync fresh; stale of the step before"
     )
     warmup: int = Field(
-        default=4, ge=0, description="steps after the first one in which stale mode is fresh"
+        default=4,
+        ge=0,
+        description="steps after the first one of a size in which stale mode is fresh",
     )
 
     def attach(self, site: Site) -> Iterator[Undo]:

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,3 +175,44 @@ def weights_in_memory(name: str, method: Accelerator) -> dict[str, Any]:
         ),
         "picture": picture,
     }
+
+
+def stepped(
+    name: str, methods: Sequence[Accelerator], **call: Any
+) -> tuple[list[torch.Tensor], int, dict[str, str]]:
+    """The latents after each step of a run, the calls of a network here, and what each method did.
+
+    Args:
+        name: Of the tiny pipeline.
+        methods: The plan.
+        **call: For `Tiny.call`.
+    """
+    tiny, kept = PIPELINES[name], []
+    pipe = tiny.build()
+
+    def keep(_pipe: Any, _step: int, _timestep: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        kept.append(inputs["latents"].clone())
+        return {}
+
+    with warnings.catch_warnings(action="ignore"), Plan(*methods).attach(pipe) as run:
+        tiny.call(pipe, callback_on_step_end=keep, **call)
+    details = {method: verdict.detail for method, verdict in run.report.verdicts.items()}
+    return kept, run.report.calls, details
+
+
+def dies_at(place: Place, name: str, methods: Sequence[Accelerator], rank: int) -> None:
+    """A process is killed while it looks at its second window, and the others wait for it."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    network, left = getattr(pipe, tiny.denoisers[0]), [2]
+    inner = network.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if place.rank == rank and not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args, **kwargs)
+
+    network.forward = forward
+    with Plan(*methods).attach(pipe):
+        tiny.call(pipe, steps=2)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from diffusers import StableVideoDiffusionPipeline
 from forks import accel as typed
-from PIL import Image
+from PIL import Image, ImageChops
 
 import accel
+from app import metadata
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -207,10 +208,16 @@ def test_the_example_method_is_a_method(tmp_path, monkeypatch):
 
 
 def test_large_pictures_are_made_as_documented(tmp_path):
-    stages, patches = commands(LARGE)
+    stages, patches, shared = commands(LARGE)
     run(f"{stages} --steps 3 --height 64 --width 64", tmp_path)
-    run(f"{patches} --steps 2 --height 64 --width 64 --set resolution.Pixelsmith.base=48", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"stages.png", "patches.png"}
+    for each in (patches, shared):
+        small = "--steps 1 --height 64 --width 64 --set resolution.Pixelsmith.base=48 --seed 1"
+        run(f"{each} {small}", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"stages.png", "patches.png", "shared.png"}
+    with Image.open(tmp_path / "patches.png") as one, Image.open(tmp_path / "shared.png") as two:
+        extremes = ImageChops.difference(one, two).getextrema()
+    assert max(high for _, high in extremes) <= 1  # processes may have fewer threads
+    assert metadata.read(tmp_path / "shared.png")[0].fingerprint.processes == 2
 
 
 def test_editing_runs_as_documented(tmp_path):

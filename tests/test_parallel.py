@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given
 from hypothesis import strategies as st
 from parallel_jobs import Outcome, exchanged, fails, outcome
@@ -13,10 +14,10 @@ from roster import ROSTER, full
 from tiny import PIPELINES
 from worlds import Failed, World
 
-from accel import Plan, cache, guidance
+from accel import Plan, cache, guidance, memory
 from accel.errors import BadInput, Conflict, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
-from parallel import CFG, PCPP, VAE, AsyncDiff, DistriFusion
+from parallel import CFG, PCPP, VAE, AsyncDiff, DistriFusion, VideoInfinity
 from parallel.bands import Bands
 from parallel.components import Components, cut
 from parallel.mesh import AXES, sizes
@@ -119,6 +120,30 @@ def test_alone_it_does_nothing_and_says_so():
 def test_what_is_no_unet_is_refused():
     with pytest.raises(UnsupportedModel, match="is no UNet"):
         Plan(DistriFusion()).attach(PIPELINES["flux_cfg"].build())
+
+
+IN_LAYERS = {"sd15": (DistriFusion(), PCPP(), VAE()), "animatediff": (VideoInfinity(),)}
+"""Methods that read the weights of layers, by a pipeline that they serve."""
+
+
+@pytest.mark.parametrize("name", IN_LAYERS)
+def test_weights_that_come_layer_by_layer_are_not_read(name):
+    here = {"onload_device": "cpu", "offload_device": "cpu", "vae": True}
+    leaves, blocks = (
+        memory.GroupOffload(offload_type=each, **here) for each in ("leaf_level", "block_level")
+    )
+    for method in IN_LAYERS[name]:
+        pipe = PIPELINES[name].build()
+        with pytest.raises(Conflict, match=rf"{method.name} and memory\.GroupOffload"):
+            Plan(method, leaves).attach(pipe)
+        Plan(method, blocks).attach(pipe).detach()
+        pipe.enable_model_cpu_offload(device="cpu")
+        Plan(method).attach(pipe).detach()
+        pipe.remove_all_hooks()
+        for network in (pipe.unet, pipe.vae):
+            cpu_offload(network, torch.device("cpu"), offload_buffers=True)
+        with pytest.raises(UnsupportedModel, match=r"take pipe\.enable_model_cpu_offload"):
+            Plan(method).attach(pipe)
 
 
 # exchange

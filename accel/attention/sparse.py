@@ -77,6 +77,7 @@ class Sparse(Accelerator):
 
         yield site.claim("attention")
         yield site.claim("tokens")  # whose order must be the network's own
+        yield site.claim("size of the picture")
         account = Account(site.tally)
         answers = self.answers(Choice(self.lowering), account)
         yield from Serving(answers, account, self.warm_up, self.dense_layers).attach(site)

@@ -88,6 +88,7 @@ class FeatureBank(Accelerator):
 
         yield site.claim("attention")
         yield site.claim("tokens")
+        yield site.claim("size of the picture")
         parts = site.shared(Parts)
         site.tally.reason = lambda: "no frame came after the first" if parts.streaming else IDLE
         banks, scenes = Banks(self), Scenes(self.scene)

@@ -211,7 +211,7 @@ class Editing:
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put it around every network of the pipeline."""
-        for seam in ("blocks", "attention", "tokens"):  # which have to be all of them, in order
+        for seam in ("blocks", "attention", "tokens", "size of the picture"):
             yield site.claim(seam)
         self._tally.memory = self._bytes
         self._tally.reason = self._why_idle

@@ -18,7 +18,7 @@ Strength = Annotated[float, Field(gt=0.0, le=1.0)]
 Shift = Annotated[float, Field(gt=0.0)]
 
 HELD = (
-    *("attention", "tokens", "noise prediction"),
+    *("size of the picture", "noise prediction"),
     "branches: what answers for the unconditional one",
     "all steps of the schedule",
 )
@@ -35,11 +35,11 @@ class Bottleneck(Accelerator):
     pipeline's number of steps is shared out over them. A step in the small size costs scale² of a
     full one, and less where attention rules: with the defaults 28 steps cost about 17.
 
-    Caches start anew with each stage. The solver, the schedules and what guides are the
-    pipeline's own, for the size at hand (a flow's shift by the number of tokens, rotary
-    positions, sizes that the network is told). The fresh noise follows from the run's own. Where
-    the small size is below what the network was trained for, pictures get worse than stock.
-    Pictures too small to be made smaller are left alone.
+    Caches start anew with each stage, and methods that share a network out warm up anew. The
+    solver, the schedules and what guides are the pipeline's own, for the size at hand (a flow's
+    shift by the number of tokens, rotary positions, sizes that the network is told). The fresh
+    noise follows from the run's own. Where the small size is below what the network was trained
+    for, pictures get worse than stock. Pictures too small to be made smaller are left alone.
 
     Published: FLUX.1-dev 1024² 3 times, HunyuanVideo 2.5 times as fast.
     """

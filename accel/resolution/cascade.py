@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from accel.resolution.phases import chequered, with_phases
 from accel.resolution.resizing import lanczos
 from accel.seams import pictures
 from accel.seams.canvas import Window, native_side
+from accel.seams.deal import Deal
 from accel.seams.reschedule import Schedule, Schedules
 from accel.seams.solvers import ONE_STEP, Solver
 from accel.trajectory import Levels, Step
@@ -134,6 +136,7 @@ class Cascade:
 
     def __init__(self, method: Pixelsmith, site: Site) -> None:
         self._method, self._pipe, self._tally = method, site.pipe, site.tally
+        self._deal = site.shared(Deal)
         self._pictures = Pictures(site, method.name, clips=False)
         pictures.check(site.pipe, method.name)
         self._side = native_side(site.pipe, site.denoisers[0], method.base, method.name)
@@ -249,20 +252,22 @@ class Cascade:
         """Take all pixels of a run through a step."""
         height, width = level.latents.shape[-2:]
         if level.guide is None:
-            patch = Resized(height, width)
-            level.latents = self._advanced(opened, patch, level.latents, index)
+            whole = partial(self._advanced, opened, Resized(height, width), level.latents, index)
+            [level.latents] = self._deal.answers([whole], level.latents)
             return
         rows, columns = (min(self._side, side) for side in (height, width))
         grain = self._pictures.grain
         seed = index * len(self._sizes) + level.number
         found, counted = torch.zeros_like(level.latents), level.latents.new_zeros(height, width)
         rows, columns = (max(side // grain, 1) * grain for side in (rows, columns))
-        for window in Covering(height, width, rows, columns, grain, seed):
+        windows = list(Covering(height, width, rows, columns, grain, seed))
+        questions = [partial(self._refined, opened, window, level, index) for window in windows]
+        like = windows[0].of(level.latents)
+        for window, value in zip(windows, self._deal.answers(questions, like), strict=True):
             weight = weights(window, height, width, self._method.border).to(found)
-            value = self._refined(opened, window, level, index)
             window.of(found).add_(value * weight)
             window.of(counted).add_(weight)
-            self._patches += 1
+        self._patches += len(windows)
         level.latents = found / counted
 
     def _refined(self, opened: Opened, window: Window, level: Level, index: int) -> Tensor:

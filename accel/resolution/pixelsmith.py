@@ -14,8 +14,7 @@ from pydantic import Field
 from accel.attach import Accelerator, Site, Undo
 
 HELD = (
-    *("denoiser", "blocks", "attention", "tokens", "noise prediction"),
-    "branches over processes",
+    *("denoiser", "blocks", "attention", "tokens", "noise prediction", "decoder"),
     "branches: what answers for the unconditional one",
     "branches: when guidance ends",
     "branches: where guidance acts",
@@ -37,7 +36,8 @@ class Pixelsmith(Accelerator):
 
     The network's memory does not grow with the picture; latents do, and the autoencoder works in
     tiles while such a picture is made. The base picture and all sizes but the last are made within
-    the pipeline's first step. Pictures no larger than the base are left to the stock loop.
+    the pipeline's first step. Pictures no larger than the base are left to the stock loop. With
+    `parallel.Windows` several processes share the patches of a step.
 
     Published: SDXL at 4096² and beyond on one GPU, in 50 steps with slider 30.
     """

@@ -70,6 +70,34 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
     return Placement(len(groups_of(module)), undo)
 
 
+def check_whole(name: str, module: Any) -> None:
+    """Check that no layer has to be called for its weights to be there.
+
+    Args:
+        name: Of the network, for the refusal.
+        module: The network, whose layers' weights a method is going to read.
+
+    Raises:
+        UnsupportedModel: If accelerate or diffusers offloads it layer by layer.
+    """
+    for part in module.modules():
+        weights = list(part.parameters(recurse=False))
+        if hasattr(part, "_hf_hook") and any(weight.is_meta for weight in weights):
+            way = "pipe.enable_model_cpu_offload()"
+            raise _in_layers(name, "accelerate (pipe.enable_sequential_cpu_offload)", way)
+        if weights and not list(part.children()) and groups_of(part):
+            way = "offload_type='block_level'"
+            raise _in_layers(name, "diffusers (offload_type='leaf_level')", way)
+
+
+def _in_layers(name: str, by: str, way: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"pipe.{name} is offloaded layer by layer by {by}, and what shares its rows or frames out "
+        f"over processes reads the weights of layers that it does not call: take {way}, or leave "
+        "the method out of the plan."
+    )
+
+
 def groups_of(module: Any) -> list[Any]:
     """The groups in which diffusers offloads the weights of a module, each once."""
     hooked = (part._diffusers_hook for part in module.modules() if hasattr(part, "_diffusers_hook"))

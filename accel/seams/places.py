@@ -241,8 +241,8 @@ def plan_of(denoiser: Denoiser) -> dict[str, Part]:
     return found
 
 
-class Places:
-    """The places of one network.
+class Cuts:
+    """The places where the tokens of one network are cut and put together again.
 
     Args:
         denoiser: The network.

@@ -148,6 +148,7 @@ class Layers:
             UnsupportedModel: For a network without self-attention, or with compiled blocks.
         """
         yield site.claim(SEAM)
+        yield site.claim("size of the picture")
         site.tally.reason = self._seen.why_idle
         yield site.on_start(self._reset)
         for denoiser in site.denoisers:

@@ -89,6 +89,7 @@ class Pruning:
             UnsupportedModel: For blocks that need the whole grid.
         """
         yield site.claim(SEAM)
+        yield site.claim("size of the picture")
         yield site.claim("blocks")
         site.tally.memory = self._bytes
         site.tally.reason = self._why_idle

@@ -15,6 +15,7 @@ from parallel import (
     Ring,
     Ulysses,
     VideoInfinity,
+    Windows,
 )
 from roster.row import Row
 
@@ -88,4 +89,5 @@ ROWS = {
     "parallel.Ulysses": Row("processes", Ulysses(), refused=NO_PLAN, idle=ALONE),
     "parallel.VAE": Row("processes", VAE(), refused=OTHER_DECODER, idle=ALONE, lossless=None),
     "parallel.VideoInfinity": Row("processes", VideoInfinity(), refused=NO_FRAMES, idle=ALONE),
+    "parallel.Windows": Row("processes", Windows(), idle=ALONE),
 }
