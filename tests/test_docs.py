@@ -224,7 +224,7 @@ def test_editing_runs_as_documented(tmp_path):
     generate, edit = commands(EDITING)
     run(f"{generate} --steps 3 --height 64 --width 64", tmp_path)
     run(edit, tmp_path)
-    assert (tmp_path / "ball.png").exists()
+    assert (tmp_path / "blue.png").exists()
     (block,) = fenced(EDITING, "python")
     short = block.replace(
         "**call,", '**{**call, "num_inference_steps": 3, "height": 64, "width": 64},'

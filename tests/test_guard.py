@@ -288,7 +288,7 @@ def test_the_app_keeps_it():
     assert ("guard", "max_error = 0.05, file = elsewhere.json, scale = None, check_every = 6") in (
         records._fields(plan.to_dict())
     )
-    assert "guard.max_error=0.05" in " ".join(roundtrip._plan_options(plan))
+    assert "guard.max_error=0.05" in " ".join(roundtrip._plan_options(plan, {}))
     with pytest.raises(errors.BadInput, match=r"guard\.file: elsewhere\.json is none of your"):
         check_plan(plan, Limits(), Path("/nowhere"))
     assert Spec(request={}, plan=plan.to_dict(), title="x").plan["guard"]["max_error"] == 0.05
