@@ -6,13 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import PIPELINES, PROMPTS, Ask
 from torch import nn
 
 import samplers
-from accel import Plan, cache, edit, errors, guidance, load, region
+from accel import Plan, cache, edit, errors, guidance, load, memory, region
 from accel import tokens as token_methods
 from accel.region.active import Active, Pyramid
 from accel.region.masks import boxed, changed, dilated, drawn, level, onto, touched
@@ -227,6 +228,20 @@ def test_a_single_norm_is_that_of_the_whole_edit(seed, centre, block, spot):
     variance, mean, inputs = kept.values["norm"]  # the edit is the original of the next one
     torch.testing.assert_close(inputs, after.flatten(2).transpose(1, 2))
     torch.testing.assert_close((variance, mean), group_moments(norm, after), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_come_layer_by_layer_are_not_read():
+    here = {"onload_device": "cpu", "offload_device": "cpu"}
+    leaves, blocks = (
+        memory.GroupOffload(offload_type=each, **here) for each in ("leaf_level", "block_level")
+    )
+    pipe = PIPELINES["sd15"].build()
+    with pytest.raises(errors.Conflict, match=r"region\.SIGE and memory\.GroupOffload"):
+        Plan(region.SIGE(), leaves).attach(pipe)
+    Plan(region.SIGE(), blocks).attach(pipe).detach()
+    cpu_offload(pipe.unet, torch.device("cpu"), offload_buffers=True)
+    with pytest.raises(errors.UnsupportedModel, match=r"take pipe\.enable_model_cpu_offload"):
+        Plan(region.SIGE()).attach(pipe)
 
 
 # Masks.

@@ -24,6 +24,7 @@ from accel.region.recording import Answer, Changes, Input, Kept, Place, Recordin
 from accel.report import State
 from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.layout import Layout
+from accel.seams.offload import check_whole
 from accel.seams.rows import scatter
 from accel.seams.spatial import RESIDUALS, decoder_of, is_unet
 from accel.seams.token_stream import pictures_of
@@ -210,7 +211,11 @@ class Editing:
         self._dense: set[tuple[str, int]] = set()
 
     def attach(self, site: Site) -> Iterator[Undo]:
-        """Put it around every network of the pipeline."""
+        """Put it around every network of the pipeline.
+
+        Raises:
+            UnsupportedModel: For a network that is offloaded layer by layer.
+        """
         for seam in ("blocks", "attention", "tokens", "size of the picture"):
             yield site.claim(seam)
         self._tally.memory = self._bytes
@@ -218,9 +223,14 @@ class Editing:
         yield site.on_start(self._reset)
         if self._method.decoder and decoder_of(site.pipe) is not None:
             yield site.claim("decoder")
+            with site.beside("places of weights"):
+                check_whole("vae", decoder_of(site.pipe))
             yield from self._decoder(site).attach()
         for denoiser in site.denoisers:
             kind = Unet if is_unet(denoiser.core) else Transformer
+            if kind is Unet:
+                with site.beside("places of weights"):
+                    check_whole(denoiser.name, denoiser.core)
             network: Network = kind(denoiser, self._method)
             self._networks[denoiser.name] = network
             self._resets.append(network.reset)

@@ -92,9 +92,9 @@ def check_whole(name: str, module: Any) -> None:
 
 def _in_layers(name: str, by: str, way: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"pipe.{name} is offloaded layer by layer by {by}, and what shares its rows or frames out "
-        f"over processes reads the weights of layers that it does not call: take {way}, or leave "
-        "the method out of the plan."
+        f"pipe.{name} is offloaded layer by layer by {by}, and a method that computes a part of "
+        f"the picture reads the weights of layers that it does not call: take {way}, or leave the "
+        "method out of the plan."
     )
 
 
