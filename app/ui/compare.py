@@ -12,7 +12,7 @@ from accel.errors import AccelError
 from app import clips
 from app.serve.jobs import Job, Result, Spec
 from app.ui import parts, records
-from app.ui.events import LIVE, Updates, View, Watched
+from app.ui.events import LIVE, QUIET, Updates, View, Watched
 from app.ui.words import Language, labelled, language_for, number, say, t
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def tab(
         yield from page.submitted(spec, request)
 
     shown["run"].click(run, [repeats, *settings], page.outputs, **LIVE)
-    shown["stop"].click(page.stop, watching, page.outputs, **LIVE)
+    shown["stop"].click(page.stop, watching, page.outputs, **QUIET)
     return page
 
 

@@ -18,7 +18,7 @@ from app.serve import catalogue, limits
 from app.serve.folders import Folders
 from app.ui import parts, records
 from app.ui.browser import who
-from app.ui.events import LIVE, QUIET, Updates, owner_of
+from app.ui.events import QUIET, TURNS, Updates, owner_of
 from app.ui.generate import cached
 from app.ui.words import Language, labelled, language_for, number, say, t
 
@@ -263,9 +263,9 @@ def tab(service: Service) -> Page:
     page = Page(service=service, editor=Editor(), fields=fields, shown=shown, chosen=chosen)
     given = [chosen, *fields.values()]
     shown["file"].upload(page.bring, shown["file"], page.taken, **QUIET)
-    asked = shown["run"].click(page.begin, given, [shown["progress"], shown["run"]], **LIVE)
-    asked.then(page.run, given, page.outputs, **QUIET)
-    shown["stop"].click(page.stop, None, None, **LIVE)
+    asked = shown["run"].click(page.begin, given, [shown["progress"], shown["run"]], **QUIET)
+    asked.then(page.run, given, page.outputs, **TURNS)
+    shown["stop"].click(page.stop, None, None, **QUIET)
     return page
 
 

@@ -22,10 +22,21 @@ if TYPE_CHECKING:
 
     from app.serve.service import Service
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of an event that shows its own progress, and is no endpoint."""
-LIVE: dict[str, Any] = {**QUIET, "concurrency_limit": None}
-"""Of an event that follows a job: the service's own queue does the admission."""
+QUIET: dict[str, Any] = {**_PRIVATE, "queue": False}
+"""Of an event that answers at once.
+
+It stays out of Gradio's queue, whose stream ends with the event before: what joins in that moment
+has no stream to answer by, and its button does nothing until the page asks for something else.
+"""
+LIVE: dict[str, Any] = {**_PRIVATE, "concurrency_limit": None}
+"""Of an event that follows a job, or changes a state that others watch.
+
+The service's own queue does the admission; Gradio tells of changed states by its stream alone.
+"""
+TURNS: dict[str, Any] = {**_PRIVATE, "concurrency_limit": 1}
+"""Of an event that computes by itself, one at a time."""
 
 View = dict[str, Any]
 """What a page shows, by the name of its component; what is not in it stays as it is."""

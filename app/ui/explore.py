@@ -299,10 +299,10 @@ def tab(service: Service, generate: Generate, settings: Any, opened: gr.Tab) -> 
     run.click(None, cancels=[watching], **QUIET)  # by itself and first: else it ends the next one
     started = run.click(events.start, form, [status, ids], **LIVE)
     started.failure(events.watch, ids, outputs, **LIVE)  # the sweep before it goes on
-    stop.click(events.stop, ids, None, **LIVE)
+    stop.click(events.stop, ids, None, **QUIET)
     plot.click(events.load, ids, settings, **LIVE)
     pictures.click(events.load, ids, settings, **LIVE)
-    opened.select(events.offer, generate.fields["model"], [knobs[0], knobs[2]], **LIVE)
+    opened.select(events.offer, generate.fields["model"], [knobs[0], knobs[2]], **QUIET)
 
 
 def _knobs(events: Events) -> list[Any]:
@@ -325,6 +325,6 @@ def _knobs(events: Events) -> list[Any]:
                 min_width=240,
                 elem_id=f"explore-{values.replace('_', '-')}",
             )
-        knob.input(events.suggest, knob, box, **LIVE)
+        knob.input(events.suggest, knob, box, **QUIET)
         found += [knob, box]
     return found

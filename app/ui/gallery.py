@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from app.ui import parts, records
 from app.ui.browser import is_here, refusals
-from app.ui.events import LIVE, owner_of
+from app.ui.events import LIVE, QUIET, owner_of
 from app.ui.records import ANY, PAGE, Filter
 from app.ui.words import Language, labelled, language_for, say, t
 
@@ -184,18 +184,18 @@ def tab(service: Service, settings: Any, editing: Any) -> None:
         "fn": events.show,
         "inputs": [*filters, count],
         "outputs": shown,
-        **LIVE,
+        **QUIET,
     }
     gr.on(None, **anew)
     refresh.click(**anew)
     more.click(lambda count: count + PAGE, count, count, **LIVE)
-    grid.select(events.choose, ids, [chosen, details, download], **LIVE)
+    grid.select(events.choose, ids, [chosen, details, download], **QUIET)
     restore.click(events.restore, chosen, settings, **LIVE)
     edit.click(events.edit, chosen, editing, **LIVE)
-    folder.click(events.open, chosen, message, **LIVE)
-    delete.click(events.delete, chosen, None, **LIVE).success(**anew)
-    undelete.click(events.undelete, chosen, None, **LIVE).success(**anew)
-    purge.click(events.purge, None, message, **LIVE).success(**anew)
+    folder.click(events.open, chosen, message, **QUIET)
+    delete.click(events.delete, chosen, None, **QUIET).success(**anew)
+    undelete.click(events.undelete, chosen, None, **QUIET).success(**anew)
+    purge.click(events.purge, None, message, **QUIET).success(**anew)
 
 
 def _filters(service: Service) -> list[Any]:

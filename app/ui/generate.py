@@ -670,7 +670,7 @@ def _draw_knobs(service: Service, fields: Parts, redraw: Component, folded: gr.A
         inputs=[model, text],
         triggers=[folded.expand, redraw.change, model.change],
         show_progress="hidden",
-        concurrency_limit=None,
+        queue=False,
     )
     drawn(draw)
 
@@ -718,7 +718,7 @@ def _wire(page: Page) -> None:
     shown["run"].click(page.uncopied, None, [shown[name] for name in COPIED], **QUIET)
     measured = page.measured
     first = ran.then(page.measure_first, model, measured, **LIVE)
-    shown["stop"].click(page.stop, page.watching, page.results, **LIVE)
+    shown["stop"].click(page.stop, page.watching, page.results, **QUIET)
     asked = shown["measure"].click(page.measure, model, measured, **LIVE)
     for done in (first, asked):
         done.then(page.refreshed, page.watching, shown["badge"], **QUIET)

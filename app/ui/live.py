@@ -13,7 +13,7 @@ from accel.errors import BadInput
 from app.live import LEVELS, Live, Shown
 from app.request import Streaming, make
 from app.ui.browser import refusals, who
-from app.ui.events import QUIET, Updates
+from app.ui.events import QUIET, TURNS, Updates
 from app.ui.words import Language, labelled, language_for, number, say, t
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def tab(service: Service) -> None:
     def end(request: gr.Request) -> None:
         live.end(who(request))
 
-    camera.stream(watch, [camera, *settings], shown, stream_every=EVERY, **QUIET)
-    running = run.click(draw, [clip, *settings], shown, **QUIET)
+    camera.stream(watch, [camera, *settings], shown, stream_every=EVERY, **TURNS)
+    running = run.click(draw, [clip, *settings], shown, **TURNS)
     stop.click(end, None, None, cancels=[running], **QUIET)
 
 

@@ -15,7 +15,7 @@ from accel.errors import AccelError
 from accel.plan import methods
 from app.listing import described
 from app.ui import parts
-from app.ui.events import LIVE
+from app.ui.events import QUIET
 from app.ui.words import Language, labelled, language_for, say, t
 
 if TYPE_CHECKING:
@@ -145,4 +145,4 @@ def tab(service: Service) -> None:
         )
     table = gr.HTML(listed(""), elem_id="methods-table")
 
-    gr.on(None, Events(service).show, [search, model], table, trigger_mode="always_last", **LIVE)
+    gr.on(None, Events(service).show, [search, model], table, trigger_mode="always_last", **QUIET)
