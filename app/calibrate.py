@@ -23,7 +23,7 @@ from app.models import Model, load
 from app.modes import parameters, pipeline_for
 from app.plans import toml_value
 from app.progress import Bar
-from app.request import Calibration, Printing, Request, Source, Target, make
+from app.request import Calibration, Clip, Printing, Request, Target, make
 from app.tables import print_result
 
 
@@ -151,8 +151,8 @@ def read_prompts(path: Path, count: int, option: str) -> list[str]:
 
 
 def _request(asked: Calibration, prompt: str, number: int) -> Request:
-    source = {name: getattr(asked, name) for name in Source.__dataclass_fields__}
-    return Request(**source, prompt=prompt, steps=asked.steps, seed=asked.seed + number)
+    drawn = {name: getattr(asked, name) for name in Clip.__dataclass_fields__}
+    return Request(**drawn, prompt=prompt, steps=asked.steps, seed=asked.seed + number)
 
 
 def _calls(pipe: Any, model: Model, requests: list[Request], bar: Bar) -> Iterator[dict[str, Any]]:

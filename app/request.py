@@ -64,22 +64,10 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Settings(Source):
-    """How a picture or clip is made. What is ``None`` is left to the model's own call arguments."""
+class Drawing(Source):
+    """What a call of a model draws. What is ``None`` is left to the model's own call arguments."""
 
     negative: Annotated[str | None, Option(help="negative prompt", rich_help_panel=PICTURE)] = None
-    seed: Annotated[
-        int | None,
-        Ge(0),
-        Le(2**63 - 1),
-        Option(help="noise; default: drawn, and recorded", rich_help_panel=PICTURE),
-    ] = None
-    steps: Annotated[
-        int | None,
-        Ge(1),
-        Le(1000),
-        Option(help="denoising steps", rich_help_panel=PICTURE),
-    ] = None
     guidance: Annotated[
         float | None,
         Ge(0),
@@ -92,8 +80,32 @@ class Settings(Source):
     width: Annotated[
         int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
     ] = None
+
+
+@dataclass(frozen=True)
+class Clip(Drawing):
+    """A `Drawing` that may have frames."""
+
     frames: Annotated[
         int | None, Ge(1), Le(1024), Option(help="frames of a clip", rich_help_panel=PICTURE)
+    ] = None
+
+
+@dataclass(frozen=True)
+class Settings(Clip):
+    """How a picture or clip is made."""
+
+    seed: Annotated[
+        int | None,
+        Ge(0),
+        Le(2**63 - 1),
+        Option(help="noise; default: drawn, and recorded", rich_help_panel=PICTURE),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(1000),
+        Option(help="denoising steps", rich_help_panel=PICTURE),
     ] = None
     fps: Annotated[
         int, Ge(1), Le(120), Option(help="frames a second in the file", rich_help_panel=PICTURE)
@@ -482,7 +494,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Calibration(Source):
+class Calibration(Clip):
     """What a method's numbers are measured from."""
 
     what: Annotated[
@@ -528,7 +540,7 @@ class Calibration(Source):
 
 
 @dataclass(frozen=True)
-class Tuning(Source):
+class Tuning(Clip):
     """What a plan is to hold, and what it is searched and proven on."""
 
     target: Annotated[
@@ -563,32 +575,16 @@ class Tuning(Source):
             rich_help_panel=PICTURE,
         ),
     ] = 20
-    negative: Annotated[str | None, Option(help="negative prompt", rich_help_panel=PICTURE)] = None
     steps: Annotated[
         int | None,
         Ge(2),
         Le(1000),
         Option(help="denoising steps of the stock run", rich_help_panel=PICTURE),
     ] = None
-    guidance: Annotated[
-        float | None,
-        Ge(0),
-        Le(100),
-        Option(help="guidance scale; 1 is none", rich_help_panel=PICTURE),
-    ] = None
-    height: Annotated[
-        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
-    ] = None
-    width: Annotated[
-        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
-    ] = None
-    frames: Annotated[
-        int | None, Ge(1), Le(1024), Option(help="frames of a clip", rich_help_panel=PICTURE)
-    ] = None
 
 
 @dataclass(frozen=True)
-class Streaming(Source):
+class Streaming(Drawing):
     """A clip that is drawn anew, frame after frame."""
 
     clip: Annotated[Path, Argument(metavar="IN", help="the clip to draw anew")] = Path()
@@ -596,7 +592,6 @@ class Streaming(Source):
         Path, Argument(metavar="OUT", help="where it goes (.mp4); its record lies beside")
     ] = Path()
     prompt: Annotated[str, Option(help="what to draw", rich_help_panel=PICTURE)] = ""
-    negative: Annotated[str | None, Option(help="what not to draw", rich_help_panel=PICTURE)] = None
     seed: Annotated[
         int | None,
         Ge(0),
@@ -621,21 +616,9 @@ class Streaming(Source):
         Le(1000),
         Option(help="denoising steps of the schedule", rich_help_panel=PICTURE),
     ] = None
-    guidance: Annotated[
-        float | None,
-        Ge(0),
-        Le(100),
-        Option(help="guidance scale; 1 is none", rich_help_panel=PICTURE),
-    ] = None
     residual: Annotated[
         Literal["none", "self", "onetime"] | None,
         Option(help="residual guidance: --set loop.RCFG.negative=…", rich_help_panel=PICTURE),
-    ] = None
-    height: Annotated[
-        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
-    ] = None
-    width: Annotated[
-        int | None, Ge(1), Le(16384), Option(help="pixels", rich_help_panel=PICTURE)
     ] = None
     overwrite: Annotated[
         bool, Option("--overwrite", help="replace what is there", rich_help_panel=OUTPUT)

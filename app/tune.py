@@ -16,7 +16,7 @@ from app.flags import Given
 from app.models import Model, load
 from app.modes import pipeline_for
 from app.progress import Bar
-from app.request import Printing, Request, Source, Target, Tuning, make
+from app.request import Clip, Printing, Request, Source, Target, Tuning, make
 from app.tables import print_result
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ def seconds(text: str) -> float:
 
 def _stock(asked: Tuning, model: Model) -> tuple[Any, dict[str, Any]]:
     """The pipeline, and the arguments of its call but for the prompt."""
-    names = ("negative", "steps", "guidance", "height", "width", "frames")
-    settings = {name: getattr(asked, name) for name in (*Source.__dataclass_fields__, *names)}
-    request = Request(**settings, prompt="a prompt", seed=0)
+    drawn = {name: getattr(asked, name) for name in Clip.__dataclass_fields__}
+    request = Request(**drawn, steps=asked.steps, prompt="a prompt", seed=0)
     pipe = pipeline_for(model.pipe, request)
     pipe.set_progress_bar_config(disable=True)
     call = arguments(pipe, request, model.call)

@@ -1,6 +1,6 @@
 """Samplers at few evaluations: how far from the exact solution, how near to real scenes.
 
-    python benchmarks/sampling.py [--model scenes-flux] [--captions 32] [--budget MINUTES]
+    python benchmarks/sampling.py [--model scenes-flux] [--captions 32] [--size 64] [--budget MIN]
 
 Every held-out caption is solved once to 200 steps, and then by every sampler at every number of
 evaluations from the same noise: stock schedulers of diffusers, and ours as a plan. Reported are
@@ -251,7 +251,7 @@ CALIBRATIONS = (
 PLANS_KEPT = Path(__file__).parent / "plans"
 
 
-def plans_of(model: str, weights: str, steps: int | None = None) -> Path:
+def plans_of(model: str, weights: str, steps: int | None = None, size: int | None = None) -> Path:
     """The folder of a model's calibrated plans, with the training captions that they draw.
 
     Args:
@@ -259,17 +259,26 @@ def plans_of(model: str, weights: str, steps: int | None = None) -> Path:
         weights: The digest of its weights: numbers of other weights are others.
         steps: Of the pictures that are drawn, where plans are calibrated for these; without it
             each plan says for how many it is.
+        size: Their height and width in pixels, where it is not the model's own.
     """
     folder = PLANS_KEPT / model / weights
     if steps is not None:
         folder /= str(steps)
+    if size is not None:
+        folder /= f"{size}px"
     folder.mkdir(parents=True, exist_ok=True)
     captions = "".join(f"{scene(seed).caption}\n" for seed in range(TRAINING))
     (folder / "prompts.txt").write_text(captions)
     return folder
 
 
-def calibrate(one: Calibration, model: str, folder: Path, steps: int | None = None) -> None:
+def calibrate(
+    one: Calibration,
+    model: str,
+    folder: Path,
+    steps: int | None = None,
+    size: int | None = None,
+) -> None:
     """Write the plans of a calibration that are not there yet, through the command line.
 
     Args:
@@ -277,6 +286,7 @@ def calibrate(one: Calibration, model: str, folder: Path, steps: int | None = No
         model: A bundled model.
         folder: Where the plans lie (`plans_of`).
         steps: Of the pictures that it draws, where it is not itself for a number of them.
+        size: Their height and width in pixels; without it the model's own.
 
     Raises:
         RuntimeError: If the model cannot be calibrated so; it says why.
@@ -286,14 +296,23 @@ def calibrate(one: Calibration, model: str, folder: Path, steps: int | None = No
     from app.cli import app
 
     prompts = folder / "prompts.txt"
-
+    sized = () if size is None else ("--height", str(size), "--width", str(size))
     for count, name in one.files():
         out = folder / name
         if out.exists():
             continue
         drawn = steps if count is None else count
         of_steps = () if drawn is None else ("--steps", str(drawn))
-        given = ["calibrate", *one.what, *of_steps, "--model", model, "--prompts", str(prompts)]
+        given = [
+            "calibrate",
+            *one.what,
+            *of_steps,
+            *sized,
+            "--model",
+            model,
+            "--prompts",
+            str(prompts),
+        ]
         done = CliRunner().invoke(app, [*given, "--out", str(out)])
         if done.exit_code:
             raise RuntimeError(f"accel {' '.join(given)}: {done.output}")
@@ -468,36 +487,39 @@ def plot(points: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def main() -> None:
-    """Measure and write ``results/samplers-MODEL.json``."""
+    """Measure and write ``results/samplers-MODEL[-SIZE].json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="scenes-flux")
     parser.add_argument("--captions", type=int, default=32)
+    parser.add_argument("--size", type=int, help="pixels of a side; default: the model's own")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--budget", type=float, default=600.0, help="minutes; the rest is left")
     parser.add_argument("--fresh", action="store_true", help="drop earlier points and plans")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", UserWarning)
-    name = f"samplers-{options.model}"
+    name = "-".join(["samplers", options.model, *([str(options.size)] if options.size else [])])
     pipe, call = accel.load(options.model)
+    if options.size:
+        call |= {"height": options.size, "width": options.size}
     pipe.set_progress_bar_config(disable=True)
     first = HELD_OUT.start
     scenes = [scene(seed) for seed in range(first, first + options.captions)]
     path, weights = RESULTS / f"{name}.jsonl", digest(pipe)
-    folder = plans_of(options.model, weights)
+    folder = plans_of(options.model, weights, size=options.size)
     if options.fresh:
         path.unlink(missing_ok=True)
         forget(folder, CALIBRATIONS)
     else:
         unpack(RESULTS / f"{name}.json", folder, weights)
     for one in CALIBRATIONS:
-        calibrate(one, options.model, folder)
+        calibrate(one, options.model, folder, size=options.size)
     header = {"call": call, "captions": len(scenes), "weights": weights, **here()}
     lines = Lines(path, header)
     entries = stock_entries(pipe) + our_entries(folder)
     measure(entries, pipe, call, scenes, lines, options.budget)
     points = standing(entries, lines.found)
-    title = f"{options.model}, {len(scenes)} captions"
+    title = f"{options.model}, {call['height']} px, {len(scenes)} captions"
     told = report(points, title)
     (RESULTS / f"{name}.md").write_text(told)
     plot(points, RESULTS / f"{name}.png", title)
