@@ -250,10 +250,14 @@ class Options(pydantic.BaseModel, extra="forbid"):
     method: str = "plain"
 
 
+ASKED = ("height", "width", "true_cfg_scale", "negative_prompt", "num_inference_steps")
+"""Of the arguments of calls, those that the file keeps."""
+
+
 def calibrate_file(pipe, calls, options):
-    count = sum(1 for _ in calls)
+    asked = [{name: call.get(name) for name in ASKED} for call in calls]
     method = Filed(interval=options["interval"])
-    return Calibrated(method, options["method"], {"numbers": bytes([count])})
+    return Calibrated(method, options["method"], {"numbers": json.dumps(asked).encode()})
 
 
 @pytest.fixture
@@ -269,11 +273,13 @@ def test_a_file_is_written_beside_the_plan_and_found_from_there(models: Folders)
     Path("plans").mkdir()
     result = done(
         "calibrate", "file", "--model", models("flux_cfg"), "--count", 2, "--out", "plans/a.toml",
-        "--set", "interval=4", "--method", "fancy",
+        "--set", "interval=4", "--method", "fancy", "--steps", 7,
+        "--height", 32, "--width", 48, "--guidance", 2.5, "--negative", "rain",
     )  # fmt: skip
     assert result.stdout.splitlines() == ["plans/a.toml", "plans/a-n.bin"]
     assert "fancy" in result.stderr
-    assert Path("plans/a-n.bin").read_bytes() == b"\x02"
+    drawn = dict(zip(ASKED, (32, 48, 2.5, "rain", 7), strict=True))
+    assert json.loads(Path("plans/a-n.bin").read_bytes()) == [drawn, drawn]
     (written,) = Plan.from_toml(Path("plans/a.toml").read_text())
     assert (written.numbers, written.interval) == (Path("a-n.bin"), 4)
     (found,) = plans.read(Path("plans/a.toml"))
