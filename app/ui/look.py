@@ -248,3 +248,19 @@ NAMES = """() => {
 }"""
 """Gradio puts a picture into a button without a name: it gets that of its block. A place without a
 picture has a name and no role: it gets one."""
+
+JOINS = """() => {
+  const fetched = window.fetch;
+  window.fetch = async (...asked) => {
+    const answer = await fetched(...asked);
+    if (String(asked[0]?.url ?? asked[0]).includes("/queue/join")) {
+      await new Promise((heard) => setTimeout(heard, 50));
+    }
+    return answer;
+  };
+}"""
+"""Once loaded: Gradio's client hears of its place in the queue 50 ms later.
+
+The client opens a stream for the answers unless it has one; but one whose end is on its way still
+counts, and what has just joined would wait for a stream that nobody opens.
+"""

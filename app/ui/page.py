@@ -121,6 +121,7 @@ def _when_loaded(demo: gr.Blocks, making: generate.Page, measuring: compare.Page
     """After a (re)load: what the model takes, what was measured, and what is still running."""
     model = making.fields["model"]
     goal = making.fields["goal"]
+    demo.load(fn=None, js=look.JOINS, api_visibility="private")  # before what joins the queue
     demo.load(making.adapt, model, making.adapted, **QUIET)
     demo.load(making.captions, [model, goal], making.measured, **QUIET)
     demo.load(making.offered, making.told, [model, making.told], **QUIET)

@@ -3,6 +3,7 @@
 One server and one browser for all; every test is a new visitor.
 """
 
+import functools
 import io
 import json
 import re
@@ -23,6 +24,7 @@ from accel.expected import measured
 from accel.tuned import Figure, Tuned
 from app import metadata
 from app.request import FILES
+from app.ui import look
 from browser.visitor import BEGINS, OVERFLOW, PROMPT, TABS, WATCH, Visitor
 
 Visit = Callable[..., Visitor]
@@ -35,6 +37,19 @@ SCREENS: dict[str, dict[str, Any]] = {
     "small-dark": {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}},
 }
 
+ORDER = f"""async (url) => {{
+  const order = [], fetched = window.fetch;
+  window.fetch = async () => {{
+    order.push("joined");
+    setTimeout(() => order.push("stream ends"), 20);
+  }};
+  ({look.JOINS})();
+  await window.fetch(url);
+  order.push("heard");
+  window.fetch = fetched;
+  return order;
+}}"""
+"""In which order a page is told of an answer, and of a stream that ends 20 ms after it."""
 CLIPS = '[...document.querySelectorAll("#compare-clips video")]'
 BOTH = f"(holds) => {CLIPS}.every((video) => new Function('video', 'return ' + holds)(video))"
 NEAR = f"""() => {{
@@ -113,6 +128,12 @@ def test_a_stopped_run_leaves_a_partial_and_no_trace(
     alone, _ = metadata.read(folder / "fresh.png")
     assert alone.fingerprint == after.fingerprint
     assert alone.pixels == after.pixels
+
+
+def test_a_stream_that_ends_is_heard_of_before_what_has_joined(visit: Visit) -> None:
+    order = functools.partial(visit().page.evaluate, ORDER)
+    assert order("/gradio_api/queue/join?") == ["joined", "stream ends", "heard"]
+    assert order("/gradio_api/run/predict") == ["joined", "heard"]
 
 
 def test_a_run_is_found_again_after_a_reload(visit: Visit) -> None:
