@@ -105,7 +105,7 @@ def test_a_pair_keeps_the_laws(bench, same, attached, name, plan):
     pipe, run = bench.pipe(name), attached
     outputs = [bench.call(name, steps=STEPS) for _ in range(2)]
     assert same(*outputs)  # 3: no memory between runs
-    arguments, _ = callback_raises(pipe, 2)
+    arguments, _ = callback_raises(pipe, min(2, run.report.steps - 1))
     if takes_callback(PIPELINES[name]):
         with pytest.raises(Abort):
             bench.call(name, steps=STEPS, **arguments)
