@@ -18,6 +18,7 @@ from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from hypothesis import settings
 from tiny import TINIES
 from torch import Tensor, nn
+from worlds import World
 
 from accel import Plan, Report
 from accel.cache.policies import Guarded
@@ -93,6 +94,15 @@ def bench(_store: dict[Any, Any]) -> Iterator[Bench]:
     bench = Bench(_store)
     yield bench
     bench.check()
+
+
+@pytest.fixture(scope="module")
+def worlds() -> Iterator[dict[int, World]]:
+    """Processes that work together, by their number; each world starts when it is first needed."""
+    known = {size: World(size) for size in (1, 2, 3, 4)}
+    yield known
+    for world in known.values():
+        world.close()
 
 
 @pytest.fixture(autouse=True)

@@ -28,15 +28,6 @@ TWO_BRANCHES = ["sd15", "sd3", "flux_cfg", "wan22"]
 UNETS = ["sd15", "sdxl", "sd_controlnet"]
 
 
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
-
-
 def every(in_ci, method):
     """The pipelines that a method serves; those that CI leaves out are `laws_full`."""
     served = [name for name, tiny in PIPELINES.items() if ROSTER[method].serves(tiny)]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from parallel_jobs import Outcome, outcome
 from roster import ROSTER, full
 from tiny import PIPELINES
-from worlds import World
 
 from accel import Plan, attention, cache, guidance
 from accel import tokens as merging
@@ -32,15 +31,6 @@ FEW = ("sd15", "sd_controlnet", "flux_cfg", "sd3")
 def every(in_ci):
     """The pipelines that it serves; those that CI leaves out are `laws_full`."""
     return [pytest.param(name, marks=full(name not in in_ci)) for name in SERVED]
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (1, 2, 3)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -41,15 +41,6 @@ LENGTHS = {
 """Frames of clips that the networks see as `LATENTS`: two processes have 3 and 2 of them."""
 
 
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
-
-
 def seeing(reach=0, anchors=0, **more):
     return VideoInfinity(reach=reach, anchors=anchors, **more)
 

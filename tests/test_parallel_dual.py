@@ -10,7 +10,6 @@ from dual_jobs import made
 from roster import full
 from test_parallel import distance
 from tiny import PIPELINES
-from worlds import World
 
 from accel import Plan
 from accel.errors import UnsupportedModel
@@ -24,15 +23,6 @@ CLOSE = 1e-5
 WAN = ["wan21", "wan22"]
 EACH = 2
 """Frames of a tiny pipeline's clip for each latent frame, but for the first one."""
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 def noise(frames, batch=1, seed=0):

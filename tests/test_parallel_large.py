@@ -9,7 +9,6 @@ import torch
 from parallel_jobs import dies_at, outcome, stepped
 from test_parallel import CLOSE, agree, distance
 from tiny import PIPELINES
-from worlds import World
 
 from accel import Plan, attention
 from accel import tokens as merging
@@ -40,15 +39,6 @@ GRAIN, CHANNELS = {"sd15": 4, "flux_cfg": 2}, 4
 
 EVEN = Bottleneck(steps=(1, 1, 1))
 """Of three steps each is the first of its size; of six, every second one."""
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 # Pixelsmith

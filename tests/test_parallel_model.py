@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from roster import full
 from tiny import PIPELINES, Ask
-from worlds import World
 
 from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
 from parallel.clusters import Cluster, Traffic
@@ -236,15 +235,6 @@ CASES = [
     ),
     *(pytest.param(way, 4, *case, id=way, marks=full(True)) for way, case in MORE.items()),
 ]
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 @pytest.mark.parametrize(("way", "size", "name", "methods"), CASES)

@@ -20,22 +20,12 @@ from sequence_jobs import (
     with_references,
 )
 from test_parallel import CLOSE, WORLDS, agree, distance, every
-from worlds import World
 
 from accel import cache, guidance
 from accel.seams.places import PLANS
 from parallel import CFG, USP, Ring, Ulysses
 
 METHODS = pytest.mark.parametrize("method", [Ulysses(), Ring()], ids=["ulysses", "ring"])
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 # Networks

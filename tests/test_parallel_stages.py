@@ -7,7 +7,7 @@ import torch
 from parallel_jobs import outcome, weights_in_memory
 from test_parallel import CLOSE, WORLDS, agree, distance, enough_blocks, every
 from tiny import PIPELINES
-from worlds import Failed, World
+from worlds import Failed
 
 from accel import Plan, cache, guidance
 from accel.errors import BadInput, UnsupportedModel
@@ -15,15 +15,6 @@ from parallel import CFG, PipeFusion
 
 IN_CI = ["sd3", "flux_cfg", "wan22", "pixart_sigma", "flux_controlnet"]
 NAME = "parallel.PipeFusion"
-
-
-@pytest.fixture(scope="module")
-def worlds():
-    """By size; each starts when it is first needed."""
-    known = {size: World(size) for size in (2, 3, 4)}
-    yield known
-    for world in known.values():
-        world.close()
 
 
 @pytest.mark.parametrize("size", WORLDS)
