@@ -3,7 +3,7 @@
 A process runs the blocks of its own stage alone: it takes in what the stage before sends, and sends
 on what comes out. Each of its attentions keeps the keys and values of the whole picture, of which a
 patch that comes through renews its own: patches before it are of this step, those behind it of the
-step before. The text goes with the first patch.
+step before. The text goes with the first patch, or with each where a model cannot do without.
 
 At every call the pipeline of stages fills and empties: with N stages and M patches the busiest
 process is at work for M of M + N - 1 turns. What overlaps the end of a step with the beginning of
@@ -44,15 +44,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """Keys and values of one attention, ``[B, H, S, D]``, of text and picture."""
+    """Keys and values of one attention, ``[B, H, S, D]``, of text and picture.
+
+    Attributes:
+        mask: Which of them are attended to, by every query alike; ``None``: all.
+    """
 
     key: Tensor
     value: Tensor
+    mask: Tensor | None
 
     @property
     def bytes(self) -> int:
         """Memory that they take."""
-        return self.key.nbytes + self.value.nbytes
+        masked = 0 if self.mask is None else self.mask.nbytes
+        return self.key.nbytes + self.value.nbytes + masked
 
 
 @dataclass
@@ -107,6 +113,10 @@ class Now:
         return self.exchange.rank == self.exchange.size - 1
 
 
+NEEDS_TEXT = ("QwenImageTransformer2DModel",)
+"""Networks whose blocks cannot run on pictures without any text: no text cannot be turned there."""
+
+
 class Stages:
     """The stages of one network.
 
@@ -142,6 +152,7 @@ class Stages:
         self._cuts = Cuts(denoiser)
         self._blocks = find_blocks(denoiser)
         self._text_first = _text_first(denoiser, self._cuts)
+        self._needs_text = type(denoiser.core).__name__ in NEEDS_TEXT
         self._balance = Balance(len(self._blocks))
         self._elsewhere = Elsewhere()
         self._kept: dict[Hashable, dict[str, Pair]] = {}
@@ -201,11 +212,11 @@ class Stages:
         return Result(value, result.fresh)
 
     def cut(self, value: Tensor, dim: int, text: bool, /) -> Tensor:
-        """The tokens of the patch that is on its way; the first one has the text."""
+        """The tokens of the patch that is on its way, and the text where it goes with it."""
         now = self._now
         assert now is not None
         if text:
-            return value if now.patch == 0 else value.narrow(dim, 0, 0)
+            return value if self._with_text(now) else value.narrow(dim, 0, 0)
         now.tokens = value.shape[dim]
         return value.tensor_split(now.patches, dim)[now.patch]
 
@@ -281,26 +292,33 @@ class Stages:
         now = self._now
         if now is None:
             return asked.dense()
-        if asked.attn_mask is not None:
+        mask = asked.attn_mask
+        if mask is not None and mask.shape[-2] != 1:
             raise UnsupportedModel(
-                f"{self._denoiser.name}.{path} attends under a mask, of which patches would need "
-                "a part: parallel.PipeFusion does not fit this pipeline. Use parallel.AsyncDiff."
+                f"{self._denoiser.name}.{path} attends under a mask that differs between queries, "
+                "of which patches would need a part: parallel.PipeFusion does not fit this "
+                "pipeline. Use parallel.AsyncDiff."
             )
         if now.patches == 1:
-            now.pairs[path] = Pair(asked.key.clone(), asked.value.clone())
+            held = None if mask is None else mask.clone()
+            now.pairs[path] = Pair(asked.key.clone(), asked.value.clone(), held)
             return asked.dense()
         pair = now.pairs[path]
         text = pair.key.shape[2] - now.tokens
         for whole, part in ((pair.key, asked.key), (pair.value, asked.value)):
             self._renew(whole, part, now, text)
-        return Asked(**{**vars(asked), "key": pair.key, "value": pair.value}).dense()
+        whole = {"key": pair.key, "value": pair.value, "attn_mask": pair.mask}
+        return Asked(**{**vars(asked), **whole}).dense()
+
+    def _with_text(self, now: Now) -> bool:
+        return now.patch == 0 or self._needs_text
 
     def _renew(self, whole: Tensor, part: Tensor, now: Now, text: int) -> None:
         """Put what belongs to a patch where it is, in all tokens of an attention."""
         each, more = divmod(now.tokens, now.patches)
         begin = now.patch * each + min(now.patch, more)
         count = each + (now.patch < more)
-        carried = text if now.patch == 0 else 0
+        carried = text if self._with_text(now) else 0
         at = text if self._text_first else 0
         own = carried if self._text_first else 0
         whole.narrow(2, at + begin, count).copy_(part.narrow(2, own, count))
