@@ -307,8 +307,8 @@ class Stages:
         text = pair.key.shape[2] - now.tokens
         for whole, part in ((pair.key, asked.key), (pair.value, asked.value)):
             self._renew(whole, part, now, text)
-        whole = {"key": pair.key, "value": pair.value, "attn_mask": pair.mask}
-        return Asked(**{**vars(asked), **whole}).dense()
+        kept = {"key": pair.key, "value": pair.value, "attn_mask": pair.mask}
+        return Asked(**{**vars(asked), **kept}).dense()
 
     def _with_text(self, now: Now) -> bool:
         return now.patch == 0 or self._needs_text
