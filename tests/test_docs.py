@@ -25,6 +25,7 @@ STREAMING = (ROOT / "docs" / "streaming.md").read_text()
 LARGE = (ROOT / "docs" / "large-pictures.md").read_text()
 EDITING = (ROOT / "docs" / "editing.md").read_text()
 KEY_FRAMES = (ROOT / "docs" / "key-frames.md").read_text()
+SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
 INT8 = (ROOT / "docs" / "int8.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
@@ -126,6 +127,17 @@ def test_the_page_on_int8_runs(tmp_path):
         assert (tmp_path / name).stat().st_size > 0
     (python,) = fenced(INT8, "python")
     compile(python, "docs/int8.md", "exec")
+
+
+def test_the_page_on_samplers_runs(tmp_path):
+    for command in commands(SAMPLERS):
+        run(f"{command} --height 32 --width 32", tmp_path)
+    for name in ("olss.toml", "boat.png", "levels.toml", "house.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    (python,) = fenced(SAMPLERS, "python")
+    scope = {}
+    exec(python.replace('"num_inference_steps": 10', '"num_inference_steps": 3'), scope)
+    assert scope["image"].size == (128, 128)
 
 
 def test_the_page_on_tuning_runs(tmp_path):
