@@ -150,29 +150,30 @@ def test_combs_are_as_large_as_the_base_allows(height, width, side):
 
 @pytest.mark.parametrize("name", every(CI))
 def test_to_the_network_a_patch_is_a_picture_of_the_base_size(name):
-    """Shapes of all arguments, and positions and sizes that it is told, are those of a stock call.
+    """Shapes of all arguments, and positions and sizes that it is told, are those of stock calls.
 
     The pictures are twice as high and wide as the base, which whole tokens and levels divide.
     """
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    side = BASE if name != "lumina2" else 4 * BASE
+    side = BASE if name not in ("lumina2", "sana") else 4 * BASE
     calls = spied(pipe, tiny)
     tiny.call(pipe, **sized(name, side))
-    usual, told = calls[0], len(calls)
+    told = len(calls)
     with Plan(ASG(base=side, overlap=0.5)).attach(pipe):
         tiny.call(pipe, **sized(name, 2 * side))
-    patches = calls[told:]
+    usual, patches = [dict(flat(call)) for call in calls[:told]], calls[told:]
     assert len(patches) > 5 * told
     for patch in patches:
-        for argument, value in flat(usual):
-            found = dict(flat(patch))[argument]
-            if isinstance(value, torch.Tensor):
+        for argument, found in flat(patch):
+            known = [call[argument] for call in usual if argument in call]
+            if isinstance(found, torch.Tensor):
                 if argument.endswith(("img_ids", "time_ids", "_size", "resolution")):
-                    assert torch.equal(found, value), argument
-                assert found.shape == value.shape or argument.startswith("encoder"), argument
+                    assert any(torch.equal(found, value) for value in known), argument
+                shapes = [value.shape for value in known]
+                assert found.shape in shapes or argument.startswith("encoder"), argument
             elif argument.startswith("img_shapes"):
-                assert found == value
+                assert found in known
 
 
 def flat(arguments, before=""):
