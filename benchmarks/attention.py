@@ -47,6 +47,7 @@ from measure import (
     ratio,
     repeated,
     save,
+    save_plot,
     signature,
     spread,
     waiting,
@@ -370,8 +371,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure.suptitle(title)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=4)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_plot(figure, path, dpi=130)
 
 
 def options_of(given: list[str] | None = None) -> argparse.Namespace:

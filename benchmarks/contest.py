@@ -28,7 +28,7 @@ import numpy as np
 import peers
 import torch
 from counting import Counter
-from measure import RESULTS, Lines, digest, here, spread
+from measure import RESULTS, Lines, digest, here, save_plot, spread
 from PIL import Image
 
 import accel
@@ -525,8 +525,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     figure.suptitle(f"{title}. Faster is left, closer to stock is down")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=6)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_plot(figure, path, dpi=130)
 
 
 def options_of(title: str) -> argparse.ArgumentParser:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import RESULTS, Lines, digest, here, save, signature
+from measure import RESULTS, Lines, digest, here, save, save_plot, signature
 
 import accel
 from accel import cache, guidance
@@ -173,8 +173,7 @@ def diagram(rows: dict[str, dict[str, Any]], points: dict[str, Any], path: Path)
     axes[0].set_ylabel("real relative error of the final latents")
     axes[0].legend(loc="upper left", fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_plot(figure, path, dpi=110)
 
 
 def arguments() -> argparse.Namespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
 import platform
 import statistics
@@ -198,6 +199,19 @@ def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
     document = {"command": command, "machine": machine(), **result}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def save_plot(figure: Any, path: Path, dpi: int) -> None:
+    """Write a plot as PNG in 256 colours, a third of the bytes, and close it."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi)
+    plt.close(figure)
+    with Image.open(drawn) as picture:
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(path, "PNG", optimize=True)
 
 
 def digest(pipe: Any) -> str:

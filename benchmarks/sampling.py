@@ -39,7 +39,7 @@ import diffusers
 import numpy as np
 import torch
 from contest import looks
-from measure import RESULTS, Lines, digest, here, save
+from measure import RESULTS, Lines, digest, here, save, save_plot
 from torch import Tensor
 from verdicts import SEARCHED, Rows, fidelity, figures, verdicts
 
@@ -482,8 +482,7 @@ def plot(points: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.set_title(f"{title}. Lower is closer; dashed: diffusers")
     figure.legend(loc="outside lower center", fontsize=9, ncols=4)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_plot(figure, path, dpi=130)
 
 
 def main() -> None:

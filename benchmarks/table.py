@@ -34,7 +34,7 @@ import winners
 from album import KEPT, Album
 from compact import Compact, rounded
 from contest import OURS, STOCK, Benches, Contestant, Stage, active, label
-from measure import Lines, digest, here, machine
+from measure import Lines, digest, here, machine, save_plot
 from peers import COMPILED
 from table_field import TUNED, TUNED_CURVE, Field, Wanted, gather
 
@@ -248,8 +248,7 @@ def plot(rows: list[Row], path: Path, title: str) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=9)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    save_plot(figure, path, dpi=80)
 
 
 LOOKS = {
