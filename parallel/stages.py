@@ -30,7 +30,7 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Cuts
 from accel.seams.token_stream import wrap_inside
-from accel.seams.tokens import MASKED, TEXT_FIRST, TEXT_LAST
+from accel.seams.tokens import MASKED, NEEDS_TEXT, TEXT_FIRST, TEXT_LAST
 from parallel.age import Age
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
@@ -111,10 +111,6 @@ class Now:
     def last(self) -> bool:
         """Whether this process has the last stage."""
         return self.exchange.rank == self.exchange.size - 1
-
-
-NEEDS_TEXT = ("QwenImageTransformer2DModel",)
-"""Networks whose blocks cannot run on pictures without any text: no text cannot be turned there."""
 
 
 class Stages:

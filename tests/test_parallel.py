@@ -301,10 +301,13 @@ def test_components_are_exact_while_they_warm_up(worlds, name, size):
         assert "no step after the warm-up" in one.details["parallel.AsyncDiff"]
 
 
+ALIKE = ("sd15_v", "hunyuanimage", "wan21", "mochi")
+"""On these random weights steps in the middle count for as much as those at the beginning."""
+
+
 @pytest.mark.parametrize("size", WORLDS)
 @pytest.mark.parametrize("name", every(BLOCKS, "parallel.AsyncDiff"))
 def test_components_a_step_old_are_near_and_nearer_the_later_they_begin(worlds, name, size):
-    """On random weights a step in the middle may count for more than one at the beginning."""
     if not enough_blocks(name, size):
         with pytest.raises(Failed, match="at most"):
             worlds[size].run(outcome, name, [AsyncDiff(warmup=0)])
@@ -315,7 +318,8 @@ def test_components_a_step_old_are_near_and_nearer_the_later_they_begin(worlds, 
         found = agree(worlds[size].run(outcome, name, [method], runs=2, steps=8))
         assert torch.equal(*found[0].found)
         errors.append(distance(found[0].found[0], found[0].stock))
-    assert 0 < errors[0] < 1 and errors[1] < 1.2 * errors[0] and errors[2] == 0
+    slack = 1.2 if name in ALIKE else 1
+    assert 0 < errors[0] < 1 and errors[1] < slack * errors[0] and errors[2] == 0
 
 
 def enough_blocks(name, count):

@@ -15,6 +15,8 @@ from parallel import CFG, PipeFusion
 
 IN_CI = ["sd3", "flux_cfg", "wan22", "pixart_sigma", "flux_controlnet"]
 NAME = "parallel.PipeFusion"
+ALIKE = ("flux_schnell", "lumina2")
+"""On these random weights steps in the middle count for as much as those at the beginning."""
 
 
 @pytest.mark.parametrize("size", WORLDS)
@@ -35,14 +37,14 @@ def test_a_picture_that_flows_whole_is_exact(worlds, name, method, size):
 
 @pytest.mark.parametrize("name", every([*IN_CI, "qwenimage"], NAME))
 def test_patches_are_near_and_nearer_the_later_they_begin(worlds, name):
-    """On random weights a step in the middle may count for more than one at the beginning."""
     errors = []
     for warmup in (0, 4, 7):
         method = PipeFusion(patches=3, warmup=warmup)
         found = agree(worlds[2].run(outcome, name, [method], runs=2, steps=8))
         assert torch.equal(*found[0].found)
         errors.append(distance(found[0].found[1], found[0].stock))
-    assert CLOSE < errors[0] < 1 and errors[1] < 1.1 * errors[0] and errors[2] <= CLOSE
+    slack = 1.1 if name in ALIKE else 1
+    assert CLOSE < errors[0] < 1 and errors[1] < slack * errors[0] and errors[2] <= CLOSE
 
 
 @pytest.mark.parametrize("name", [name for name in IN_CI if enough_blocks(name, 3)])

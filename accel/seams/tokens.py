@@ -71,6 +71,9 @@ FRAME_BY_FRAME = (
 PADDED = ("HunyuanVideoTransformer3DModel",)
 """Of them, those whose masks hide padded text, and nothing else."""
 
+NEEDS_TEXT = ("QwenImageTransformer2DModel",)
+"""Networks whose blocks cannot run on a picture without any text: none cannot be rotated."""
+
 MASKED = ("ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel")
 """Networks that attend under a mask that hides padded text."""
 
