@@ -71,12 +71,13 @@ class Exclusive(Reduction):
         batch = max(len(x), len(self.anchor))
         x = x.expand(batch, *x.shape[1:])
         first = torch.arange(batch, device=x.device)[:, None] * self.tokens
-        means = embedding_bag(
+        sums = embedding_bag(  # of means torch has no fast form on the CPU
             (self.order + first).flatten(),
             x.reshape(batch * self.tokens, -1),
             (self.start + first).flatten(),
-            mode="mean",
+            mode="sum",
         )
+        means = sums.reshape(batch, self.length, -1) / self.size.to(sums.dtype)[..., None]
         return means.reshape(batch, self.length, *x.shape[2:])
 
     def unmerge(self, y: Tensor) -> Tensor:
