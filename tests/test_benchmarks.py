@@ -578,6 +578,7 @@ def test_the_best_composition_of_clips_and_what_did_nothing():
     assert video.best_sparse(rows) == ["A", "B"]
     best = video.composition(rows)
     assert best["method"] == "A + EasyCache" and best["ssim"] == 0.92
+    assert video.composition(rows, judged=False)["method"] == "C + EasyCache"
     parts = {name: fast["median"] for name, fast in best["parts"].items()}
     assert parts == {"A": 1.5, "EasyCache": 2.0}
     assert "2.80×" in video.told(best) and "3.33×" in video.told(best)
