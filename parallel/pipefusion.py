@@ -34,7 +34,7 @@ class PipeFusion(OneAxis):
     seam: ClassVar[str] = "blocks over processes"
     supports: ClassVar[str] = (
         "transformers with a list of blocks whose tokens are known (Flux, SD3, PixArt, Wan, "
-        "Qwen-Image, LTX), masks of keys alone"
+        "Qwen-Image, LTX, HunyuanVideo), masks of keys alone"
     )
     source: ClassVar[str] = "arXiv 2405.14430, sections 3 and 4"
 

@@ -30,7 +30,7 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Cuts
 from accel.seams.token_stream import wrap_inside
-from accel.seams.tokens import MASKED, NEEDS_TEXT, TEXT_FIRST, TEXT_LAST
+from accel.seams.tokens import MASKED_BY_QUERY, NEEDS_TEXT, TEXT_FIRST, TEXT_LAST
 from parallel.age import Age
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
@@ -144,11 +144,13 @@ class Stages:
         self._warmup = warmup
         self._split = split
         self._tally = tally
-        _refuse_masked(type(denoiser.core).__name__)
+        kind = type(denoiser.core).__name__
+        if kind in MASKED_BY_QUERY:
+            raise _masked(kind)
         self._cuts = Cuts(denoiser)
         self._blocks = find_blocks(denoiser)
         self._text_first = _text_first(denoiser, self._cuts)
-        self._needs_text = type(denoiser.core).__name__ in NEEDS_TEXT
+        self._needs_text = kind in NEEDS_TEXT
         self._balance = Balance(len(self._blocks))
         self._elsewhere = Elsewhere()
         self._kept: dict[Hashable, dict[str, Pair]] = {}
@@ -290,11 +292,7 @@ class Stages:
             return asked.dense()
         mask = asked.attn_mask
         if mask is not None and mask.shape[-2] != 1:
-            raise UnsupportedModel(
-                f"{self._denoiser.name}.{path} attends under a mask that differs between queries, "
-                "of which patches would need a part: parallel.PipeFusion does not fit this "
-                "pipeline. Use parallel.AsyncDiff."
-            )
+            raise _masked(f"{self._denoiser.name}.{path}")
         if now.patches == 1:
             held = None if mask is None else mask.clone()
             now.pairs[path] = Pair(asked.key.clone(), asked.value.clone(), held)
@@ -345,12 +343,11 @@ class Stages:
         )
 
 
-def _refuse_masked(kind: str) -> None:
-    if kind in MASKED:
-        raise UnsupportedModel(
-            f"{kind} attends under a mask, of which patches would need a part: parallel.PipeFusion "
-            "does not fit. Use parallel.AsyncDiff."
-        )
+def _masked(who: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{who} attends under a mask that differs between queries, of which patches would need a "
+        "part: parallel.PipeFusion does not fit. Use parallel.AsyncDiff."
+    )
 
 
 def _text_first(denoiser: Denoiser, cuts: Cuts) -> bool:

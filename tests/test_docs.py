@@ -27,6 +27,7 @@ EDITING = (ROOT / "docs" / "editing.md").read_text()
 KEY_FRAMES = (ROOT / "docs" / "key-frames.md").read_text()
 SAMPLERS = (ROOT / "docs" / "samplers.md").read_text()
 INT8 = (ROOT / "docs" / "int8.md").read_text()
+ATTENTION = (ROOT / "docs" / "attention.md").read_text()
 SMALL = "--steps 3 --height 64 --width 64 --captions 1 --held-out 1 --budget 20s"
 """What makes of a documented tuning a short one: the last of two options counts."""
 PROMPTS = "a boat on the sea\na red house\n"
@@ -138,6 +139,19 @@ def test_the_page_on_samplers_runs(tmp_path):
     scope = {}
     exec(python.replace('"num_inference_steps": 10', '"num_inference_steps": 3'), scope)
     assert scope["image"].size == (128, 128)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not pay")
+def test_the_page_on_attention_runs(tmp_path):
+    small = "--steps 3 --height 32 --width 32"
+    for command in commands(ATTENTION):
+        run(f"{command} {'' if 'explain' in command else small}", tmp_path)
+    for name in ("house.png", "boat.mp4", "clips/report.json"):
+        assert (tmp_path / name).stat().st_size > 0
+    (python,) = fenced(ATTENTION, "python")
+    scope = {}
+    exec(python.replace("512", "128"), scope)
+    assert scope["run"].report.verdicts["attention.Pattern"].state == "ACTIVE"
 
 
 def test_the_page_on_tuning_runs(tmp_path):

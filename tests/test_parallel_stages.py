@@ -35,7 +35,7 @@ def test_a_picture_that_flows_whole_is_exact(worlds, name, method, size):
         assert "stages of" in one.details[NAME]
 
 
-@pytest.mark.parametrize("name", every([*IN_CI, "qwenimage"], NAME))
+@pytest.mark.parametrize("name", every([*IN_CI, "qwenimage", "hunyuanvideo"], NAME))
 def test_patches_are_near_and_nearer_the_later_they_begin(worlds, name):
     errors = []
     for warmup in (0, 4, 7):

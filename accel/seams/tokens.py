@@ -71,11 +71,11 @@ FRAME_BY_FRAME = (
 PADDED = ("HunyuanVideoTransformer3DModel",)
 """Of them, those whose masks hide padded text, and nothing else."""
 
-NEEDS_TEXT = ("QwenImageTransformer2DModel",)
-"""Networks whose blocks cannot run on a picture without any text: none cannot be rotated."""
+NEEDS_TEXT = ("HunyuanVideoTransformer3DModel", "QwenImageTransformer2DModel")
+"""Networks whose blocks cannot run on a picture without any text."""
 
-MASKED = ("ChromaTransformer2DModel", "HunyuanVideoTransformer3DModel")
-"""Networks that attend under a mask that hides padded text."""
+MASKED_BY_QUERY = ("ChromaTransformer2DModel",)
+"""Networks that attend under a mask that differs between queries."""
 
 UNSERVED = {
     "MochiTransformer3DModel": (

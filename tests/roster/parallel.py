@@ -36,8 +36,8 @@ SHARED = frozenset(
 """Tiny pipelines of whose networks it is known where their tokens are shared out."""
 
 NO_PLAN = frozenset(PIPELINES) - SHARED
-NO_PATCHES = frozenset({"hunyuanimage", "mochi", "zimage", "chroma", "hunyuanvideo"})
-"""Tiny pipelines whose text is not known to be first or last, with two streams, or with masks."""
+NO_PATCHES = frozenset({"hunyuanimage", "mochi", "zimage", "chroma"})
+"""Tiny pipelines with text neither first nor last, two streams, or masks by query."""
 
 OTHER_DECODER = frozenset(
     {"svd", "hunyuanimage", "qwenimage", "sana", "wan21", "wan22"}
