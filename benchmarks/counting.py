@@ -9,7 +9,6 @@ counted in the same way: a cache that answers in the whole network's place makes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from accel.tuning.work import layers, products
+
 BLOCKS = ("TransformerBlock", "ResnetBlock2D", "Transformer2DModel")
 """Endings of the names of classes that count as a block; one inside of another does not."""
-
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Counter:
@@ -57,15 +56,14 @@ class Counter:
 
     def _count_layers(self) -> None:
         for index, block in enumerate(self.blocks):
-            for layer in block.modules():
-                if isinstance(layer, LAYERS):
-                    layer.forward = partial(self._count, index, layer, layer.forward)
+            for layer in layers(block):
+                layer.forward = partial(self._count, index, layer, layer.forward)
 
     def _count(
         self, index: int, layer: Any, inner: Callable[..., torch.Tensor], *args: Any, **named: Any
     ) -> torch.Tensor:
         returned = inner(*args, **named)
-        self._done[index] += layer.weight.numel() * _places(layer, returned)
+        self._done[index] += products(layer, returned)
         return returned
 
     def calibrate(self, draw: Callable[[], object]) -> None:
@@ -94,10 +92,3 @@ def _outermost(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _outermost(child)
-
-
-def _places(layer: nn.Module, returned: torch.Tensor) -> int:
-    """How many times the weight was applied: tokens, or pixels."""
-    if isinstance(layer, nn.Linear):
-        return math.prod(returned.shape[:-1])
-    return len(returned) * math.prod(returned.shape[2:])

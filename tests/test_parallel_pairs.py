@@ -10,7 +10,8 @@ from worlds import World
 from accel import Accelerator
 from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
 
-CLOSE = 1e-3
+CLOSE = 2e-4
+ROUNDED = 1e-3
 """Caches that keep bfloat16 turn what is rounding in float32 into rounding of theirs."""
 AT_ONCE = 8
 """Caches that are tried in one run of a world."""
@@ -98,7 +99,8 @@ def distance(one):
 def test_caches_decide_as_in_one_process(world, name, method):
     for other, ranks in pairs(world, name, method):
         assert agree(ranks), other
-        assert all(distance(one) <= CLOSE for one in ranks), other
+        close = ROUNDED if getattr(other, "keep", "native") == "bfloat16" else CLOSE
+        assert all(distance(one) <= close for one in ranks), other
 
 
 @cases(STALE)

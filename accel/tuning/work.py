@@ -35,7 +35,7 @@ def counting(pipe: Any, clock: Callable[[], float] = time.perf_counter) -> Itera
 
     work, handles = Work(), []
     for denoiser in find_denoisers(pipe):
-        handles += [layer.register_forward_hook(_count(work)) for layer in _layers(denoiser.core)]
+        handles += [layer.register_forward_hook(_count(work)) for layer in layers(denoiser.core)]
         handles += _timed(denoiser.core, work, clock)
     try:
         yield work
@@ -44,7 +44,8 @@ def counting(pipe: Any, clock: Callable[[], float] = time.perf_counter) -> Itera
             handle.remove()
 
 
-def _layers(module: Any) -> Iterator[Any]:
+def layers(module: Any) -> Iterator[Any]:
+    """The linear and convolution layers of a module."""
     from torch import nn
 
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,18 +54,18 @@ def _layers(module: Any) -> Iterator[Any]:
 
 def _count(work: Work) -> Callable[..., None]:
     def count(layer: Any, _inputs: Any, returned: Any) -> None:
-        work.products += layer.weight.numel() * _places(layer, returned)
+        work.products += products(layer, returned)
 
     return count
 
 
-def _places(layer: Any, returned: Any) -> int:
-    """How often the weight was applied: tokens, or pixels."""
+def products(layer: Any, returned: Any) -> int:
+    """Multiplications of a layer's call: its weights at each token, or pixel, of the answer."""
     from torch import nn
 
-    if isinstance(layer, nn.Linear):
-        return math.prod(returned.shape[:-1])
-    return math.prod((len(returned), *returned.shape[2:]))
+    linear = isinstance(layer, nn.Linear)
+    places = returned.shape[:-1] if linear else (len(returned), *returned.shape[2:])
+    return int(layer.weight.numel() * math.prod(places))
 
 
 def _timed(module: Any, work: Work, clock: Callable[[], float]) -> list[Any]:
