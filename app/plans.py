@@ -52,7 +52,7 @@ def for_goal(choice: Choice) -> Plan:
         BadInput: If there is none, or no folder of tuned plans was given.
         PlanError: If a file there is no plan.
     """
-    from accel.tuning.library import fastest
+    from accel.tuning.library import fastest, tuned_plans
     from accel.tuning.targets import Targets
 
     goal = Targets.parse(choice.goal)
@@ -61,7 +61,7 @@ def for_goal(choice: Choice) -> Plan:
             f"--goal {goal.each[0]}: name the folder of the plans that `accel tune` wrote for this "
             "model, by --tuned."
         )
-    return fastest(choice.tuned, goal)[1]
+    return fastest(tuned_plans(choice.tuned), goal, f"the folder {choice.tuned}")[1]
 
 
 def read(path: Path) -> Plan:

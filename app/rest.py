@@ -25,7 +25,7 @@ from accel.plan import Plan, Preset, methods
 from app import request as vocabulary
 from app.files import without_folders
 from app.listing import described
-from app.request import FILES
+from app.request import FILES, Source
 from app.serve.jobs import (
     ENDED,
     PLACE,
@@ -114,7 +114,14 @@ class Order(BaseModel):
 
     kind: Literal["generate", "compare"] = "generate"
     request: Picture
-    preset: Preset | None = Field(None, description="a plan by name; or give `plan`")
+    preset: Preset | None = Field(None, description="a plan by name; or give `goal` or `plan`")
+    goal: list[Annotated[str, Field(max_length=100)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="the fastest plan that was proven to hold this, such as `ssim>=0.95`; of those "
+        "that the server was given by `accel ui --tuned`",
+    )
     plan: dict[str, JsonValue] | None = Field(
         None, description="as `accel methods --toml`, in JSON; neither: the stock pipeline"
     )
@@ -138,28 +145,34 @@ class Order(BaseModel):
             raise ValueError("not read as JSON: send Content-Type: application/json") from error
         return values
 
-    def spec(self, folder: Path) -> Spec:
+    def spec(self, service: Service) -> Spec:
         """The job that is asked for.
 
         Args:
-            folder: Where uploads lie, which are named relative to it.
+            service: Has the uploads, which are named relative to its folder, and the tuned plans.
 
         Raises:
-            BadInput: If both a plan and a preset are given.
+            BadInput: If more than one of plan, preset and goal is given, or no plan holds the goal.
         """
-        if self.plan is not None and self.preset is not None:
-            raise BadInput("plan and preset are both given: choose one.")
         asked = self.request.model_dump(exclude_unset=True, exclude_none=True)
-        files = {name: str(folder / asked[name]) for name in FILES if name in asked}
-        plan = Plan.preset(self.preset).to_dict() if self.preset else self.plan or STOCK
+        files = {name: str(service.folder / asked[name]) for name in FILES if name in asked}
+        named = self.preset or " and ".join(self.goal or ())
         return Spec(
             kind=self.kind,
             request={**asked, **files},
-            plan=plan,
-            title=self.title or self.preset or "",
+            plan=self._plan(service, asked.get("model", Source.model)),
+            title=self.title or named,
             repeats=self.repeats,
             against=self.against,
         )
+
+    def _plan(self, service: Service, model: str) -> dict[str, Any]:
+        given = [name for name in ("plan", "preset", "goal") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise BadInput(f"{' and '.join(given)} are given together: choose one.")
+        if self.goal:
+            return service.for_goal(model, self.goal).to_dict()
+        return Plan.preset(self.preset).to_dict() if self.preset else self.plan or STOCK
 
 
 class JobView(BaseModel):
@@ -194,6 +207,15 @@ class Health(BaseModel):
 
     status: Literal["ok", "paused"]
     detail: str | None = Field(description="why the queue stands still")
+
+
+class GoalView(BaseModel):
+    """What a tuned plan of the server was proven to hold, and how fast it is."""
+
+    targets: tuple[str, ...] = Field(description="what a goal may ask, or less of it")
+    speedup: float = Field(description="times the stock pipeline's")
+    low: float = Field(description="lower end of its 95 % interval")
+    high: float = Field(description="upper end of it")
 
 
 class FieldView(BaseModel):
@@ -252,7 +274,7 @@ router = APIRouter()
 @router.post("/generate", status_code=202, responses=_problems(404, 422, 429, 507))
 def generate(order: Order, service: Served, owner: Owner, request: Request) -> JobView:
     """Queue a picture, a clip or a comparison; ask for the job until it has ended."""
-    [job] = service.submit(owner, [order.spec(service.folder)])
+    [job] = service.submit(owner, [order.spec(service)])
     return _view(job, service, request)
 
 
@@ -345,6 +367,20 @@ def list_methods() -> list[MethodView]:
 def models(service: Served) -> list[ModelInfo]:
     """The models that a request can name."""
     return service.models()
+
+
+@router.get("/goals", responses=_problems(422))
+def goals(
+    service: Served,
+    model: Annotated[str, Query(max_length=200, description="as an order names it")] = Source.model,
+) -> list[GoalView]:
+    """What the server's tuned plans for a model hold; waits until it knows what the model is."""
+    plans = [plan.tuned for plan in service.tuned(model).values() if plan.tuned]
+    speeds = [tuned.figure("speedup") for tuned in plans]
+    return [
+        GoalView(targets=tuned.targets, speedup=fast.mean, low=fast.low, high=fast.high)
+        for tuned, fast in zip(plans, speeds, strict=True)
+    ]
 
 
 @router.get("/health")

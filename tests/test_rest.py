@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import schemathesis
+from evidence import proven
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.testclient import TestClient
+from tiny import PIPELINES
 from web import USERS, Memory, client, door, logged_in, png, service
 
-from accel import errors, methods
+from accel import Plan, cache, errors, methods
 from app import launch, request, rest
 from app.files import without_folders
 from app.request import FILES, Serving
@@ -56,6 +58,27 @@ def test_a_picture_from_order_to_file(rest_client: TestClient, memory: Memory) -
     assert picture.headers["content-type"] == "image/png"
     assert picture.headers["content-disposition"].startswith("inline")
     assert "private" in picture.headers["cache-control"]
+
+
+def test_a_goal_takes_the_plan_that_was_proven_to_hold_it(
+    rest_client: TestClient, memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = proven(Plan(cache.EasyCache()), PIPELINES["flux_cfg"].build())
+    offered = {"scenes-flux": {Path("near.toml"): plan}}
+    monkeypatch.setattr(memory, "tuned", lambda model: offered.get(model, {}))
+    order = ORDER | {"goal": ["ssim>=0.9", "speedup>=2"]}
+    job = rest_client.post(f"{BASE}/generate", json=order).json()
+    assert Plan.from_dict(job["plan"]) == plan and job["title"] == "ssim>=0.9 and speedup>=2"
+    [goal] = rest_client.get(f"{BASE}/goals?model=scenes-flux").json()
+    assert goal == {"targets": ["ssim>=0.95"], "speedup": 2.5, "low": 2.25, "high": 2.75}
+    assert rest_client.get(f"{BASE}/goals?model=scenes-unet").json() == []
+    for more, said in (
+        ({"goal": ["ssim>=0.99"]}, "near.toml: ssim>=0.95 at 2.50 times"),
+        ({"request": {**ORDER["request"], "model": "scenes-unet"}}, "for scenes-unet"),
+    ):
+        answer = rest_client.post(f"{BASE}/generate", json=order | more)
+        assert answer.status_code == 422 and said in answer.json()["detail"]
+    assert len(memory.jobs) == 1
 
 
 def test_history_trash_and_restore(rest_client: TestClient) -> None:
@@ -146,6 +169,10 @@ def test_an_order_has_the_vocabulary_of_the_command_line() -> None:
         (ORDER | {"title": "x" * 201}, "title"),
         (ORDER | {"owner": "bob"}, "owner"),
         (ORDER | {"preset": "fast", "plan": {"plan": 1}}, "plan and preset"),
+        (ORDER | {"preset": "fast", "goal": ["ssim>=0.9"]}, "preset and goal"),
+        (ORDER | {"goal": []}, "goal"),
+        (ORDER | {"goal": ["nearly"]}, "The target 'nearly' is none"),
+        (ORDER | {"goal": ["ssim>=0.9"]}, "There is no tuned plan in this server's folder"),
     ],
 )
 def test_an_order_that_is_none_is_refused_by_its_name(

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import gradio as gr
 import pytest
+from evidence import proven
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from saved import Folders, done, picture
@@ -18,8 +19,6 @@ from ui_service import drawn as draw
 from accel import Guard, Plan, cache
 from accel import methods as all_methods
 from accel.errors import BadInput
-from accel.seams.identity import identity
-from accel.tuned import Figure, Tuned
 from accel.tuning.library import tuned_plans
 from app import metadata
 from app.request import Request, Source, make
@@ -418,39 +417,12 @@ def test_a_goal_is_put_into_the_knobs(drawn: generate.Page, goal: str) -> None:
 # tuned plans
 
 
-FASTER_BY = Figure(measure="speedup", mean=2.5, low=2.25, high=2.75)
-NEAR = Figure(measure="ssim", mean=0.97, low=0.96, high=0.98, share=0.95, share_low=0.8)
-
-
-def proven(pipe: Any, **more: Any) -> Plan:
-    """A plan that was tuned for a pipeline."""
-    evidence = Tuned(
-        **more,
-        targets=("ssim>=0.95",),
-        methods="",
-        network=identity(pipe),
-        pipeline=type(pipe).__name__,
-        scheduler=type(pipe.scheduler).__name__,
-        call=(("num_inference_steps", 4.0),),
-        machine="one <machine>",
-        versions=(("torch", "2"),),
-        prompts=8,
-        held_out=20,
-        texts="0",
-        figures=(NEAR, FASTER_BY),
-        plans=9,
-        minutes=1.0,
-        date="2026-11-30",
-    )
-    return EASY.proven(evidence)
-
-
 @pytest.fixture
 def tuned(models: Folders, service: Fake, tmp_path: Path) -> Path:
     """A plan that was tuned for the first model; its file."""
     path = tmp_path / "near.toml"
     pipe = service._session(Source(model=models("flux_cfg"))).model.pipe
-    path.write_text(proven(pipe).to_toml())
+    path.write_text(proven(EASY, pipe).to_toml())
     return path
 
 
@@ -683,7 +655,7 @@ def test_the_real_service_knows_which_tuned_plans_are_for_a_model(
 ) -> None:
     for name, pipeline in (("mine", "flux_cfg"), ("other", "sd15")):
         pipe = Session.open(Source(model=models(pipeline))).model.pipe
-        (tmp_path / f"{name}.toml").write_text(proven(pipe, elsewhere="warn").to_toml())
+        (tmp_path / f"{name}.toml").write_text(proven(EASY, pipe, elsewhere="warn").to_toml())
     (tmp_path / "untuned.toml").write_text(EASY.to_toml())
     monkeypatch.setattr(real, "plans", tuned_plans(tmp_path))
     assert [path.stem for path in real.plans] == ["mine", "other"]

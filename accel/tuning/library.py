@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from accel.errors import BadInput, PlanError
@@ -10,36 +11,36 @@ from accel.tuned import Tuned
 from accel.tuning.targets import Target, Targets
 
 
-def fastest(folder: Path, goal: Targets) -> tuple[Path, Plan]:
-    """The fastest tuned plan of a folder that was proven to hold a goal.
+def fastest(plans: Mapping[Path, Plan], goal: Targets, where: str) -> tuple[Path, Plan]:
+    """The fastest tuned plan that was proven to hold a goal.
 
     What was proven for a stricter target holds a looser one; times are what was measured.
 
     Args:
-        folder: Of plan files that `accel tune` wrote, for one model.
+        plans: Plans that `accel tune` wrote, for one model, by their files (`tuned_plans`).
         goal: What is to be held.
+        where: The plans are, for messages: ``the folder tuned``.
 
     Raises:
         BadInput: If there is none, or those that hold it are of several networks.
-        PlanError: If a file is no plan.
     """
-    found = [(path, plan, plan.tuned) for path, plan in tuned_plans(folder).items() if plan.tuned]
+    found = [(path, plan, plan.tuned) for path, plan in plans.items() if plan.tuned]
     if not found:
         raise BadInput(
-            f"The folder {folder} holds no tuned plan: write one by `accel tune --target "
-            f'"{goal.each[0]}" --out {folder / "NAME.toml"}`.'
+            f"There is no tuned plan in {where}: write one into it by `accel tune --target "
+            f'"{goal.each[0]}" --out FOLDER/NAME.toml`.'
         )
     good = [(path, plan, tuned) for path, plan, tuned in found if holds(tuned, goal)]
     wanted = " and ".join(map(str, goal.each))
     if not good:
         there = "; ".join(f"{path.name}: {_promise(tuned)}" for path, _, tuned in found)
         raise BadInput(
-            f"No plan in {folder} was proven to hold {wanted} (there are {there}): tune one by "
+            f"No plan in {where} was proven to hold {wanted} (there are {there}): tune one by "
             f'`accel tune --target "{goal.each[0]}"`, or ask for less.'
         )
     if len({tuned.network for *_, tuned in good}) > 1:
         raise BadInput(
-            f"{folder} has plans for several networks that hold {wanted} "
+            f"In {where} are plans for several networks that hold {wanted} "
             f"({', '.join(path.name for path, *_ in good)}): keep those of one model in a folder, "
             "or give one by --plan."
         )

@@ -409,6 +409,25 @@ class Service:
         found = {path: self.refusal(model, plan) for path, plan in self.plans.items()}
         return {path: plan for path, plan in self.plans.items() if found[path] is None}
 
+    def for_goal(self, model: str, goal: Sequence[str]) -> Plan:
+        """The fastest of a model's tuned plans that was proven to hold a goal.
+
+        Waits where it is not known yet what the model is.
+
+        Args:
+            model: The model.
+            goal: Targets, such as ``ssim>=0.95``.
+
+        Raises:
+            BadInput: If the model is not offered, the goal is none, or no plan holds it.
+        """
+        from accel.tuning.library import fastest
+        from accel.tuning.targets import Targets
+
+        targets = Targets.parse(goal)
+        where = f"this server's folder of plans (accel ui --tuned FOLDER) for {model}"
+        return fastest(self.tuned(model), targets, where)[1]
+
     def refusal(self, model: str, plan: Plan) -> str | None:
         """Why what a tuned plan promises is not promised for a model; ``None``: it is.
 
