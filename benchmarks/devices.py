@@ -1,6 +1,7 @@
 """What several processes gain on one picture, and what it costs: seconds, bytes, fidelity.
 
     python benchmarks/devices.py [--model scenes-flux] [--processes 2] [--captions 4] [--size 128]
+        [--steps 28]
     python benchmarks/devices.py --untimed [--model scenes-unet] [--processes 3] [--captions 8]
 
 Every process has one thread, and so has the one that works alone: in each round the first process
@@ -68,6 +69,7 @@ class Asked:
         captions: Held-out captions, a picture each.
         repeats: Rounds that count, of each caption; 0: nothing is timed.
         predict: Whether it is predicted as well.
+        steps: Of a picture; 0: those of a usual call.
     """
 
     model: str
@@ -75,6 +77,7 @@ class Asked:
     captions: int
     repeats: int
     predict: bool = False
+    steps: int = 0
 
 
 def plans(model: str, processes: int, *, warmups: bool = False) -> dict[str, Plan]:
@@ -126,6 +129,8 @@ class Maker:
         self._pipe.set_progress_bar_config(disable=True)
         if asked.size:
             self._call |= {"height": asked.size, "width": asked.size}
+        if asked.steps:
+            self._call["num_inference_steps"] = asked.steps
         self.latest: dict[str, Any] = {}
         self.sent = dict.fromkeys(chosen, 0)
 
@@ -285,9 +290,12 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", choices=PLANS, help="some of them alone")
     parser.add_argument("--untimed", action="store_true", help="bytes and likeness alone")
     parser.add_argument("--predict", action="store_true", help="by the model of costs as well")
+    parser.add_argument("--steps", type=int, default=0, help="0: as usual")
     options = parser.parse_args()
     repeats = 0 if options.untimed else options.repeats
-    asked = Asked(options.model, options.size, options.captions, repeats, options.predict)
+    asked = Asked(
+        options.model, options.size, options.captions, repeats, options.predict, options.steps
+    )
     chosen = plans(asked.model, options.processes, warmups=options.untimed)
     chosen = {name: plan for name, plan in chosen.items() if name in (options.plans or chosen)}
     found = together(options.processes, measured, asked, chosen)
@@ -295,7 +303,9 @@ def main() -> None:
     size = asked.size or found["pictures"][STOCK].shape[-2]
     form = "bytes" if options.untimed else "devices"
     name = f"{form}-{options.processes}-{asked.model}-{size}"
-    title = f"{asked.model}, {size}², {asked.captions} captions, {options.processes} processes"
+    steps = f", {asked.steps} steps" if asked.steps else ""
+    title = f"{asked.model}, {size}²{steps}, {asked.captions} captions, "
+    title += f"{options.processes} processes"
     if options.untimed:
         title += ": what they send, and how like stock the picture is."
     else:
