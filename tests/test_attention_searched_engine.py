@@ -286,13 +286,6 @@ def test_padding_counts_for_nothing_when_heads_are_judged():
     assert torch.equal(chosen_of(moment(layout, (q, k, v), text_mask=valid), patterns, 48), before)
 
 
-def test_text_that_takes_all_is_refused_with_what_to_do(bench):
-    run = Plan(SVG(keep=0.9, block=4)).attach(bench.pipe("sd3"))
-    with pytest.raises(errors.BadInput, match="raise keep"):
-        bench.call("sd3", steps=2)
-    run.detach()
-
-
 # whether it pays
 
 

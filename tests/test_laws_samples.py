@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+import torch
 from roster import ROSTER, STEPS, full, in_ci
 from test_laws_counts import computed_steps
 from tiny import PIPELINES, PROMPTS
@@ -64,12 +65,17 @@ def test_samples_decide_as_if_alone(bench, gauged, name, method):
 
 @pytest.mark.parametrize(("name", "method"), FORMS)
 def test_a_sample_is_the_same_in_company(bench, name, method):
-    plan = Plan(method)
-    with plan.attach(bench.pipe(name)):
-        together = bench.call(name, steps=STEPS, batch=BATCH)
-        for sample in range(BATCH):
-            alone = bench.call(name, steps=STEPS, **only(sample))
-            assert close(bench, name, together, alone, sample)
+    """In float32; where rounding turned a choice over, as it may on some machines, in float64."""
+    same = same_in_company(bench, name, method, torch.float32)
+    assert same or same_in_company(bench, name, method, torch.float64)
+
+
+def same_in_company(bench, name, method, dtype):
+    """Whether each sample of a batch is what it is alone."""
+    with Plan(method).attach(bench.pipe(name, dtype)):
+        together = bench.call(name, dtype=dtype, steps=STEPS, batch=BATCH)
+        alone = [bench.call(name, dtype=dtype, steps=STEPS, **only(k)) for k in range(BATCH)]
+    return all(close(bench, name, together, alone[k], k, dtype=dtype) for k in range(BATCH))
 
 
 DECIDING = [case for case in FORMS if "cache." in case.id and case.values[1].approximates]
@@ -92,14 +98,16 @@ def only(sample):
     return {"prompts": [PROMPTS[sample]], "seeds": [sample]}
 
 
-def close(bench, name, together, alone, sample, *, of=BATCH):
+def close(bench, name, together, alone, sample, *, of=BATCH, dtype=torch.float32):
     """Whether a sample is that of a batch, within what rounding does to the stock pipeline.
 
     Extrapolation magnifies rounding at every skipped step, and a solver that overshoots magnifies
     it with all values (rho-RK from the high σ of SVD does): a neighbour would show by hundredths.
     """
-    stock = bench.stock(name, steps=STEPS, batch=of)[sample]
-    rounding = (stock - bench.stock(name, steps=STEPS, **only(sample))[0]).abs().max()
-    error = (together[sample] - alone[0]).abs().max()
+    exact = {} if dtype == torch.float32 else {"dtype": dtype}
+    stock = bench.stock(name, steps=STEPS, batch=of, **exact)[sample]
+    lone = bench.stock(name, steps=STEPS, **only(sample), **exact)[0]
+    error, rounding = (together[sample] - alone[0]).abs().max(), (stock - lone).abs().max()
     grown = max(together[sample].abs().max() / stock.abs().max(), 1.0)
-    return error <= grown * (100 * rounding + 1e-5 * stock.abs().max())
+    least = 100 * torch.finfo(dtype).eps * stock.abs().max()
+    return error <= grown * (100 * rounding + least)

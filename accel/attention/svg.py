@@ -47,8 +47,8 @@ class SVG(Sparse):
         default=0.25,
         gt=0.0,
         le=1.0,
-        description="share of all pairs, text included, that the band is made for; the authors "
-        "call it sparsity: 0.25 to 0.3. What text alone takes must be less",
+        description="share of the pairs without text that the band is made for; the authors "
+        "call it sparsity and count text in: 0.25 to 0.3",
     )
     block: int = Field(
         default=128, ge=1, description="tokens to which the band's width is rounded, at least one"

@@ -25,9 +25,6 @@ DENSE = frozenset({"chroma", "sana", "flux_kontext"})
 CLIPS = frozenset({"wan21", "wan22", "ltx", "cogvideox", "hunyuanvideo"})
 """Networks whose attention looks over frames."""
 
-WORDY = frozenset({"sd3", "sd35_skip_layer", "sd3_controlnet"})
-"""Text alone takes more pairs than Sparse VideoGen's share leaves."""
-
 FORCED = {"lowering": "gather"}
 """What is forced is not timed at these lengths, and nobody is warned that it does not pay."""
 
@@ -36,6 +33,7 @@ ROWS = {
         engine="attention",
         active=Backend(backend="_native_math"),
         variants=(Backend(),),
+        lossless=None,
     ),
     "attention.GRAT": Row(
         engine="sparse attention",
@@ -121,6 +119,6 @@ ROWS = {
         engine="searched attention",
         active=SVG(keep=0.9, block=4, dense_layers=0, samples=16, **FORCED),
         refused=UNORDERED,
-        idle=DENSE | WORDY,
+        idle=DENSE,
     ),
 }

@@ -44,16 +44,10 @@ class _Band(Pattern):
     def width(self, layout: Layout) -> int:
         """Tokens on either side of a query that are kept: whole blocks, at least one.
 
-        Raises:
-            BadInput: If text alone takes more than the share to be kept.
+        The authors count the pairs with text in the share. Here it is that of the other pairs: the
+        text of a batch is as long as its longest, and a band must not change with the company.
         """
-        share = self.keep - 2 * layout.text / layout.tokens
-        if share <= 0:
-            raise BadInput(
-                f"Text alone makes {2 * layout.text / layout.tokens:.0%} of the pairs of {layout}, "
-                f"and {self.keep:.0%} are to be kept: raise keep."
-            )
-        width = layout.tokens * (1 - math.sqrt(1 - share))
+        width = layout.image * (1 - math.sqrt(1 - self.keep))
         return max(1, round(width / self.block)) * self.block
 
     def keeps(self, layout: Layout, query: Places, key: Places) -> Tensor:
@@ -80,15 +74,15 @@ class Spatial(_Band):
     """A band of neighbouring frames.
 
     Attributes:
-        keep: Share of all pairs that the band is made for, text included; 0.25 to 0.3 with the
-            authors, who call it sparsity.
+        keep: Share of the pairs without text that the band is made for; 0.25 to 0.3 with the
+            authors, who call it sparsity and count text in.
         block: Tokens to which the band's width is rounded; 128 in the paper.
         exact: Whether the band ends at any token. Otherwise blocks that it touches are kept whole,
             which costs a kernel the same and needs no masks.
         sink: Whether all queries attend to as many tokens as a frame has, at the beginning (Wan).
 
     Raises:
-        BadInput: For a share that is none, or, with a layout, that text alone takes.
+        BadInput: For a share that is none.
     """
 
     def order(self, layout: Layout, places: Places) -> Tensor:
@@ -101,8 +95,8 @@ class Temporal(_Band):
     """The same place, and those beside it, in all frames.
 
     Attributes:
-        keep: Share of all pairs that the band is made for, text included; 0.25 to 0.3 with the
-            authors, who call it sparsity.
+        keep: Share of the pairs without text that the band is made for; 0.25 to 0.3 with the
+            authors, who call it sparsity and count text in.
         block: Tokens to which the band's width is rounded; 128 in the paper.
         exact: Whether the band ends at any token. Otherwise blocks that it touches are kept whole,
             which costs a kernel the same and needs no masks.
@@ -110,7 +104,7 @@ class Temporal(_Band):
             pixel-major order: the mask is that of `Spatial`, whatever it means in this order.
 
     Raises:
-        BadInput: For a share that is none, or, with a layout, that text alone takes.
+        BadInput: For a share that is none.
     """
 
     def order(self, layout: Layout, places: Places) -> Tensor:
