@@ -108,6 +108,10 @@ def joined(place: Place, store: Store | None = None, patience: float = PATIENCE)
         Lost: If not all of them come.
     """
     import torch
+
+    # Its functions have the group of all for a default: imported once there is one, they would keep
+    # it, and its threads, beyond the end, where the interpreter may abort on them.
+    import torch.distributed.nn.functional
     from torch import distributed
 
     if torch.cuda.is_available():

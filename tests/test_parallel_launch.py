@@ -93,6 +93,30 @@ def test_the_command_works_under_torchrun(models, tmp_path):
     assert done.stdout.decode().split() == ["a.png"]
 
 
+LEFT = """
+import os, sys
+from pathlib import Path
+from torch.distributed import FileStore
+from parallel.launch import Place, joined
+
+with joined(Place(int(sys.argv[1]), 2, 0), FileStore(sys.argv[2], 2)):
+    import torch._dynamo  # which diffusers imports
+tasks = Path("/proc/self/task")
+print([name for one in tasks.iterdir() if "gloo" in (name := (one / "comm").read_text())])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted on Linux")
+def test_no_thread_of_the_group_outlives_it(tmp_path):
+    """One that did could abort the process at its end, now and then."""
+    command = [sys.executable, "-c", LEFT]
+    both = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    assert [one.communicate(timeout=120)[0].decode().strip() for one in both] == ["[]", "[]"]
+
+
 def test_those_that_do_not_come_are_not_waited_for(tmp_path):
     store = FileStore(str(tmp_path / "store"), 2)
     missed = pytest.raises(AccelError, match="did not find the others")
