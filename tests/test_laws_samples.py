@@ -65,9 +65,10 @@ def test_samples_decide_as_if_alone(bench, gauged, name, method):
 
 @pytest.mark.parametrize(("name", "method"), FORMS)
 def test_a_sample_is_the_same_in_company(bench, name, method):
-    """In float32; where rounding turned a choice over, as it may on some machines, in float64."""
+    """In float32; where rounding may turn a choice of keys or tokens over, at least in float64."""
     same = same_in_company(bench, name, method, torch.float32)
-    assert same or same_in_company(bench, name, method, torch.float64)
+    chooses = method.name.startswith(("attention.", "tokens."))
+    assert same or (chooses and same_in_company(bench, name, method, torch.float64))
 
 
 def same_in_company(bench, name, method, dtype):
