@@ -110,5 +110,5 @@ def close(bench, name, together, alone, sample, *, of=BATCH, dtype=torch.float32
     lone = bench.stock(name, steps=STEPS, **only(sample), **exact)[0]
     error, rounding = (together[sample] - alone[0]).abs().max(), (stock - lone).abs().max()
     grown = max(together[sample].abs().max() / stock.abs().max(), 1.0)
-    least = 100 * torch.finfo(dtype).eps * stock.abs().max()
-    return error <= grown * (100 * rounding + least)
+    finer = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+    return error <= grown * (100 * rounding + 1e-5 * finer * stock.abs().max())

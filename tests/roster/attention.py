@@ -33,7 +33,7 @@ ROWS = {
         engine="attention",
         active=Backend(backend="_native_math"),
         variants=(Backend(),),
-        lossless=None,
+        exact=(Backend(),),
     ),
     "attention.GRAT": Row(
         engine="sparse attention",

@@ -28,6 +28,7 @@ class Row:
         dial: The method at a threshold, where it decides from the samples themselves.
         lossless: Whether its output is that of the stock pipeline to the bit while it acts;
             ``None``: up to the rounding of kernels, so on some machines.
+        exact: Variants whose output is the stock pipeline's to the bit, unlike the active form's.
         also: Tiny pipelines of no matrix (`tiny.TINIES`) that the laws run it on as well.
         idle: Tiny pipelines that it attaches to but finds nothing to do in, or whose runs it
             refuses.
@@ -50,6 +51,7 @@ class Row:
     leads: str = "cond"
     dial: Callable[[float], Accelerator] | None = None
     lossless: bool | None = False
+    exact: tuple[Accelerator, ...] = ()
     also: tuple[str, ...] = ()
     idle: frozenset[str] = field(default_factory=frozenset)
     unready: frozenset[str] = field(default_factory=frozenset)
