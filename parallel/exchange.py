@@ -10,7 +10,7 @@ Every process has to ask for the same things in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,46 +225,76 @@ class Exchange:
             if turn < self.size:
                 current = coming
 
-    def heads_for_tokens(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
+    def heads_for_tokens(
+        self, tensors: Sequence[Tensor], lengths: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
         """Give away the other heads of own tokens for the other tokens of own heads.
 
+        All tensors travel in one message to each process.
+
         Args:
-            x: ``[…, heads, own tokens, width]``; heads are padded to a multiple of the processes.
+            tensors: Each ``[B, heads, own tokens, width]``; the processes divide the heads.
+            lengths: Of each tensor, the tokens of each process.
+
+        Returns:
+            Each ``[B, own heads, all tokens, width]``, tokens in the order of the processes.
+        """
+        each = tensors[0].shape[1] // self.size
+        parts = [torch.split(one.transpose(1, 2), each, 2) for one in tensors]
+        shapes = [
+            [(one.shape[0], count, each, one.shape[3]) for count in told]
+            for one, told in zip(tensors, lengths, strict=True)
+        ]
+        found = self._swap(list(zip(*parts, strict=True)), list(zip(*shapes, strict=True)))()
+        return [torch.cat(one, 1).transpose(1, 2) for one in zip(*found, strict=True)]
+
+    def tokens_for_heads(self, x: Tensor, lengths: Sequence[int]) -> Callable[[], Tensor]:
+        """The way back; waits for nothing yet.
+
+        Args:
+            x: ``[B, own heads, all tokens, width]``.
             lengths: Tokens of each process.
 
         Returns:
-            ``[…, own heads, all tokens, width]``, tokens in the order of the processes.
+            What waits, and answers ``[B, all heads, own tokens, width]``.
         """
-        heads, _, width = x.shape[-3:]
-        each = -(-heads // self.size)
-        parts = torch.split(padded(x, each * self.size, x.ndim - 3), each, -3)
-        shapes = [(*x.shape[:-3], each, length, width) for length in lengths]
-        return torch.cat(self._swapped(list(parts), shapes), -2)
+        parts = [[part] for part in torch.split(x.transpose(1, 2), list(lengths), 1)]
+        own = [tuple(part.shape) for part in parts[self.rank]]
+        found = self._swap(parts, [own] * self.size)
+        return lambda: torch.cat([one for (one,) in found()], 2).transpose(1, 2)
 
-    def tokens_for_heads(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
-        """The way back.
+    def _swap(
+        self, parts: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[tuple[int, ...]]]
+    ) -> Callable[[], list[Sequence[Tensor]]]:
+        """Send some tensors to each process, and get some of the given shapes from each.
 
-        Args:
-            x: ``[…, own heads, all tokens, width]``.
-            lengths: Tokens of each process.
-
-        Returns:
-            ``[…, all heads and what they were padded with, own tokens, width]``.
+        What this one has for itself stays where it is.
         """
-        parts = list(torch.split(x, list(lengths), -2))
-        own = parts[self.rank].shape
-        return torch.cat(self._swapped(parts, [own] * self.size), -3)
+        nothing = parts[self.rank][0].new_empty(0)
+        messages = [_flat(one) if to != self.rank else nothing for to, one in enumerate(parts)]
+        sizes = [[math.prod(shape) for shape in each] for each in shapes]
+        begun = self.begin_parts(messages, [(sum(each),) for each in sizes])
 
-    def _swapped(self, parts: list[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """Send a part to each process, and get one of the given shape from each."""
-        sent = torch.cat([part.reshape(-1) for part in parts])
-        sizes = [math.prod(shape) for shape in shapes]
-        got = sent.new_empty(sum(sizes))
-        counts = [part.numel() for part in parts]
-        distributed.all_to_all_single(got, sent, sizes, counts, group=self._group)
-        self.count((sent.numel() - counts[self.rank]) * sent.element_size())
-        found = torch.split(got, sizes)
-        return [part.reshape(shape) for part, shape in zip(found, shapes, strict=True)]
+        def arrived() -> list[Sequence[Tensor]]:
+            found: list[Sequence[Tensor]] = []
+            for source, flat in enumerate(begun.arrived()):
+                if source == self.rank:
+                    found.append(parts[source])
+                    continue
+                pairs = zip(torch.split(flat, sizes[source]), shapes[source], strict=True)
+                found.append([part.view(shape) for part, shape in pairs])
+            return found
+
+        return arrived
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one after the other, copied once whatever their strides are."""
+    sizes = [one.numel() for one in tensors]
+    flat = tensors[0].new_empty(sum(sizes))
+    for place, one in zip(torch.split(flat, sizes), tensors, strict=True):
+        place.view(one.shape).copy_(one)
+    return flat
 
 
 def _packed(tensors: Sequence[Tensor]) -> Tensor:

@@ -149,22 +149,33 @@ class Sequence:
     def _ulysses(
         self, asked: Asked, mask: Mask | None, spans: dict[str, list[tuple[int, ...]]]
     ) -> Tensor:
-        """Attention of some heads to all tokens of the processes."""
+        """Attention of some heads to all tokens of the processes.
+
+        Heads that the processes do not divide are shared out by queries: each process answers its
+        own ones, with the keys of all, while the answers of the other heads are on their way.
+        """
         ulysses, told = self._exchanges["ulysses"], spans["ulysses"]
-        heads, groups = asked.query.shape[1], asked.query.shape[1] // asked.key.shape[1]
         queries, keys = ([one[index] for one in told] for index in (0, 1))
-        pair = torch.stack([asked.key, asked.value])
-        pair = pair.repeat_interleave(groups, 2) if groups > 1 else pair
-        if queries == keys:
-            all_three = torch.cat([asked.query[None], pair])
-            query, key, value = ulysses.heads_for_tokens(all_three, keys).unbind()
-        else:
-            query = ulysses.heads_for_tokens(asked.query, queries)
-            key, value = ulysses.heads_for_tokens(pair, keys).unbind()
-        mask = mask.gathered(ulysses, told) if mask is not None else None
-        held = replace(asked, query=query, key=key, value=value, enable_gqa=False)
-        found = self._ring(held, mask, spans)
-        return ulysses.tokens_for_heads(found[None], queries)[0, :, :heads]
+        everywhere = mask and mask.gathered(ulysses, told)
+        asked = _without_groups(asked)
+        even = asked.query.shape[1] // ulysses.size * ulysses.size
+        divided, left = _heads(asked, slice(even)), _heads(asked, slice(even, None))
+        pair = None
+        if left.query.shape[1]:
+            pair = ulysses.begin(torch.stack([left.key, left.value]), keys, 3)
+        found: list[Tensor] = []
+        if even:
+            given = (divided.query, divided.key, divided.value)
+            query, key, value = ulysses.heads_for_tokens(given, [queries, keys, keys])
+            divided = replace(divided, query=query, key=key, value=value)
+            back = ulysses.tokens_for_heads(self._ring(divided, everywhere, spans), queries)
+        if pair is not None:
+            key, value = torch.cat(pair.parts(), 3).unbind()
+            own = mask and everywhere and replace(mask, keys=everywhere.keys)
+            found = [self._ring(replace(left, key=key, value=value), own, spans)]
+        if even:
+            found = [back(), *found]
+        return torch.cat([one.transpose(1, 2) for one in found], 2).transpose(1, 2)
 
     def _ring(
         self, asked: Asked, mask: Mask | None, spans: dict[str, list[tuple[int, ...]]]
@@ -211,16 +222,29 @@ def _tell(asked: Asked, own: tuple[int, ...]) -> tuple[int, ...]:
     return own or (asked.query.shape[2], asked.key.shape[2], kind_of(asked))
 
 
+def _without_groups(asked: Asked) -> Asked:
+    """The same with keys and values of its own for every head."""
+    groups = asked.query.shape[1] // asked.key.shape[1]
+    if groups == 1:
+        return asked
+    key, value = (one.repeat_interleave(groups, 1) for one in (asked.key, asked.value))
+    return replace(asked, key=key, value=value, enable_gqa=False)
+
+
+def _heads(asked: Asked, some: slice) -> Asked:
+    """The attention of some heads."""
+    query, key, value = (one[:, some] for one in (asked.query, asked.key, asked.value))
+    return replace(asked, query=query, key=key, value=value)
+
+
 def with_level(asked: Asked) -> tuple[Tensor, Tensor]:
     """What an attention answers, ``[B, H, S, D]`` in float32, and log Σ exp of its scores.
 
     Kernels that give both are torch's own: one for the CPU, one for CUDA.
     """
+    asked = _without_groups(asked)
     query, key, value, scale = asked.query, asked.key, asked.value, asked.scale
     bias = asked.attn_mask
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     if query.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         found, level = flash(query, key, value, 0.0, attn_mask=bias, scale=scale)

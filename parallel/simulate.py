@@ -177,17 +177,18 @@ def tokens(work: Work, devices: int, ulysses: int) -> Cost:
     if not work.sequence or not work.attentions:
         raise Unfit("it is not known where its tokens could be shared out")
     ring, count = devices // ulysses, len(work.attentions)
-    padded = [-(-one.heads // ulysses) * ulysses / one.heads for one in work.attentions]
-    pairs = list(zip(padded, work.attentions, strict=True))
-    whole = sum(more * one.bytes for more, one in pairs)
-    wasted = sum((more - 1) * one.operations for more, one in pairs)
-    swapped = 2 * whole / devices * (ulysses - 1) / ulysses  # q, k, v there, the answer back
-    round_ = whole / devices * (ring - 1)
+    left = [one.heads % ulysses / one.heads for one in work.attentions]  # whose keys go to all
+    gathered = sum(share * one.bytes for share, one in zip(left, work.attentions, strict=True))
+    whole = sum(one.bytes for one in work.attentions)
+    swapped = 2 * (whole - gathered) / ulysses  # q, k, v there, the answer back
+    swapped = (swapped + gathered) / devices * (ulysses - 1)
+    messages = sum(2 * (share < 1) + (share > 0) for share in left) * (ulysses - 1)
+    round_ = (whole + (ulysses - 1) * gathered) / devices * (ring - 1)
     answer = Traffic((devices - 1) * work.output / devices, ulysses + ring - 2, devices)
-    waited = [Traffic(swapped, 2 * count * (ulysses - 1), ulysses)] if ulysses > 1 else []
+    waited = [Traffic(swapped, messages, ulysses)] if ulysses > 1 else []
     hidden = (Traffic(round_, count * (ring - 1), 2, ulysses),) if ring > 1 else ()
     return Cost(
-        (work.operations + wasted) / devices,
+        work.operations / devices,
         work.launches,
         waited=(*waited, answer),
         hidden=hidden,

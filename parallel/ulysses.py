@@ -19,7 +19,8 @@ class Ulysses(SequenceParallel, OneAxis):
 
     For attention, each process gives away the other heads of its tokens for the other tokens of its
     heads, and back after it: two exchanges an attention. Any number of tokens, heads and processes
-    will do; heads that are missing to a multiple of the processes are computed for nothing.
+    will do: of heads that the processes do not divide, all get the keys and values, and each
+    answers its own queries.
     """
 
     name: ClassVar[str] = "parallel.Ulysses"

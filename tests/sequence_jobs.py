@@ -18,6 +18,7 @@ from accel.report import Tally
 from accel.seams import places as plans
 from accel.seams.denoisers import Call, Denoiser, Result, Row
 from parallel import sequence
+from parallel.counting import counter
 from parallel.mesh import Mesh
 from parallel.sequence_parallel import SequenceParallel
 
@@ -389,28 +390,37 @@ STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Attention(nn.Module):
-    """An attention of three heads, under a mask that it makes."""
+    """An attention under a mask that it makes, of heads that are 8 wide.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        heads: How many.
+        groups: How many of them share one of keys and values.
+    """
+
+    def __init__(self, heads: int, groups: int) -> None:
         super().__init__()
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        width = 8 * heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k, self.to_v = (nn.Linear(width, width // groups) for _ in range(2))
 
     def forward(self, hidden_states: Tensor, seen: Tensor, form: str) -> Tensor:
         heads = [
-            to(hidden_states).unflatten(2, (3, -1)).transpose(1, 2)
+            to(hidden_states).unflatten(2, (-1, 8)).transpose(1, 2)
             for to in (self.to_q, self.to_k, self.to_v)
         ]
         mask = (MASKS | STRANGE)[form](seen)
-        found = nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask)
+        found = nn.functional.scaled_dot_product_attention(
+            *heads, attn_mask=mask, enable_gqa=heads[1].shape != heads[0].shape
+        )
         return found.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
     """One attention."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, heads: int, groups: int) -> None:
         super().__init__()
-        self.attn = Attention(width)
+        self.attn = Attention(heads, groups)
 
     def forward(self, hidden_states: Tensor, seen: Tensor, form: str) -> Tensor:
         return self.attn(hidden_states, seen, form)
@@ -425,9 +435,9 @@ class Network(nn.Module):
         "proj_out": plans.WHOLE,
     }
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, heads: int, groups: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(width)])
+        self.blocks = nn.ModuleList([Block(heads, groups)])
         self.proj_out = nn.Identity()
 
     def forward(
@@ -437,7 +447,15 @@ class Network(nn.Module):
 
 
 @torch.no_grad()
-def attended(form: str, seen: Tensor, method: SequenceParallel, before: str = "") -> Any:
+def attended(
+    form: str,
+    seen: Tensor,
+    method: SequenceParallel,
+    before: str = "",
+    *,
+    heads: int = 3,
+    groups: int = 1,
+) -> Any:
     """What an attention under a mask answers alone, and shared out: ``[B, S, D]`` each.
 
     Args:
@@ -445,16 +463,32 @@ def attended(form: str, seen: Tensor, method: SequenceParallel, before: str = ""
         seen: ``[B, S]``.
         method: Shares it out.
         before: Form of the mask in an earlier step.
+        heads: Of the attention.
+        groups: How many of them share one of keys and values.
     """
     torch.manual_seed(0)
-    network = Network(24)
-    given = {"hidden_states": noise(*seen.shape, 24) * 3, "seen": seen, "form": form}
+    network = Network(heads, groups)
+    given = {"hidden_states": noise(*seen.shape, 8 * heads) * 3, "seen": seen, "form": form}
     rows = tuple(Row("cond", sample) for sample in range(len(seen)))
     with _shared_out(network, method, Tally("test")) as layer:
         for each in (before, form) if before else (form,):
             call = Call(layer.denoiser, None, rows, given | {"form": each})
             found = layer.around(call, partial(_inner, network)).native[0]
     return network(**given)[0], found
+
+
+@torch.no_grad()
+def shares(heads: int, tokens: int, method: SequenceParallel) -> tuple[int, int]:
+    """Operations of an attention and the layers about it: alone, and of this process."""
+    network = Network(heads, 1)
+    given = {"hidden_states": noise(1, tokens, 8 * heads), "form": "none"}
+    given["seen"] = torch.ones(1, tokens, dtype=torch.bool)
+    with counter() as alone:
+        network(**given)
+    with _shared_out(network, method, Tally("test")) as layer, counter() as own:
+        call = Call(layer.denoiser, None, (Row("cond", 0),), given)
+        layer.around(call, partial(_inner, network))
+    return alone.get_total_flops(), own.get_total_flops()
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Tokens shared out over processes: the network of one process, whatever its tokens and masks."""
 
+import functools
+import itertools
 import re
 
 import pytest
@@ -16,6 +18,7 @@ from sequence_jobs import (
     attended,
     coverage,
     refusal,
+    shares,
     toy,
     with_references,
 )
@@ -111,6 +114,27 @@ def test_masks_are_shared_out_along_two_axes(worlds):
     for form in MASKS:
         for alone, shared in worlds[4].run(attended, form, mask, USP()):
             assert distance(shared, alone) <= CLOSE
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("heads", range(2, 9, 2))
+def test_any_number_of_heads_will_do(worlds, heads, groups, size):
+    """Fewer than processes, a multiple of them, and some that are left over; under a mask too."""
+    methods = [Ulysses(), *([USP()] if size == 4 else [])]
+    mask = torch.arange(11) < torch.tensor([[11], [10]])
+    for form, method in itertools.product(("none", "both, added"), methods):
+        job = functools.partial(attended, heads=heads, groups=groups)
+        for alone, shared in worlds[size].run(job, form, mask, method):
+            assert distance(shared, alone) <= CLOSE
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("heads", range(1, 7))
+@METHODS
+def test_no_process_computes_more_than_its_share(worlds, heads, method, size):
+    for alone, own in worlds[size].run(shares, heads, 24, method):
+        assert own * size == alone
 
 
 @METHODS
