@@ -6,7 +6,7 @@ import pytest
 from roster import CORE, LEADERS, ROSTER, STEPS, compatible, full, takes_callback
 from test_laws_counts import counting
 from test_laws_memory import Abort, callback_raises
-from test_laws_samples import close, only
+from test_laws_samples import same_in_company
 from tiny import PIPELINES
 
 from accel import Plan
@@ -122,15 +122,12 @@ def test_a_pair_counts_what_ran_and_keeps_samples_apart(bench, name, plan):
     pipe = bench.pipe(name)
     with counting(pipe) as counts:
         run = plan.attach(pipe)
-        batch = bench.call(name, steps=STEPS, batch=2)
+        bench.call(name, steps=STEPS, batch=2)
         run.detach()
     assert run.report.nfe == counts["network"] / 2
     steady = all(name not in ROSTER[method.name].unsteady for method in plan)
     if PIPELINES[name].batchable and steady:
-        run = plan.attach(pipe)
-        alone = bench.call(name, steps=STEPS, **only(1))
-        run.detach()
-        assert close(bench, name, batch, alone, 1, of=2)
+        assert same_in_company(bench, name, plan, [1], of=2)
 
 
 @pairs(2, groups=False)
