@@ -33,7 +33,7 @@ from accel.seams.offload import check_whole
 from accel.seams.places import Cuts
 from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
 from parallel.age import Age
-from parallel.exchange import Exchange, Kept, Parts
+from parallel.exchange import Exchange, Parts
 from parallel.scopes import Scope
 
 if TYPE_CHECKING:
@@ -140,14 +140,14 @@ class Clips(ABC):
         self._options = options
         self._tally = tally
         self._kind = type(denoiser.core).__name__
-        self._kept = Kept()
-        self._age = Age(self._kept.reset)
+        self._kept: dict[Hashable, Parts] = {}
+        self._age = Age(self._forget)
         self._now: Now | None = None
 
     @property
     def bytes(self) -> int:
         """Memory of what is kept for the next step."""
-        return self._kept.bytes
+        return sum(sent.bytes for sent in self._kept.values())
 
     def reset(self) -> None:
         """Forget the run before."""
@@ -158,7 +158,13 @@ class Clips(ABC):
     def release(self) -> None:
         """Let go of what is kept."""
         self._now = None
-        self._kept.reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let everything arrive, so that nobody is left waiting."""
+        for sent in self._kept.values():
+            sent.wait()
+        self._kept.clear()
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Hook what looks along time.
@@ -254,11 +260,10 @@ class Clips(ABC):
         fresh = now.exchange.begin_parts(parts, shapes)
         if self._options.mode == "sync":
             return fresh
-        before = self._kept.take(key)
-        self._kept.put(key, fresh)
+        before = self._kept.pop(key, None)
+        self._kept[key] = fresh
         if before is None:
             return fresh
-        assert isinstance(before, Parts)
         before.wait()
         return fresh if now.fresh else before
 

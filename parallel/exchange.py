@@ -10,7 +10,7 @@ Every process has to ask for the same things in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -440,29 +440,3 @@ class Parts:
         for work in self.works:
             work.wait()
         self.works.clear()
-
-
-class Kept:
-    """What was sent at an earlier step, by the site that sent it and for what."""
-
-    def __init__(self) -> None:
-        self._under_way: dict[Hashable, Pending | Borders | Parts] = {}
-
-    def take(self, key: Hashable) -> Pending | Borders | Parts | None:
-        """What was last begun under a key, or ``None``; it is not kept any longer."""
-        return self._under_way.pop(key, None)
-
-    def put(self, key: Hashable, sent: Pending | Borders | Parts) -> None:
-        """Keep what has been begun."""
-        self._under_way[key] = sent
-
-    def reset(self) -> None:
-        """Let everything arrive, so that nobody is left waiting, and forget it."""
-        for sent in self._under_way.values():
-            sent.wait()
-        self._under_way.clear()
-
-    @property
-    def bytes(self) -> int:
-        """Memory of what is kept."""
-        return sum(sent.bytes for sent in self._under_way.values())
