@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -516,9 +517,9 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
         curves.setdefault((row["package"], row["method"]), []).append(row)
     names = [(m if p == OURS else f"{p}: {m}", p == OURS) for p, m in curves]
     for points, look in zip(curves.values(), looks(names), strict=True):
-        seconds = [row["seconds"]["median"] for row in points]
-        axes[0].plot(seconds, [max(1 - row["ssim"], 1e-4) for row in points], **look)
-        axes[1].plot(seconds, [max(row["perceptual"], 1e-4) for row in points], **look)
+        for side, measure in zip(axes, ("ssim", "perceptual"), strict=True):
+            where = [_where(row, measure) for row in points]
+            side.plot(*zip(*where, strict=True), **look)
     for side, name in zip(axes, ("1 − SSIM", "perceptual distance"), strict=True):
         side.set(yscale="log", xlabel="seconds for one", ylabel=f"{name} (lower is closer)")
         side.grid(alpha=0.3, which="both")
@@ -526,6 +527,59 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=6)
     save_plot(figure, path, dpi=130)
+
+
+def plot_kinds(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """As `plot`, for many plans of one setting: a colour for each kind, and names on the front.
+
+    The kind of a plan is which layers its methods work at. A plan is on the front if none is as
+    fast and closer. The dotted line is stock's time.
+    """
+    import matplotlib.pyplot as plt
+
+    shown = active(rows)
+    stock = statistics.median(row["seconds"]["median"] * row["speedup"]["median"] for row in shown)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in shown:
+        kinds.setdefault(" + ".join(sorted(row["plan"].keys() - {"plan", "guard"})), []).append(row)
+    figure, axes = plt.subplots(1, 2, figsize=(15, 7), layout="constrained", sharex=True)
+    figure.suptitle(f"{title}. Faster is left, closer to stock is down")
+    measures = (("ssim", "1 − SSIM"), ("perceptual", "perceptual distance"))
+    for side, (measure, name) in zip(axes, measures, strict=True):
+        for number, (kind, points) in enumerate(sorted(kinds.items())):
+            where = [_where(row, measure) for row in points]
+            side.plot(*zip(*where, strict=True), "o", color=f"C{number}", ms=6, label=kind)
+        for row in front(shown, measure):
+            at = _where(row, measure)
+            beside = {"ha": "right", "va": "top", "textcoords": "offset points"}  # it is free there
+            side.annotate(row["method"], at, (-5, -2), fontsize=8, **beside)
+        side.axvline(stock, color="0.4", ls=":", label="stock's time")
+        side.set(yscale="log", xlabel="seconds for one", ylabel=f"{name} (lower is closer)")
+        side.grid(alpha=0.3, which="both")
+        fast, slow = side.get_xlim()
+        side.set_xlim(fast - 0.25 * (slow - fast))  # room for the names
+    axes[0].legend(loc="lower right")
+    save_plot(figure, path, dpi=110)
+
+
+def front(rows: list[dict[str, Any]], measure: str) -> list[dict[str, Any]]:
+    """Those than which none is both faster and closer, the fastest first.
+
+    Args:
+        rows: Of plans.
+        measure: ``ssim`` or ``perceptual``.
+    """
+    found: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda row: _where(row, measure)):
+        if not found or _where(row, measure)[1] < _where(found[-1], measure)[1]:
+            found.append(row)
+    return found
+
+
+def _where(row: dict[str, Any], measure: str) -> tuple[float, float]:
+    """Where a plan is on a plot: seconds, and how far from stock."""
+    lost = 1 - row["ssim"] if measure == "ssim" else row[measure]
+    return row["seconds"]["median"], max(lost, 1e-4)
 
 
 def options_of(title: str) -> argparse.ArgumentParser:

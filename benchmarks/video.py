@@ -242,7 +242,7 @@ def measured(options: argparse.Namespace, benches: Benches, own: bool = True) ->
     tokens = clip_forms.grid_of(benches.get(OURS)[0], benches.call).image
     steps = benches.call["num_inference_steps"]
     title = f"{options.model}, {size} ({tokens} tokens), {steps} steps, {len(found.seeds)} captions"
-    contest.plot(found.rows, options.out / f"{name}.png", title)
+    contest.plot_kinds(found.rows, options.out / f"{name}.png", title)
     table = markdown(title, result)
     (options.out / f"{name}.md").write_text(table)
     print(table)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import PIPELINES
 
 import accel
@@ -145,6 +147,28 @@ def test_deepcache_in_closed_form(every):
 
 
 # Going on.
+
+
+@given(
+    places=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1),
+    measure=st.sampled_from(["ssim", "perceptual"]),
+)
+def test_the_front_has_what_nothing_is_faster_and_closer_than(places, measure):
+    rows = [
+        {"seconds": {"median": took}, "ssim": 1 - lost / 10, "perceptual": lost / 10}
+        for took, lost in places
+    ]
+    found = contest.front(rows, measure)
+    at = [(row["seconds"]["median"], round(10 * row["perceptual"])) for row in found]
+    assert at == sorted(
+        {
+            one
+            for one in places
+            if not any(
+                other != one and other[0] <= one[0] and other[1] <= one[1] for other in places
+            )
+        }
+    )
 
 
 def contestants():
