@@ -31,7 +31,15 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.offload import check_whole
 from accel.seams.places import Cuts
-from accel.seams.tokens import FRAME_BY_FRAME, PADDED, TEXT_FIRST, TEXT_LAST, UNSERVED, patches_of
+from accel.seams.tokens import (
+    APART,
+    FRAME_BY_FRAME,
+    PADDED,
+    ROW_BY_ROW,
+    TEXT_FIRST,
+    TEXT_LAST,
+    patches_of,
+)
 from parallel.age import Age
 from parallel.exchange import Exchange, Parts
 from parallel.scopes import Scope
@@ -393,7 +401,8 @@ def clips_of(denoiser: Denoiser, axis: Axis, options: Options, tally: Tally) -> 
     if kind in FRAME_BY_FRAME:
         return TokenClips(denoiser, axis, options, tally)
     known = ", ".join(sorted((*UNETS, *FRAME_BY_FRAME)))
-    why = UNSERVED.get(kind, "it makes no clip, or nobody has said where its frames lie")
+    nowhere = "it makes no clip, or nobody has said where its frames lie"
+    why = APART if kind in ROW_BY_ROW else nowhere
     raise UnsupportedModel(
         f"{kind}: {why}, so parallel.VideoInfinity does not fit. It serves {known}; use "
         "parallel.CFG or parallel.AsyncDiff."

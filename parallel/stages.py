@@ -30,7 +30,7 @@ from accel.seams.denoisers import Call, Denoiser, Inner, Result
 from accel.seams.modules import find_modules
 from accel.seams.places import Cuts
 from accel.seams.token_stream import wrap_inside
-from accel.seams.tokens import MASKED_BY_QUERY, NEEDS_TEXT, TEXT_FIRST, TEXT_LAST
+from accel.seams.tokens import MASKED_BY_QUERY, NEEDS_TEXT, TEXT_FIRST, TEXT_LAST, refuse_row_by_row
 from parallel.age import Age
 from parallel.components import Balance
 from parallel.elsewhere import Elsewhere
@@ -356,6 +356,7 @@ def _text_first(denoiser: Denoiser, cuts: Cuts) -> bool:
     Raises:
         UnsupportedModel: If it is not known.
     """
+    refuse_row_by_row(denoiser, "parallel.PipeFusion")
     kind = type(denoiser.core).__name__
     if cuts.ends != 1:
         raise UnsupportedModel(

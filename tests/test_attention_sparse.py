@@ -222,8 +222,6 @@ def test_what_stays_dense_is_said_with_its_reason_and_is_stock(bench, same, name
 
 
 def test_a_network_whose_order_of_tokens_is_not_known_is_refused_by_name(bench):
-    with pytest.raises(UnsupportedModel, match=r"GRAT does not fit MochiT.*one sample after the"):
-        Plan(attention.GRAT()).attach(bench.pipe("mochi"))
     with pytest.raises(UnsupportedModel, match=r"GRAT does not fit Lumina2.*order .* is not known"):
         Plan(attention.GRAT()).attach(bench.pipe("lumina2"))
     with (
@@ -314,7 +312,7 @@ def test_a_mask_of_padded_text_is_read_whatever_its_form(case, hidden):
 
 
 def test_mochi_attends_to_a_sample_at_a_time_with_its_valid_text_alone():
-    """Why it is refused: of two branches, an attention has one entry, of another length each."""
+    """Why rows are counted there: of two, an attention has one entry, of another length each."""
     pipe, asked = PIPELINES["mochi"].build(), []
 
     def look(given):
@@ -327,6 +325,49 @@ def test_mochi_attends_to_a_sample_at_a_time_with_its_valid_text_alone():
     undo()
     assert {shape[0] for shape in asked} == {1}
     assert len({shape[2] for shape in asked}) == 2
+
+
+@cache
+def row_by_row():
+    """A network that attends to one row after the other."""
+    [denoiser] = find_denoisers(PIPELINES["mochi"].build())
+    return denoiser
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True), min_size=1))
+def test_rows_that_attend_one_after_the_other_are_told_apart(asked):
+    """Whatever rows a module runs for, and however often in one call of the network."""
+    denoiser = row_by_row()
+    one, other = find_modules(denoiser)[:2]
+    passing = serving.Passing(None)
+    for numbers in asked:
+        rows = tuple(DenoiserRow("cond", number) for number in numbers)
+        with denoiser.computing(rows):
+            for row in rows:
+                assert passing.rows(one) == (row,)
+            assert passing.rows(other) == rows[:1]
+        passing.turns.pop(other.index)
+
+
+@pytest.mark.parametrize("name", ["mochi", "hunyuanvideo"])
+def test_every_attention_is_that_of_one_row_or_of_all(bench, monkeypatch, name):
+    seen = []
+    answer = static.Static.__call__
+    monkeypatch.setattr(
+        static.Static,
+        "__call__",
+        lambda self, moment: (seen.append(moment), answer(self, moment))[1],
+    )
+    with Plan(attention.GRAT(box=(1, 2, 2), warm_up=0.0, **FORCED)).attach(bench.pipe(name)):
+        bench.call(name, steps=2, batch=2)
+    whose = [moment.rows for moment in seen]
+    assert all(moment.entries == 1 for moment in seen)
+    if name == "mochi":  # of a layer, the rows of both branches in their order
+        rows = whose[:4]
+        assert {len(one) for one in whose} == {1} and len(set(rows)) == 4
+        assert whose == rows * (len(whose) // 4)
+    else:
+        assert {len(one) for one in whose} == {2}
 
 
 def test_chroma_s_mask_is_none_of_padding(bench):

@@ -323,7 +323,7 @@ def test_alone_or_with_a_degree_of_one_it_does_nothing():
         ("sd15", "it makes no clip"),
         ("flux_cfg", "it makes no clip"),
         ("pixart_sigma", "it makes no clip"),
-        ("mochi", "it attends to one sample after the other"),
+        ("mochi", "it attends to one row after the other"),
     ],
 )
 def test_what_makes_no_clip_is_refused(name, why):

@@ -18,10 +18,11 @@ from accel.seams.tokens import FRAMES_SECOND, layout_of
 TOLD = (
     "sd3", "sd35_skip_layer", "flux", "flux_cfg", "flux_img2img", "chroma", "qwenimage",
     "pixart_sigma", "cogview4", "dit", "wan21", "wan22", "ltx", "cogvideox", "hunyuanvideo",
+    "mochi",
 )  # fmt: skip
 """Transformers whose tokens are known; nothing mixes them before the first attention."""
 
-UNTOLD = ("flux_kontext", "lumina2", "hunyuanimage", "zimage", "mochi")
+UNTOLD = ("flux_kontext", "lumina2", "hunyuanimage", "zimage")
 UNETS = {"sd15": {16, 8, 4}, "sdxl": {8, 4}, "animatediff": {12, 6, 3}, "svd": {12, 6}}
 """By UNet, the sides of the levels that it attends to."""
 

@@ -20,7 +20,7 @@ from accel.seams.attention import Asked, answer_attention, valid_text
 from accel.seams.denoisers import Call, Inner, Result, Row
 from accel.seams.layout import Layout
 from accel.seams.modules import Module, find_modules
-from accel.seams.tokens import Layouts, refuse_unknown
+from accel.seams.tokens import ROW_BY_ROW, Layouts, refuse_unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,10 +83,22 @@ class Passing:
     Attributes:
         call: The call.
         masks: Masks that were looked at in it, with what they say.
+        turns: By module that attends to one row after the other, its rows and how many it had.
     """
 
     call: Call
     masks: list[tuple[Tensor, Layout, Tensor | None]] = field(default_factory=list)
+    turns: dict[int, tuple[tuple[Row, ...], int]] = field(default_factory=dict)
+
+    def rows(self, module: Module) -> tuple[Row, ...]:
+        """Whose the attention is that a module asks for now: of all rows, or of the next one."""
+        rows = module.denoiser.rows
+        if type(module.denoiser.core).__name__ not in ROW_BY_ROW:
+            return rows
+        known, turn = self.turns.get(module.index, ((), 0))
+        turn = turn if known == rows and turn < len(rows) else 0
+        self.turns[module.index] = rows, turn + 1
+        return rows[turn : turn + 1]
 
     def valid_text(self, mask: Tensor, layout: Layout) -> Tensor | None:
         """As `seams.attention.valid_text`, which is asked once for each mask."""
@@ -156,15 +168,16 @@ class Serving:
         passing = self._passing
         if passing is None or passing.call.denoiser is not module.denoiser:
             return asked.dense()
-        found: Tensor | str | None = self._dense(place, passing.call.step, asked, module)
+        rows = passing.rows(module)
+        found: Tensor | str | None = self._dense(place, passing.call.step, asked, rows)
         if found is None:
-            found = self._sparse(passing, module, asked)
+            found = self._sparse(passing, module, asked, rows)
         if isinstance(found, str):
             self._account.left(found)
             return asked.dense()
         return found
 
-    def _dense(self, place: int, step: Step, asked: Asked, module: Module) -> str | None:
+    def _dense(self, place: int, step: Step, asked: Asked, rows: tuple[Row, ...]) -> str | None:
         """Why an attention is not looked at any further, or ``None``."""
         if step.index < self._warm_steps(step):
             return "in the first steps"
@@ -174,7 +187,7 @@ class Serving:
             return "that are causal, drop weights, or share heads"
         if asked.query.shape != asked.key.shape:
             return "that look at other tokens"
-        if len(asked.query) % len(module.denoiser.rows):
+        if len(asked.query) % len(rows):
             return "of parts of rows"
         return None
 
@@ -188,7 +201,9 @@ class Serving:
             )
         return math.ceil(self._warm_up * step.total - 1e-9)
 
-    def _sparse(self, passing: Passing, module: Module, asked: Asked) -> Tensor | str:
+    def _sparse(
+        self, passing: Passing, module: Module, asked: Asked, rows: tuple[Row, ...]
+    ) -> Tensor | str:
         layout = self._layouts.of(passing.call, asked.query.shape[2])
         text = None
         if asked.attn_mask is not None:
@@ -196,5 +211,4 @@ class Serving:
             if text is None:
                 return "with a mask that is not of padded text"
             text = None if bool(text.all()) else text.expand(len(asked.query), -1)
-        rows, step = module.denoiser.rows, passing.call.step
-        return self._answers(Moment(asked, layout, text, module, rows, step))
+        return self._answers(Moment(asked, layout, text, module, rows, passing.call.step))

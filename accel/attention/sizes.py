@@ -23,7 +23,7 @@ from accel.attention import timing
 from accel.attention.account import Account
 from accel.attention.choice import AUTO, Choice
 from accel.attention.paying import Judged
-from accel.attention.serving import Moment
+from accel.attention.serving import Moment, Passing
 from accel.attention.sparse import Sparse
 from accel.attention.static import said
 from accel.errors import AccelError
@@ -132,7 +132,8 @@ class Looking(Accelerator):
         """Keep an attention if it is the longest so far."""
         layout = layout_of(call, asked.query.shape[2])
         if self._found is None or layout.tokens > self._found.moment.layout.tokens:
-            moment = Moment(asked, layout, None, module, module.denoiser.rows, call.step)
+            rows = Passing(call).rows(module)
+            moment = Moment(asked, layout, None, module, rows, call.step)
             self._found = Seen(moment, span_of(pipe, call, layout))
 
 

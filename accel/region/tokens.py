@@ -22,7 +22,7 @@ from accel.seams.blocks import Block
 from accel.seams.modules import Module, find_modules
 from accel.seams.rows import index_rows
 from accel.seams.token_stream import parameters_of, stream_of, token_blocks
-from accel.seams.tokens import Layouts, refuse_unknown
+from accel.seams.tokens import Layouts, refuse_row_by_row, refuse_unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +93,7 @@ class Tokens:
 
     def __init__(self, denoiser: Denoiser, name: str, keep: Keep) -> None:
         refuse_unknown(denoiser, name)
+        refuse_row_by_row(denoiser, name)
         self._denoiser = denoiser
         self._name = name
         self._keep = keep

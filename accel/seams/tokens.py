@@ -3,11 +3,12 @@
 A UNet attends to one level of its pyramid at a time; a transformer to patches of its latents, and
 where its attention is joint, to the text before or behind them.
 
-Not served, though their tokens are in order: Mochi (`UNSERVED`); Flux-Kontext, whose picture of
-reference lies behind the picture's own tokens on a grid of its own, so that there is no one
-`Layout`; and, for sparse attention, Chroma, whose mask adds 1 to the scores of valid pairs where
-others hide the rest: stock attends to padded text, a little less than to valid, so that to read the
-mask as padding would draw another picture (`attention.valid_text`).
+Not served, though their tokens are in order: Flux-Kontext, whose picture of reference lies behind
+the picture's own tokens on a grid of its own, so that there is no one `Layout`; for sparse
+attention, Chroma, whose mask adds 1 to the scores of valid pairs where others hide the rest: stock
+attends to padded text, a little less than to valid, so that to read the mask as padding would draw
+another picture (`attention.valid_text`); and, for what shares a pattern between rows, Mochi
+(`ROW_BY_ROW`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ TEXT_FIRST = (
 )
 TEXT_LAST = (
     "HunyuanVideoTransformer3DModel",
+    "MochiTransformer3DModel",
     "SD3Transformer2DModel",
 )
 """Networks of joint attention, by the place of their text."""
@@ -77,32 +79,42 @@ NEEDS_TEXT = ("HunyuanVideoTransformer3DModel", "QwenImageTransformer2DModel")
 MASKED_BY_QUERY = ("ChromaTransformer2DModel",)
 """Networks that attend under a mask that differs between queries."""
 
-UNSERVED = {
-    "MochiTransformer3DModel": (
-        "it attends to one sample after the other, each with its valid text alone, so that an "
-        "attention does not tell whose it is, nor where padded text lies"
-    )
-}
-"""Networks whose tokens are in order, with the reason why they are not served all the same."""
+ROW_BY_ROW = ("MochiTransformer3DModel",)
+"""Networks that attend to one row after the other, each with its valid text alone."""
+
+APART = (
+    "it attends to one row after the other, each with its valid text alone, so that the rows of an "
+    "attention are not of one length"
+)
+"""Why `ROW_BY_ROW` is refused where it is."""
 
 
 def refuse_unknown(denoiser: Denoiser, method: str) -> None:
-    """Refuse a network that is not served, or whose order of tokens is not known, by its class.
+    """Refuse a network whose order of tokens is not known, by its class.
 
     Raises:
         UnsupportedModel: Names the method and the network.
     """
     name = type(denoiser.core).__name__
-    if name in UNSERVED:
-        raise UnsupportedModel(
-            f"{method} does not fit {name}: {UNSERVED[name]}. Leave the method out of the plan."
-        )
     known = (*TEXT_FIRST, *TEXT_LAST, *IMAGE_ALONE)
     if name not in known and not hasattr(denoiser.core, "down_blocks"):
         raise UnsupportedModel(
             f"{method} does not fit {name}: the order of its tokens in attention is not known. "
             f"Known are UNets and {', '.join(sorted(known))}; others are added in "
             "accel/seams/tokens.py."
+        )
+
+
+def refuse_row_by_row(denoiser: Denoiser, method: str) -> None:
+    """Refuse a network whose rows attend apart, by its class.
+
+    Raises:
+        UnsupportedModel: Names the method and the network.
+    """
+    name = type(denoiser.core).__name__
+    if name in ROW_BY_ROW:
+        raise UnsupportedModel(
+            f"{method} does not fit {name}: {APART}. Leave the method out of the plan."
         )
 
 

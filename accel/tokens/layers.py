@@ -23,7 +23,7 @@ from accel.seams.token_stream import (
     stream_of,
     wrap_inside,
 )
-from accel.seams.tokens import Layouts, refuse_unknown
+from accel.seams.tokens import Layouts, refuse_row_by_row, refuse_unknown
 
 if TYPE_CHECKING:
     from accel.attach import Site, Undo
@@ -153,6 +153,7 @@ class Layers:
         yield site.on_start(self._reset)
         for denoiser in site.denoisers:
             refuse_unknown(denoiser, self._tally.method)
+            refuse_row_by_row(denoiser, self._tally.method)
             yield site.around(denoiser, self)
             layers = [module for module in find_modules(denoiser) if module.kind == "self"]
             if not layers:

@@ -29,7 +29,7 @@ from accel.seams.token_stream import (
     token_blocks,
     wrap_inside,
 )
-from accel.seams.tokens import Layouts, refuse_unknown
+from accel.seams.tokens import Layouts, refuse_row_by_row, refuse_unknown
 from accel.tokens.joint import beside_text
 from accel.tokens.layers import SEAM, Left, Seen
 from accel.tokens.sada import SADA, instability, kept, refreshes, unstable
@@ -96,6 +96,7 @@ class Pruning:
         yield site.on_start(self._reset)
         for denoiser in site.denoisers:
             refuse_unknown(denoiser, self._method.name)
+            refuse_row_by_row(denoiser, self._method.name)
             yield site.around(denoiser, self)
             for path, block in token_blocks(denoiser, self._method.name, INSTEAD):
                 names = parameters_of(block.module)

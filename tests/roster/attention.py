@@ -16,13 +16,13 @@ from accel.attention import (
 )
 from roster.row import Row
 
-UNORDERED = frozenset({"lumina2", "hunyuanimage", "zimage", "mochi"})
+UNORDERED = frozenset({"lumina2", "hunyuanimage", "zimage"})
 """Networks whose order of tokens is not known."""
 
 DENSE = frozenset({"chroma", "sana", "flux_kontext"})
 """A mask that adds 1 to some scores; linear attention; a picture of reference beside the own."""
 
-CLIPS = frozenset({"wan21", "wan22", "ltx", "cogvideox", "hunyuanvideo"})
+CLIPS = frozenset({"wan21", "wan22", "ltx", "cogvideox", "hunyuanvideo", "mochi"})
 """Networks whose attention looks over frames."""
 
 FORCED = {"lowering": "gather"}

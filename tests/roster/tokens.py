@@ -4,7 +4,7 @@ from accel import tokens
 from roster.row import Row
 
 UNKNOWN = frozenset({"hunyuanimage", "lumina2", "mochi", "zimage"})
-"""Whose order of tokens is not known."""
+"""Whose order of tokens is not known, or whose rows attend apart."""
 
 REFERENCES = frozenset({"flux_kontext"})
 """Whose runs are refused: tokens of another picture lie beside the picture's."""

@@ -255,7 +255,7 @@ def _mochi() -> DiffusionPipeline:
 
 def _mochi_inputs(ask: Ask) -> dict[str, Any]:
     # the pipeline takes its autoencoder to shrink sides by 8 and time by 6
-    return _guided(ask) | {"height": 64, "width": 64, "num_frames": 7}
+    return _guided(ask) | {"height": 64, "width": 128, "num_frames": 25}
 
 
 def _video(name: str, build: Callable[[], DiffusionPipeline], **more: Any) -> Tiny:
