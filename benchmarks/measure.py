@@ -191,12 +191,25 @@ class Lines:
         self.found.append(json.loads(written))
 
 
+def weights() -> dict[str, str]:
+    """Of each bundled model, a digest of its weights: figures of others are others."""
+    from accel.bundled import root
+
+    found = {}
+    for folder in sorted((root() / "models").iterdir()):
+        content = hashlib.sha256()
+        for path in sorted(folder.rglob("*.safetensors")):
+            content.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+        found[folder.name] = content.hexdigest()[:16]
+    return found
+
+
 def save(name: str, result: dict[str, Any], folder: Path = RESULTS) -> Path:
-    """Write a result with the machine and the command that made it."""
+    """Write a result with the machine, the weights and the command that made it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     command = " ".join(["python", *sys.argv])
-    document = {"command": command, "machine": machine(), **result}
+    document = {"command": command, "machine": machine(), "weights": weights(), **result}
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from album import KEPT
-from measure import RESULTS, here, ratio, save, signature, spread
+from measure import RESULTS, here, ratio, save, signature, spread, weights
 
 import accel
 from accel import Plan
@@ -182,7 +182,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     wanted = Targets.parse(options.target)
     path = options.kept / f"sweep-{options.model}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(json.dumps(here(), sort_keys=True).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(json.dumps([here(), weights()], sort_keys=True).encode()).hexdigest()[:12]
     measures = tuple(one.measure for one in wanted.fidelity)
     bench = Bench(pipe, measures, Ledger(path, mark))
     bench.time(Plan(), searched[0])  # the first call of a process takes longer

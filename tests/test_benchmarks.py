@@ -919,6 +919,20 @@ def test_the_benchmark_of_guards_promises_by_what_was_calibrated(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
+def test_a_result_names_the_weights_that_it_was_made_with(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / "models" / name / "vae").mkdir(parents=True)
+        (tmp_path / "models" / name / "vae" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("accel.bundled.root", lambda: tmp_path)
+    saved = json.loads(measure.save("x", {"rows": []}, tmp_path).read_text())["weights"]
+    assert saved.keys() == {"one", "two"} and saved["one"] == saved["two"]
+    (tmp_path / "models" / "two" / "vae" / "model.safetensors").write_bytes(b"others")
+    again = measure.weights()
+    assert again["one"] == saved["one"] and again["two"] != saved["two"]
+    monkeypatch.undo()
+    assert measure.weights().keys() == {"oracle", "scenes-flux", "scenes-unet", "scenes-wan"}
+
+
 def test_no_benchmark_has_the_name_of_a_package():
     """A script's folder comes first where modules are looked for."""
     packages = {"accel", "app", "samplers", "parallel"}
