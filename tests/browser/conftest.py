@@ -26,11 +26,16 @@ ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of a file of tests runs: its log lies there, and its folder of results."""
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
     """Where `accel ui` answers, with a folder of results of its own."""
-    folder = tmp_path_factory.mktemp("app")
-    ask_for_figures(folder / "outputs")
-    with served(folder) as found:
+    ask_for_figures(home / "outputs")
+    with served(home) as found:
         yield found
 
 
@@ -80,8 +85,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Any]:
-    """Opens the app as a new visitor; what went wrong in the browser fails the test."""
+def visit(browser: Browser, address: str, home: Path) -> Iterator[Any]:
+    """Opens the app as a new visitor; what went wrong in the browser fails the test.
+
+    Then the server's log, which says why, is told with it.
+    """
     visitors: list[Visitor] = []
 
     def opened(**options: Any) -> Visitor:
@@ -91,6 +99,8 @@ def visit(browser: Browser, address: str) -> Iterator[Any]:
     yield opened
     for visitor in visitors:
         sys.stderr.write(visitor.told())
+        if visitor.wrong:
+            sys.stderr.write(f"The server's log:\n{(home / 'log').read_text()}")
         visitor.leave()
 
 

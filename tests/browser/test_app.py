@@ -423,7 +423,9 @@ def test_a_picture_of_the_gallery_is_painted_over_and_edited(visit: Visit) -> No
     visitor.generate()
     visitor.turn_to("gallery")
     visitor.at("gallery-refresh").click()
-    visitor.page.locator("#gallery-grid button:has(img)").first.click()
+    newest = visitor.page.locator("#gallery-grid button:has(img)").first
+    expect(newest).to_contain_text(PROMPT)  # what was there before is gone
+    newest.click()
     expect(visitor.at("gallery-details")).to_contain_text(PROMPT)
     visitor.at("gallery-edit").click()
     expect(visitor.at("edit-picture")).to_contain_text("scenes-flux")

@@ -71,7 +71,7 @@ class Visitor:
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type == "error":
-            self.wrong.append(f"console: {message.text}")
+            self.wrong.append(f"console: {message.text} ({message.location['url']})")
 
     def _failed(self, request: Request) -> None:
         if request.failure != "net::ERR_ABORTED":

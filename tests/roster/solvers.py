@@ -18,7 +18,7 @@ from samplers import (
 from samplers.ems_numbers import Scalars
 
 STATISTICS = Scalars(
-    low=-8.0, high=8.0, l=(1.0, 0.9, 0.4, 0.1), s=(0.1, -0.2, -0.4, -0.6), b=(0.0, 0.2, -0.1, 0.0)
+    low=-9.0, high=9.0, l=(1.0, 0.9, 0.4, 0.1), s=(0.1, -0.2, -0.4, -0.6), b=(0.0, 0.2, -0.1, 0.0)
 )
 """Made up, and for any model: the solver is of the same order with whatever statistics."""
 
