@@ -176,7 +176,7 @@ def tokens(work: Work, devices: int, ulysses: int) -> Cost:
     """A part of the tokens each: exchanged for heads, or keys and values go round, or both."""
     if not work.sequence or not work.attentions:
         raise Unfit("it is not known where its tokens could be shared out")
-    ring, count = devices // ulysses, len(work.attentions)
+    ring = devices // ulysses
     left = [one.heads % ulysses / one.heads for one in work.attentions]  # whose keys go to all
     gathered = sum(share * one.bytes for share, one in zip(left, work.attentions, strict=True))
     whole = sum(one.bytes for one in work.attentions)
@@ -186,7 +186,8 @@ def tokens(work: Work, devices: int, ulysses: int) -> Cost:
     round_ = (whole + (ulysses - 1) * gathered) / devices * (ring - 1)
     answer = Traffic((devices - 1) * work.output / devices, ulysses + ring - 2, devices)
     waited = [Traffic(swapped, messages, ulysses)] if ulysses > 1 else []
-    hidden = (Traffic(round_, count * (ring - 1), 2, ulysses),) if ring > 1 else ()
+    rounds = sum((share < 1) + (share > 0) for share in left) * (ring - 1)
+    hidden = (Traffic(round_, rounds, 2, ulysses),) if ring > 1 else ()
     return Cost(
         work.operations / devices,
         work.launches,
