@@ -12,6 +12,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,23 +151,28 @@ def returned_streams(core: Any) -> tuple[str, ...]:
 
     A block that only hands on to another (HiDream's) returns what that one does.
     """
-    kind = type(core)
+    names, handed = _returned(type(core).forward)
+    inner = getattr(core, handed, None)
+    return returned_streams(inner) if isinstance(inner, torch.nn.Module) else names
+
+
+@cache
+def _returned(forward: Callable[..., Any]) -> tuple[tuple[str, ...], str]:
+    """The parameters in the tuple that a method returns, or the attribute that it hands on to."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
     except (OSError, TypeError):  # installed without its source
-        return ()
-    parameters = set(inspect.signature(kind.forward).parameters)
+        return (), ""
+    parameters = set(inspect.signature(forward).parameters)
     returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
     for value in returns:
         if isinstance(value, ast.Tuple):
             names = tuple(e.id for e in value.elts if isinstance(e, ast.Name))
             if len(names) == len(value.elts) and parameters.issuperset(names):
-                return names
+                return names, ""
     if len(returns) == 1 and isinstance(value := returns[0], ast.Call):
-        inner = getattr(core, getattr(value.func, "attr", ""), None)
-        if isinstance(inner, torch.nn.Module):
-            return returned_streams(inner)
-    return ()
+        return (), getattr(value.func, "attr", "")
+    return (), ""
 
 
 def _stream(parameter: str, hidden: str) -> str:

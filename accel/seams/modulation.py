@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,6 +151,7 @@ def _first(core: torch.nn.Module, names: tuple[str, ...], kind: type) -> Any:
     return next((one for one in found if isinstance(one, kind)), None)
 
 
+@cache
 def _places(kind: type[torch.nn.Module]) -> tuple[int, int | None] | None:
     """Which vectors are the first scale and the first shift: the names that they are given to.
 
