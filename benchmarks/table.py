@@ -3,11 +3,12 @@
     python benchmarks/table.py [--model scenes-flux] [--captions 16] [--held-out 128]
         [--budget SECONDS] [--only NAME …] [--threads N]
 
-One command, two stages. The sweep draws everybody (`table_field`) on some captions, interleaved as
-`contest` says; the winners of each level of fidelity and their runners-up are then drawn on other
-captions, which the sweep has not seen (`winners`). Both are in ``results/table-MODEL.jsonl``, each
-line with its stage, and packed beside it (the form: `compact`); a run that was cut off goes on
-there. Pictures are kept beside the benchmarks, out of git (`album`).
+One command, two stages. The sweep draws everybody (`table_field`) on a few captions, interleaved as
+`contest` says, and then, on the rest of its captions, whoever may still hold a level of fidelity
+fastest (`winners.hopeful`: successive halving); the winners of each level and their runners-up are
+then drawn on other captions, which the sweep has not seen. Both are in
+``results/table-MODEL.jsonl``, each line with its stage, and packed beside it (the form: `compact`);
+a run that was cut off goes on there. Pictures are kept beside the benchmarks, out of git (`album`).
 
 Beside the lines come ``.json`` (the sums), ``.md`` (who holds each level), ``.png`` and ``.html``
 (`table_page`). Needs the extra `bench` for the peers: whoever is missing is named. What is
@@ -44,6 +45,9 @@ SWEEP, HELD = "sweep", "held-out"
 
 UNSEEN = 1000
 """Captions of the second stage start this far into the held-out seeds: the sweep has none."""
+
+FIRST = 4
+"""Captions of the sweep that everybody draws."""
 
 SHOWN = 3
 """Captions of which pictures are shown."""
@@ -98,6 +102,18 @@ class Bench:
             row["seeds"] = len(seeds)
         return _judged(rows)
 
+    def sweep(self, who: Sequence[Contestant], scenes: list[Scene]) -> tuple[list[Row], bool]:
+        """Draw everybody on the first captions and who may win on all; whether that is done."""
+        first = self.draw(SWEEP, who, scenes[:FIRST])
+        if not _drawn(first, scenes[:FIRST]):
+            return first, False
+        named = {label(row) for row in winners.hopeful(first)}
+        rest = self.draw(SWEEP, [one for one in who if one.label in named], scenes)
+        if not _drawn(rest, scenes):
+            return first, False
+        again = {label(row): row for row in rest}
+        return [again.get(label(row), row) for row in first], True
+
     def part(self, name: str) -> Any:
         """The lines of a stage; refusals are of all stages."""
         return Part(
@@ -136,13 +152,13 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
     album = Album(options.kept / options.model / f"{weights}-{code['code']}", SHOWN, call)
     bench = Bench(benches, lines, album, time.monotonic() + options.budget)
     scenes = bench.scenes(0, options.captions)
-    sweep = bench.draw(SWEEP, field.who, scenes)
+    sweep, whole = bench.sweep(field.who, scenes)
     if not sweep:
         raise SystemExit(f"No caption is drawn by all yet: start again to go on. {path}")
     chosen = {label(row) for row in winners.candidates(sweep)}
     again = [who for who in field.who if who.label in chosen or who.key == (STOCK, STOCK, 0)]
     unseen = bench.scenes(UNSEEN, options.held_out)
-    verified = bench.draw(HELD, again, unseen) if _whole(sweep, scenes) else []
+    verified = bench.draw(HELD, again, unseen) if whole else []
     stages = {SWEEP: sweep, HELD: verified}
     return {
         "model": options.model,
@@ -159,9 +175,9 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
     }
 
 
-def _whole(sweep: list[Row], scenes: list[Scene]) -> bool:
-    """Whether all captions of the sweep are drawn: before that its winners are not known."""
-    return min(row["seeds"] for row in sweep) == len(scenes)
+def _drawn(rows: list[Row], scenes: list[Scene]) -> bool:
+    """Whether all captions are drawn: before that nobody is known to win or to be beaten."""
+    return bool(rows) and min(row["seeds"] for row in rows) == len(scenes)
 
 
 def _stock(bench: Bench, name: str, rows: list[Row]) -> dict[str, Any]:

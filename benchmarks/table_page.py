@@ -430,6 +430,7 @@ def _data(frames: np.ndarray) -> str:
 
 
 COLUMNS: dict[str, tuple[str, str]] = {
+    "seeds": ("captions", "{}"),
     "seconds": ("seconds", "{:.3f}"),
     "speedup": ("faster", "{:.2f}×"),
     "spread": ("quartiles", "{}"),
@@ -508,6 +509,8 @@ def _method(result: dict[str, Any]) -> Html:
         "SSIM, PSNR and the perceptual distance are to the stock picture of the same caption and "
         "seed; captions and motion are judged by the bundled oracles; Fréchet distances, from "
         f"{ENOUGH} captions on, are to real scenes and to the stock set.",
+        "In the sweep all draw a few captions; who is far from holding a level fastest draws no "
+        "more.",
         "A level is held by a mean SSIM that reaches it; the columns with ≥ say which share of the "
         "captions does.",
         f"The call: {', '.join(f'{key} {one!r}' for key, one in result['call'].items())}.",

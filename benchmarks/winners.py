@@ -26,6 +26,9 @@ SIDES = {
 RUNNERS = 3
 """So many of each class are drawn again, the fastest first."""
 
+SPARE, AHEAD = 0.4, 1.1
+"""What a few captions cannot tell: this share of 1 − SSIM at a level, and so much of the speed."""
+
 FEWER = "stock in fewer steps"
 
 NAMELESS = ("preset ", "tuned ")
@@ -42,6 +45,26 @@ def side(row: Row) -> str | None:
     if row["package"] == STOCK:
         return STEPS if row["method"] != STOCK else None
     return PEER
+
+
+def hopeful(rows: Sequence[Row]) -> list[Row]:
+    """Who may win a level on more captions than a few; stock and tuned plans are always among them.
+
+    A row may hold a level if its SSIM is below it by no more than `SPARE`. It is beaten there if
+    as many of its class as are drawn again hold it by `SPARE` and are `AHEAD` times as fast.
+    """
+    return [
+        row
+        for row in rows
+        if row["method"] == STOCK or row["tuned"] or any(_hopes(row, rows, one) for one in MEETS)
+    ]
+
+
+def _hopes(row: Row, rows: Sequence[Row], level: float) -> bool:
+    if row["inactive"] or row["ssim"] < level - SPARE * (1 - level):
+        return False
+    safe = _ranked(rows, side(row) or STEPS, level + SPARE * (1 - level))
+    return sum(_speed(one) > AHEAD * _speed(row) for one in safe) < RUNNERS
 
 
 def candidates(rows: Sequence[Row]) -> list[Row]:

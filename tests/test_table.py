@@ -326,6 +326,36 @@ def test_who_does_not_hold_a_level_on_other_captions_has_not_won_it():
     assert loose["verified"] and loose["best"]["composed"] is None
 
 
+def test_whoever_could_still_win_stays_in_the_sweep():
+    """What is far from every level, or beaten by three of its class, draws no more captions."""
+    safe = [row(contest.OURS, "S", knob, 4.0 + knob / 10, 0.999) for knob in (1, 2, 3)]
+    near = row(contest.OURS, "near", 1, 5.0, 0.9 - 0.03)
+    far = row(contest.OURS, "far", 1, 9.0, 0.9 - 0.05)
+    slow, close = row(contest.OURS, "slow", 1, 3.0, 0.999), row(contest.OURS, "close", 1, 3.8, 0.9)
+    tuned = row(contest.OURS, "tuned 0.9", 0, 1.0, 0.1, tuned=True)
+    peer, asleep = row("p", "C", 1, 1.2, 0.999, 0), rows_of()[5]
+    stock = rows_of()[0]
+    rows = [*safe, near, far, slow, close, tuned, peer, asleep, stock]
+    names = [contest.label(one) for one in winners.hopeful(rows)]
+    assert names == [
+        "S 1", "S 2", "S 3", "near 1", "close 1", "tuned 0.9", "p: C 1", "stock: stock",
+    ]  # fmt: skip
+    two = [*safe[:2], slow, peer, stock]
+    assert slow in winners.hopeful(two)
+    first = {contest.label(one) for one in winners.candidates(rows)}
+    assert first <= {*names}
+
+
+def test_all_draw_the_first_captions_and_who_may_win_draws_all(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(table, "FIRST", 1)
+    result = table.measured(options_of(tmp_path), Benches(), field_of())
+    seeds = {contest.label(one): one["seeds"] for one in result["rows"]["sweep"]}
+    assert seeds.pop("stock: fewer steps: 14") == seeds.pop("theirs: Idle 1") == 1
+    assert seeds.pop("cache.EasyCache 0.2") == 1 and set(seeds.values()) == {2}
+    assert {seed for seed, name in drawn if name == "cache.EasyCache 0.2"} == {HELD_OUT[0]}
+    assert result["rows"]["held-out"]
+
+
 def test_the_share_of_captions_that_meet_a_level():
     who = contest.Contestant("p", "C", 1)
     names = ("seconds", "stock_seconds", "block_rows", "psnr", "perceptual", "attributes_right")

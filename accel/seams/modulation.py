@@ -140,7 +140,8 @@ def _modulated(block: Block) -> Modulated | None:
     source = _first(core, TABLES, torch.nn.Parameter)
     if source is None:
         source = _first(core, PROJECTIONS, torch.nn.Sequential)
-    places = _places(type(core))
+    kind: type = type(core)
+    places = _places(kind)
     if norm is None or source is None or places is None or not set(TIMES) & set(block.parameters):
         return None
     return Modulated(norm, source, *places)
@@ -152,7 +153,7 @@ def _first(core: torch.nn.Module, names: tuple[str, ...], kind: type) -> Any:
 
 
 @cache
-def _places(kind: type[torch.nn.Module]) -> tuple[int, int | None] | None:
+def _places(kind: type) -> tuple[int, int | None] | None:
     """Which vectors are the first scale and the first shift: the names that they are given to.
 
     In ``forward``, or in another method of the block (Qwen-Image).
