@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ class Stages:
         number = max(at for at, stage in enumerate(self._stages) if stage.first <= index)
         stage = self._stages[number]
         if stage.first == index:
-            self._enter(number, opened.picture)
+            self._enter(number, opened)
         self._latents = self._step(opened, stage, index - stage.first)
         height, width = opened.picture.shape[-2:]
         return self._pictures.back(resized(self._latents, height, width), evaluation)
@@ -164,16 +165,17 @@ class Stages:
         schedule = self._schedules.make(self._solver, steps, strength, (here, there), shift)
         return Stage(first, steps, patch, schedule, Levels(schedule.solver))
 
-    def _enter(self, number: int, picture: Tensor) -> None:
+    def _enter(self, number: int, opened: Opened) -> None:
         """Begin a stage: from the run's own noise, or from what the stage before made."""
-        stage = self._stages[number]
+        stage, total = self._stages[number], opened.evaluation.step.total
+        assert total is not None  # a run from noise alone
         if self._latents is None:
-            self._latents = picture[..., : stage.patch.height, : stage.patch.width]
+            self._latents = opened.picture[..., : stage.patch.height, : stage.patch.width]
             return
         clean = resized(self._latents, stage.patch.height, stage.patch.width)
         fresh = [
             torch.randn(clean.shape[1:], generator=one, device=clean.device)
-            for one in seeded(self._seeds, number, clean.device)
+            for one in seeded(self._seeds, total + number, clean.device)
         ]
         self._latents = stage.schedule.noised(clean, torch.stack(fresh).to(clean.dtype))
 
@@ -184,4 +186,18 @@ class Stages:
         own = evaluation.step
         step = Step(own.index, own.total, schedule.begin + index, stage.levels)
         output = opened.guided(stage.patch, given, schedule.timestep(index), step)
-        return schedule.stepped(output, self._latents, index, evaluation.options)
+        return schedule.stepped(output, self._latents, index, self._seeded(stage, evaluation))
+
+    def _seeded(self, stage: Stage, evaluation: Evaluation) -> dict[str, Any]:
+        """What the solver is given: noise by the run's own seeds, where the pipeline names none.
+
+        The solver of a stage would seed itself by what it is first given. That is computed, and
+        other in its last bits beside other samples.
+        """
+        options = evaluation.options
+        takes = "generator" in inspect.signature(stage.schedule.solver.step).parameters
+        if not takes or options.get("generator") is not None:
+            return options
+        assert self._latents is not None
+        drawn = seeded(self._seeds, evaluation.step.index, self._latents.device)
+        return options | {"generator": drawn}

@@ -278,11 +278,11 @@ class Loop:
             )
         return weights
 
-    def _step(self, _step: Step, sample: Any) -> Any:
+    def _step(self, _step: Step, _sample: Any) -> Any:
         """Let the owner go on, in the place of what the scheduler gives."""
         evaluation, self._evaluation = self._evaluation, None
         assert evaluation is not None
-        return self._owner.evaluate(evaluation).to(sample.dtype)
+        return self._owner.evaluate(evaluation)
 
 
 def _channels(denoiser: Denoiser) -> int:
