@@ -44,6 +44,8 @@ PATIENCE = 3600.0
 """Seconds that the second process waits while the first makes the stock pictures."""
 READ = 128
 """Pixels a side of the largest pictures that the oracle reads."""
+SHOWN = 8
+"""Captions on the sheet."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,10 @@ def markdown(lines: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def sheet(found: dict[str, dict[str, Any]]) -> Image.Image:
-    """The pictures, a row for each plan."""
-    whole = np.concatenate([np.concatenate(list(one["pictures"]), 1) for one in found.values()])
-    return Image.fromarray((whole * 255).round().astype(np.uint8))
+    """The first pictures, a row for each plan."""
+    rows = [np.concatenate(list(one["pictures"][:SHOWN]), 1) for one in found.values()]
+    whole = (np.concatenate(rows) * 255).round().astype(np.uint8)
+    return Image.fromarray(whole).quantize()
 
 
 def main() -> None:

@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--show", type=Path, default=Path("/tmp"), help="where clips go")
     options = parser.parse_args()
+    options.show.mkdir(parents=True, exist_ok=True)
     asked = Asked(options.model, tuple(options.frames), options.captions, options.steps)
     method = DualParal()
     shared = spread(PROCESSES, together, asked, method)
