@@ -160,6 +160,19 @@ def test_a_constant_clean_picture_survives_all_stages(bench, name):
     assert torch.allclose(found, torch.full_like(found, clean), atol=5e-3)
 
 
+@pytest.mark.parametrize("name", ["sd3", "flux_cfg"])
+def test_rounding_does_not_choose_the_noise_of_a_stage(bench, name):
+    """What a stage begins with is computed, and other in its last bits beside other samples."""
+    pipe, found = bench.pipe(name), []
+    for value in (0.0, 1e-6):
+        with (
+            asked(pipe, lambda given, value=value: (given["hidden_states"] * 0 + value,)),
+            Plan(Bottleneck(scale=0.5), samplers.SASolver()).attach(pipe),
+        ):
+            found.append(bench.call(name, steps=6))
+    assert 0 < (found[0] - found[1]).abs().max() < 1e-3
+
+
 @given(st.integers(1, 60), st.tuples(*[st.integers(0, 20)] * 2), st.integers(1, 20))
 def test_steps_are_shared_out_by_their_shares(steps, shares, last):
     shares = (*shares, last)
