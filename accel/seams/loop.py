@@ -177,7 +177,10 @@ class Owner(Protocol):
         ...
 
     def evaluate(self, evaluation: Evaluation) -> Tensor:
-        """The latents ``[B, …]`` that the pipeline goes on from, behind an evaluation."""
+        """The latents ``[B, …]`` that the pipeline goes on from, behind an evaluation.
+
+        Of the type that its scheduler would give: the next call of a network may take no other.
+        """
         ...
 
 
