@@ -555,6 +555,13 @@ class Tuning(Clip):
     budget: Annotated[
         str, Option(help="time in all, such as 90s, 10m or 2h", rich_help_panel=PLAN)
     ] = "10m"
+    trials: Annotated[
+        Path | None,
+        Option(
+            help="folder of trials to go on from, also of other targets; default: beside the plan",
+            rich_help_panel=PLAN,
+        ),
+    ] = None
     prompts: Annotated[
         Path | None,
         Option(

@@ -62,7 +62,7 @@ def tune(given: Given) -> None:
             prompts=prompts or None,
             call=call,
             split=(asked.captions, asked.held_out),
-            folder=out.with_name(out.stem + TRIALS),
+            folder=asked.trials or out.with_name(out.stem + TRIALS),
             observe=_shown(bar),
         )
     write({out: _file(asked, model, found), plot: png(found.plot())})

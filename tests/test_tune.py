@@ -261,7 +261,7 @@ class Landscape:
         return Line("m", plan.to_json(), case.key, {"ssim": 1.0 - worse * loss}, cost, cost)
 
 
-def searched(targets, plans, seed=0, folder=None):
+def searched(targets, plans, seed=0, folder=None, prompts=6):
     """A search on the landscape with so many suggestions."""
     names = ("samplers.DPMSolverPP", "guidance.Adaptive", "cache.EasyCache")
     families = {
@@ -269,7 +269,9 @@ def searched(targets, plans, seed=0, folder=None):
         for family, kinds in FAMILIES.items()
     }
     space = Space(28, {family: kinds for family, kinds in families.items() if kinds})
-    found = [Case({"prompt": str(number)}, number) for number in range(6)]
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    found = [Case({"prompt": str(number)}, number) for number in range(prompts)]
     search = Search(
         Landscape(), found, Targets.parse(targets), space, outside=0.05, seconds=2.0,
         folder=folder, seed=seed,
@@ -336,6 +338,19 @@ def test_a_search_is_a_function_of_its_seed_and_goes_on_where_it_stopped(tmp_pat
     second = searched("ssim>=0.95", 15, folder=tmp_path)
     seeds = first.space.seeds()
     assert len(second.points.keys() & first.points.keys()) < len(seeds)  # not begun anew
+
+
+def test_another_target_begins_with_what_was_drawn_for_the_first(tmp_path):
+    """The other way round too; of other prompts or another pipeline nothing is taken."""
+    first = searched("ssim>=0.95", 30, folder=tmp_path)
+    second = searched("ssim>=0.9", len(first.points) + 10, folder=tmp_path)
+    seeds = set(searched("ssim>=0.9", 10).points)
+    tried = first.points.keys() - seeds
+    assert tried and tried <= second.points.keys()
+    alone = searched("ssim>=0.9", 12, folder=tmp_path / "elsewhere")
+    assert not (alone.points.keys() & tried)
+    other = searched("ssim>=0.85", 12, folder=tmp_path, prompts=5)
+    assert not (other.points.keys() & tried)
 
 
 # The proof
@@ -696,6 +711,9 @@ def test_the_command_writes_a_plan_that_the_others_take(tmp_path_factory):
     done(
         "generate", "a fox", "--model", model, "--plan", "fast.toml", "--seed", 1, "--out", "a.png"
     )
+    looser = ["--target", "ssim>=0.7", "--trials", "fast-trials", "--out", "faster.toml"]
+    done("tune", *asked[:2], *asked[4:], *looser, "--budget", "20s")
+    assert not Path("faster-trials").exists()
     done("generate", "--like", "a.png", "--out", "b.png")
     with Image.open("a.png") as one, Image.open("b.png") as other:
         assert one.tobytes() == other.tobytes()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from accel.tuning.space import Space
 from accel.tuning.targets import Targets
 
 if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
     from optuna.study import Study
 
 RUNGS = (1, 4)
@@ -84,7 +86,8 @@ class Search:
         space: What may be tried.
         outside: Share of a stock call that is spent outside of the denoisers.
         seconds: Of a stock call.
-        folder: Where the study is kept, to go on with it; ``None``: in memory.
+        folder: Where the study is kept, to go on with it, or with its plans for another target;
+            ``None``: in memory.
         seed: Of the sampler.
         points: What was found so far, by plan.
     """
@@ -131,18 +134,33 @@ class Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, group=True)
-        name = " ".join(map(str, self.targets.each))
         study: Study = optuna.create_study(
-            study_name=f"{name}, {self.bench.mark}",
+            study_name=f"{' '.join(map(str, self.targets.each))}, {self._kin}",
             storage=storage,
             sampler=sampler,
             directions=["minimize", "maximize" if self._sign > 0 else "minimize"],
             load_if_exists=True,
         )
         if not study.trials:
-            for parameters in self.space.seeds():
-                study.enqueue_trial(parameters)
+            tried = () if storage is None else self._tried(storage)
+            for parameters in (*self.space.seeds(), *tried):
+                study.enqueue_trial(parameters, skip_if_exists=True)
         return study
+
+    @property
+    def _kin(self) -> str:
+        """Of pipeline, machine and prompts: what studies have in common that help each other."""
+        prompts = sha256(" ".join(case.key for case in self.cases).encode()).hexdigest()[:12]
+        return f"{self.bench.mark}, {prompts}"
+
+    def _tried(self, storage: BaseStorage) -> Iterator[dict[str, Any]]:
+        """What was tried here for other targets: where it was drawn, it costs nothing now."""
+        optuna = imported()
+        for name in optuna.get_all_study_names(storage):
+            if name.endswith(f", {self._kin}"):
+                known = optuna.load_study(study_name=name, storage=storage)
+                done = (optuna.trial.TrialState.COMPLETE,)
+                yield from (trial.params for trial in known.get_trials(states=done))
 
     @property
     def _sign(self) -> int:

@@ -319,7 +319,8 @@ def tune(
         call: Arguments of the pipeline's call; ``num_inference_steps`` among them.
         split: How many of the prompts are searched on, and how many of those that follow prove it:
             of 20, one may miss the target.
-        folder: Where trials are kept; the same call goes on there.
+        folder: Where trials are kept; the same call goes on there, and another target begins with
+            what was tried for this one.
         observe: Hears how far it is.
 
     Raises:
