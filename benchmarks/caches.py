@@ -165,15 +165,15 @@ def peer_curves(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def goes_on(curve: list[dict[str, Any]], measure_: str, level: float) -> bool:
-    """Whether the last knob of a curve holds a level, which is signed so that more is nearer.
-
-    It is not open where its last knob computed what the one before did: more changes nothing.
-    """
+    """Whether the last knob of a curve holds a level, which is signed so that more is nearer."""
     sign = -1 if measure_ == "perceptual" else 1
-    if len(curve) > 1 and curve[-1]["block_rows"] == curve[-2]["block_rows"]:
-        return False
     holds: bool = sign * curve[-1][measure_] >= level
-    return holds
+    return holds and not stands_still(curve)
+
+
+def stands_still(curve: list[dict[str, Any]]) -> bool:
+    """Whether the last knob of a curve computed what the one before did: more changes nothing."""
+    return len(curve) > 1 and bool(curve[-1]["block_rows"] == curve[-2]["block_rows"])
 
 
 def _fastest(rows: list[dict[str, Any]], here: bool) -> dict[str, Any] | None:

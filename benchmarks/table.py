@@ -5,10 +5,11 @@
 
 One command, two stages. The sweep draws everybody (`table_field`) on a few captions, interleaved as
 `contest` says, and then, on the rest of its captions, whoever may still hold a level of fidelity
-fastest (`winners.hopeful`: successive halving); the winners of each level and their runners-up are
-then drawn on other captions, which the sweep has not seen. Both are in
-``results/table-MODEL.jsonl``, each line with its stage, and packed beside it (the form: `compact`);
-a run that was cut off goes on there. Pictures are kept beside the benchmarks, out of git (`album`).
+fastest (`winners.hopeful`: successive halving). Of each class the fastest at each level is then
+drawn on other captions, which the sweep has not seen; if it fails there, the next one is
+(`winners.contending`). Both are in ``results/table-MODEL.jsonl``, each line with its stage, and
+packed beside it (the form: `compact`); a run that was cut off goes on there. Pictures are kept
+beside the benchmarks, out of git (`album`).
 
 Beside the lines come ``.json`` (the sums), ``.md`` (who holds each level), ``.png`` and ``.html``
 (`table_page`). Needs the extra `bench` for the peers: whoever is missing is named. What is
@@ -49,10 +50,15 @@ UNSEEN = 1000
 FIRST = 4
 """Captions of the sweep that everybody draws."""
 
+BATCH = 16
+"""Captions of the second stage after which it is first seen who has failed; then twice as many."""
+
 SHOWN = 3
 """Captions of which pictures are shown."""
 
 IDLE = "it computed all that stock does, and every picture is stock's to the bit"
+
+REFERENCE = Contestant(STOCK, STOCK, 0)
 
 Row = dict[str, Any]
 
@@ -93,14 +99,17 @@ class Bench:
             contest.measure(
                 self.benches, [*who], scenes, self.lines, self.until, warm=True, stage=stage
             )
+        return _judged(self.rows(name, who))
+
+    def rows(self, name: str, who: Sequence[Contestant]) -> list[Row]:
+        """What some have drawn in a stage, over the captions that all of them have."""
         rows, seeds = contest.rows_of([*who], self.part(name))
         settings = {one.key: one for one in who}
-        stock = settings[STOCK, STOCK, 0].named()
         for row in rows:
             one = settings[row["package"], row["method"], row["knob"]]
-            row |= {**_about(one), **self.album.frechet(one.named(), stock, seeds)}
+            row |= {**_about(one), **self.album.frechet(one.named(), REFERENCE.named(), seeds)}
             row["seeds"] = len(seeds)
-        return _judged(rows)
+        return rows
 
     def sweep(self, who: Sequence[Contestant], scenes: list[Scene]) -> tuple[list[Row], bool]:
         """Draw everybody on the first captions and who may win on all; whether that is done."""
@@ -114,6 +123,25 @@ class Bench:
         again = {label(row): row for row in rest}
         return [again.get(label(row), row) for row in first], True
 
+    def verify(
+        self, sweep: list[Row], who: Sequence[Contestant], scenes: list[Scene]
+    ) -> tuple[list[Row], bool]:
+        """Draw whoever may hold a level on captions of their own; whether all is said."""
+        known, rows = {one.label: one for one in who}, list[Row]()
+        drawn: dict[str, Contestant] = {}
+        while open_ := winners.contending(sweep, rows, len(scenes)):
+            named = {one: known[one] for one in map(label, open_)}
+            counts = {label(row): row["seeds"] for row in rows}
+            least = min(counts.get(name, 0) for name in named)
+            self.draw(HELD, [*named.values()], scenes[: max(BATCH, 2 * least)])
+            if time.monotonic() > self.until:
+                return rows, False
+            drawn |= named
+            part = self.part(HELD)
+            sweep = [row for row in sweep if not _refused(known[label(row)], part)]
+            rows = _judged([row for one in drawn.values() for row in self.rows(HELD, [one])])
+        return rows, True
+
     def part(self, name: str) -> Any:
         """The lines of a stage; refusals are of all stages."""
         return Part(
@@ -125,6 +153,10 @@ def _about(one: Contestant) -> dict[str, Any]:
     made = [method.name for method in one.plan or () if method.why_off() is None]
     tuned = one.method.startswith(TUNED_CURVE)
     return {"parts": len(made), "made_of": made, "tuned": tuned, "call": dict(one.call)}
+
+
+def _refused(who: Contestant, part: Any) -> bool:
+    return any("refused" in line and who.wrote(line) for line in part.found)
 
 
 def _judged(rows: list[Row]) -> list[Row]:
@@ -155,11 +187,9 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
     sweep, whole = bench.sweep(field.who, scenes)
     if not sweep:
         raise SystemExit(f"No caption is drawn by all yet: start again to go on. {path}")
-    chosen = {label(row) for row in winners.candidates(sweep)}
-    again = [who for who in field.who if who.label in chosen or who.key == (STOCK, STOCK, 0)]
     unseen = bench.scenes(UNSEEN, options.held_out)
-    verified = bench.draw(HELD, again, unseen) if whole else []
-    stages = {SWEEP: sweep, HELD: verified}
+    verified, said = bench.verify(sweep, field.who, unseen) if whole else ([], False)
+    stages, levels = {SWEEP: sweep, HELD: verified}, winners.levels(sweep, verified if said else [])
     return {
         "model": options.model,
         "call": call,
@@ -167,11 +197,11 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
         "blocks": len(benches.get(STOCK)[1].blocks),
         "stock": {name: _stock(bench, name, rows) for name, rows in stages.items() if rows},
         "packed": lines.pack().name,
-        "levels": winners.levels(sweep, verified),
+        "levels": levels,
         "idle": contest.idle(sweep),
         "left_out": field.left | contest.undrawn(field.who, bench.part(SWEEP)),
         "rows": stages,
-        "shown": _shown(bench, field, sweep, verified, unseen if verified else scenes),
+        "shown": _shown(bench, field, levels, unseen if said else scenes),
     }
 
 
@@ -183,16 +213,16 @@ def _drawn(rows: list[Row], scenes: list[Scene]) -> bool:
 def _stock(bench: Bench, name: str, rows: list[Row]) -> dict[str, Any]:
     part = bench.part(name)
     seeds = sorted({one["seed"] for one in part.found if "seed" in one})
-    return contest.stock_of(part, seeds) | {"captions": rows[0]["seeds"]}
+    return contest.stock_of(part, seeds) | {"captions": max(row["seeds"] for row in rows)}
 
 
 def _shown(
-    bench: Bench, field: Field, sweep: list[Row], verified: list[Row], scenes: list[Scene]
+    bench: Bench, field: Field, levels: list[dict[str, Any]], scenes: list[Scene]
 ) -> list[dict[str, Any]]:
     """What is shown of the stock pipeline and of each winner: arrays, by caption."""
-    best = [one for level in winners.levels(sweep, verified) for one in level["best"].values()]
+    best = [one for level in levels for one in level["best"].values()]
     names = {label(one) for one in best if one}
-    order = [one for one in field.who if one.key == (STOCK, STOCK, 0) or one.label in names]
+    order = [one for one in field.who if one.key == REFERENCE.key or one.label in names]
     return [
         {
             "name": winners.title({**one.named(), **_about(one)}),
@@ -212,7 +242,7 @@ def notes(result: dict[str, Any]) -> list[str]:
 def title_of(result: dict[str, Any]) -> str:
     """The model and what was drawn, in a sentence."""
     rows, asked = result["rows"], result["asked"]
-    drawn = {name: one[0]["seeds"] if one else 0 for name, one in rows.items()}
+    drawn = {name: max((row["seeds"] for row in one), default=0) for name, one in rows.items()}
     stages = ", ".join(f"{name} {drawn[name]} of {asked[name]} captions" for name in rows)
     steps, blocks = result["call"]["num_inference_steps"], result["blocks"]
     return f"{result['model']}: {steps} steps, {blocks} blocks; {stages}"

@@ -20,6 +20,7 @@ from album import ENOUGH
 from contest import MEETS, active, together
 from PIL import Image
 
+from accel.tuning.targets import SHARE
 from app.batch.page import CSS, NOTHING, PALETTE, Html, count, el, joined, ticks
 
 MOST = 1_500_000
@@ -452,7 +453,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 def _tables(result: dict[str, Any]) -> list[Html]:
     verified, sweep = result["rows"]["held-out"], result["rows"]["sweep"]
-    about = "Winners and runners-up on captions that the sweep has not seen"
+    about = "On captions that the sweep has not seen: who holds a level, and who failed before"
     parts = [_section(about, _table(about, verified))] if verified else []
     return [*parts, _section("The sweep", _table("The sweep", sweep))]
 
@@ -509,10 +510,11 @@ def _method(result: dict[str, Any]) -> Html:
         "SSIM, PSNR and the perceptual distance are to the stock picture of the same caption and "
         "seed; captions and motion are judged by the bundled oracles; Fréchet distances, from "
         f"{ENOUGH} captions on, are to real scenes and to the stock set.",
+        "A level is held, as accel tune holds a target, where the mean SSIM reaches it and at "
+        f"least {SHARE:.0%} of the captions do one by one; the columns with ≥ say how many do.",
         "In the sweep all draw a few captions; who is far from holding a level fastest draws no "
-        "more.",
-        "A level is held by a mean SSIM that reaches it; the columns with ≥ say which share of the "
-        "captions does.",
+        "more. Then of each class the fastest is drawn on captions that the sweep has not seen; "
+        "where it cannot hold the level there any more it stops, and the next one is drawn.",
         f"The call: {', '.join(f'{key} {one!r}' for key, one in result['call'].items())}.",
     ]
     return joined(el("p", one) for one in words)

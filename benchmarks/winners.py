@@ -1,18 +1,23 @@
 """Who holds a level of fidelity fastest: one method of ours, ours together, peers, stock in less.
 
-A row holds a level if the mean SSIM of its pictures to stock's reaches it. Winners of the sweep are
-drawn again on captions that it has not seen, with their runners-up: who does not hold the level
-there has not won it. What did nothing does not compete.
+A row holds a level as `accel.tune` holds a target: the mean SSIM of its pictures to stock's reaches
+it, and at least 95 % of them do one by one. Of each class the fastest of the sweep is drawn again
+on captions that it has not seen; if it does not hold the level there, the next one is. What did
+nothing does not compete.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import islice, product
 from typing import Any
 
 import caches
 from contest import MEETS, OURS, STOCK, active, label
 from peers import COMPILED
+
+from accel.tuning.targets import SHARE
 
 SINGLE, COMPOSED, PEER, STEPS = "single", "composed", "peer", "steps"
 SIDES = {
@@ -24,10 +29,14 @@ SIDES = {
 """By class of contestants, what the best of it is called, and what is said where there is none."""
 
 RUNNERS = 3
-"""So many of each class are drawn again, the fastest first."""
+"""Who is beaten by so many of its class, by what a few captions can tell, has no hope."""
 
 SPARE, AHEAD = 0.4, 1.1
 """What a few captions cannot tell: this share of 1 − SSIM at a level, and so much of the speed."""
+
+LIKELY, HOPE = 0.85, 0.5
+"""Shares of the captions that reach a level: of the sweep's, with which a row may well hold it on
+others, and of the first few, with which it may hold it on the sweep's."""
 
 FEWER = "stock in fewer steps"
 
@@ -47,11 +56,18 @@ def side(row: Row) -> str | None:
     return PEER
 
 
+def holds(row: Row, level: float) -> bool:
+    """Whether a row holds a level: on average, and nearly all of its captions one by one."""
+    found: bool = row["ssim"] >= level and row["meets"][str(level)] >= SHARE
+    return found
+
+
 def hopeful(rows: Sequence[Row]) -> list[Row]:
     """Who may win a level on more captions than a few; stock and tuned plans are always among them.
 
-    A row may hold a level if its SSIM is below it by no more than `SPARE`. It is beaten there if
-    as many of its class as are drawn again hold it by `SPARE` and are `AHEAD` times as fast.
+    A row may hold a level if its SSIM is below it by no more than `SPARE`, and half of its captions
+    reach it. It is beaten there if `RUNNERS` of its class hold it by `SPARE` and are `AHEAD` times
+    as fast.
     """
     return [
         row
@@ -61,26 +77,68 @@ def hopeful(rows: Sequence[Row]) -> list[Row]:
 
 
 def _hopes(row: Row, rows: Sequence[Row], level: float) -> bool:
-    if row["inactive"] or row["ssim"] < level - SPARE * (1 - level):
+    spare = SPARE * (1 - level)
+    if row["inactive"] or row["ssim"] < level - spare or row["meets"][str(level)] < HOPE:
         return False
-    safe = _ranked(rows, side(row) or STEPS, level + SPARE * (1 - level))
+    safe = [
+        one
+        for one in active([*rows])
+        if side(one) == (side(row) or STEPS) and holds(one, level) and one["ssim"] >= level + spare
+    ]
     return sum(_speed(one) > AHEAD * _speed(row) for one in safe) < RUNNERS
 
 
-def candidates(rows: Sequence[Row]) -> list[Row]:
-    """Who is drawn again: the fastest of each class at each level."""
-    found: dict[str, Row] = {}
-    for level in MEETS:
-        for one in SIDES:
-            found |= {label(row): row for row in _ranked(rows, one, level)[:RUNNERS]}
-    found |= {label(row): row for row in rows if row["tuned"]}
-    return list(found.values())
+def contending(sweep: Sequence[Row], drawn: Sequence[Row], captions: int) -> list[Row]:
+    """Of whom more captions must be drawn to say who holds each level; none where that is said.
+
+    Of each class at each level it is the fastest of the sweep that has not failed there. Stock and
+    tuned plans draw all captions, whatever they hold.
+
+    Args:
+        sweep: All rows.
+        drawn: What they have drawn so far of captions that the sweep has not seen.
+        captions: How many of these there are.
+    """
+    known = {label(row): row for row in drawn}
+    open_ = {
+        label(row): row for row in sweep if row["tuned"] or row["package"] == row["method"] == STOCK
+    }
+    for level, one in product(MEETS, SIDES):
+        likely = _likely(sweep, one, level)
+        left = (row for row in likely if not _failed(known, row, level, captions))
+        open_ |= {label(row): row for row in islice(left, 1)}
+    return [row for name, row in open_.items() if _count(known, name) < captions]
+
+
+def _likely(rows: Sequence[Row], one: str, level: float) -> list[Row]:
+    """Rows of a class that may hold a level on other captions, the fastest first."""
+    found = [
+        row
+        for row in active([*rows])
+        if side(row) == one and row["ssim"] >= level and row["meets"][str(level)] >= LIKELY
+    ]
+    return sorted(found, key=lambda row: -_speed(row))
+
+
+def _failed(known: dict[str, Row], row: Row, level: float, captions: int) -> bool:
+    """Whether it cannot hold a level any more, or does not in the end."""
+    drawn = known.get(label(row))
+    if drawn is None:
+        return False
+    missed = round((1 - drawn["meets"][str(level)]) * drawn["seeds"])
+    if missed > math.floor((1 - SHARE) * captions + 1e-9):
+        return True
+    return drawn["seeds"] == captions and not holds(drawn, level)
+
+
+def _count(known: dict[str, Row], name: str) -> int:
+    return known[name]["seeds"] if name in known else 0
 
 
 def _ranked(rows: Sequence[Row], one: str, level: float) -> list[Row]:
     """Rows of a class that hold a level, the fastest first."""
-    holding = [row for row in active([*rows]) if side(row) == one and row["ssim"] >= level]
-    return sorted(holding, key=lambda row: -row["speedup"]["median"])
+    holding = [row for row in active([*rows]) if side(row) == one and holds(row, level)]
+    return sorted(holding, key=lambda row: -_speed(row))
 
 
 def levels(sweep: Sequence[Row], verified: Sequence[Row]) -> list[Level]:
@@ -88,9 +146,10 @@ def levels(sweep: Sequence[Row], verified: Sequence[Row]) -> list[Level]:
 
     Args:
         sweep: All rows, which say whether a peer's sweep ends too early.
-        verified: Rows of captions that the sweep has not seen, or none: then the sweep's count.
+        verified: Rows of captions that the sweep has not seen, or none: then the sweep's count. Who
+            drew fewer of them than the others had failed at what it was drawn for.
     """
-    rows = verified or sweep
+    rows = _whole(verified) or sweep
     found = []
     for level in MEETS:
         best = {one: next(iter(_ranked(rows, one, level)), None) for one in SIDES}
@@ -104,6 +163,12 @@ def levels(sweep: Sequence[Row], verified: Sequence[Row]) -> list[Level]:
             }
         )
     return found
+
+
+def _whole(rows: Sequence[Row]) -> list[Row]:
+    """Those that have drawn all captions."""
+    most = max((row["seeds"] for row in rows), default=0)
+    return [row for row in rows if row["seeds"] == most]
 
 
 def point(row: Row) -> dict[str, Any]:
@@ -120,7 +185,11 @@ def censored(rows: Sequence[Row], level: float) -> list[str]:
     for row in active([*rows]):
         if side(row) in (PEER, STEPS) and row["package"] != COMPILED:
             curves.setdefault(_curve(row), []).append(row)
-    return [name for name, points in curves.items() if caches.goes_on(points, "ssim", level)]
+    return [
+        name
+        for name, points in curves.items()
+        if holds(points[-1], level) and not caches.stands_still(points)
+    ]
 
 
 def _curve(row: Row) -> str:
@@ -205,7 +274,7 @@ def _overlap(one: Row, other: Row) -> bool:
 
 def markdown(found: Sequence[Level], title: str, notes: Sequence[str]) -> str:
     """The levels as a table to read, the sentences, and what a reader must know."""
-    heads = ("SSIM at least", "ours, single", "ours, composed", "best peer", "fewer steps")
+    heads = ("SSIM held", "ours, single", "ours, composed", "best peer", "fewer steps")
     lines = [f"{title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for one in found:
         cells = [f"{one['level']:g}", *(_cell(one, which) for which in SIDES)]
@@ -219,7 +288,9 @@ def _cell(one: Level, which: str) -> str:
     best, open_ = one["best"][which], " (censored)" if is_censored(one, which) else ""
     if best is None:
         return f"none{open_}"
-    return f"{title(best)} ({best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f}){open_}"
+    share = best["meets"][str(one["level"])]
+    figures = f"{best['speedup']['median']:.2f}×, SSIM {best['ssim']:.3f}, {share:.0%} of captions"
+    return f"{title(best)} ({figures}){open_}"
 
 
 def why_censored(one: Level) -> str:
