@@ -1,0 +1,265 @@
+"""Presets, as tuning finds them: the cheapest plans that hold a fidelity on every bundled model.
+
+    python benchmarks/deriving.py [--only balanced] [--captions 4] [--held-out 16] [--budget 1200]
+        [--kept FOLDER] [--write]
+
+Each preset promises a level of SSIM to stock (`LEVELS`). The search is that of `accel.tune`, with
+the prompts of all models at once: a plan holds a level where it does on each of them. Only guidance
+and caches are tried that decide by what they see (`TRIED`) and attach to all of the models: a
+preset is for any pipeline, with its own sampler and any number of steps. What a plan costs is the
+share of multiplications that it computes, in the mean of the models. Knobs have three digits.
+
+Then, the cheapest first, each is checked on held-out prompts of every model, until one holds on all
+of them. `--write` puts it into ``assets/plans``; what was measured is in
+``results/presets-derived.json`` and ``.md``. A run that was cut off goes on in `--kept`. Nothing is
+timed, so that other work may go on beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from album import KEPT
+from measure import RESULTS, here, save, signature, weights
+
+import accel
+from accel import Plan
+from accel.bundled import root
+from accel.tuning.bench import Bench, Case, Drawn, Ledger, Line, fidelity
+from accel.tuning.search import Point, Search
+from accel.tuning.space import FAMILIES, Space
+from accel.tuning.targets import Targets
+from accel.tuning.tune import cases
+
+MODELS = ("scenes-unet", "scenes-flux", "scenes-wan")
+LEVELS = {"balanced": 0.95, "fast": 0.9, "fastest": 0.8}
+"""By preset, the SSIM to stock that is to be held; ``exact`` is the empty plan."""
+
+TRIED = ("guidance.Adaptive", "cache.EasyCache", "cache.FirstBlock", "cache.DBCache", "cache.SADA")
+"""What decides by what it sees in a run, and leaves nothing out at fixed places."""
+
+DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundled model with its prompts.
+
+    Attributes:
+        name: Of the model.
+        bench: What draws.
+        cases: The prompts of the search.
+        held_out: Those of the check.
+    """
+
+    name: str
+    bench: Bench
+    cases: Sequence[Case]
+    held_out: Sequence[Case]
+
+
+class Together:
+    """The benches of some models as one: a case is drawn by the model that it is of."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._of = {case.key: model.bench for model in models for case in model.cases}
+        if len(self._of) < sum(len(model.cases) for model in models):
+            raise ValueError("Two models have one case.")
+        self.mark = " ".join(model.bench.mark for model in models)
+
+    def figures(self, plan: Plan, case: Case) -> Line:
+        """What a plan does to a case of any of the models."""
+        return self._of[case.key].figures(plan, case)
+
+
+class Rounded(Space):
+    """A space whose plans have knobs of few digits."""
+
+    def plan(self, count: int, methods: Mapping[str, Mapping[str, Any]]) -> Plan:
+        """The plan of a trial, with the knobs rounded."""
+        few = {
+            name: {field: _rounded(value) for field, value in fields.items()}
+            for name, fields in methods.items()
+        }
+        return super().plan(count, few)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def space(models: Sequence[Model]) -> Rounded:
+    """What serves each of the models."""
+    found = Rounded(
+        1,
+        {
+            family: {name: knobs for name, knobs in kinds.items() if name in TRIED}
+            for family, kinds in FAMILIES.items()
+        },
+    )
+    for model in models:
+        found = Rounded.of(model.bench.pipe, 1, found.families)
+    return found
+
+
+def search(models: Sequence[Model], level: float, folder: Path) -> Search:
+    """A search for plans that hold a level of SSIM on all of the models."""
+    prompts = chain.from_iterable(zip(*(model.cases for model in models), strict=True))
+    return Search(
+        Together(models),  # type: ignore[arg-type]  # a search asks it for figures alone
+        [*prompts],
+        Targets.parse(f"ssim>={level:g}"),
+        space(models),
+        outside=0.0,
+        seconds=1.0,
+        folder=folder,
+    )
+
+
+def checked(model: Model, plan: Plan, level: float, stock: dict[str, Drawn]) -> dict[str, Any]:
+    """What a plan does to the held-out prompts of a model; ``stock`` keeps what stock draws."""
+    found = []
+    for case in model.held_out:
+        if case.key not in stock:
+            stock[case.key] = model.bench.time(Plan(), case)
+        drawn = model.bench.time(plan, case)
+        found.append(
+            fidelity(["ssim", "psnr", "accuracy"], stock[case.key].pictures, drawn.pictures, case)
+        )
+    target = Targets.parse(f"ssim>={level:g}")
+    values = [one["ssim"] for one in found]
+    means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    return {
+        "model": model.name,
+        "holds": target.held_by(found),
+        "share": target.fidelity[0].share(values),
+        "worst": min(values),
+        **means,
+    }
+
+
+def derived(
+    models: Sequence[Model],
+    name: str,
+    until: float,
+    folder: Path,
+    stock: dict[str, Drawn],
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """The cheapest plan that holds a preset's level on every model, with what was measured.
+
+    Args:
+        models: The models.
+        name: Of the preset.
+        until: When the search ends, by the clock.
+        folder: Where trials are kept.
+        stock: What stock drew of the held-out prompts: what is missing is added.
+        clock: Tells seconds.
+
+    Raises:
+        SystemExit: If none does.
+    """
+    level, failed = LEVELS[name], list[dict[str, Any]]()
+    found = search(models, level, folder)
+    found.run(lambda: clock() > until)
+    for point in found.ranked():
+        rows = []
+        for model in models:
+            rows.append(checked(model, point.plan, level, stock))
+            if not rows[-1]["holds"]:
+                break
+        entry = {"plan": point.plan.to_dict(), "computed": _computed(point, models), "rows": rows}
+        if rows[-1]["holds"]:
+            tried = {"tried": len(found.points), "refused": found.refused, "failed": failed}
+            return {"preset": name, "level": level, **entry, **tried}
+        failed.append(entry)
+    raise SystemExit(f"No plan holds {level} on every model, not even stock's.")
+
+
+def _computed(point: Point, models: Sequence[Model]) -> dict[str, float]:
+    """By model, the share of multiplications that a plan computed of the prompts of the search."""
+    return {
+        model.name: sum(line.products for line in point.lines[at :: len(models)]) / len(model.cases)
+        for at, model in enumerate(models)
+    }
+
+
+def markdown(result: Sequence[Mapping[str, Any]], prompts: int) -> str:
+    """The table."""
+    heads = (
+        "preset",
+        "SSIM held",
+        "plan",
+        "model",
+        "computed",
+        "SSIM",
+        "worst",
+        "reach it",
+        "right",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for one in result:
+        methods = [method.name for method in Plan.from_dict(one["plan"])]
+        for row in one["rows"]:
+            lines.append(
+                f"| {one['preset']} | {one['level']:g} | {' + '.join(methods)} | {row['model']} "
+                f"| {one['computed'][row['model']]:.1%} | {row['ssim']:.3f} | {row['worst']:.3f} "
+                f"| {row['share']:.0%} | {row['accuracy']:.1%} |"
+            )
+    about = (
+        "Presets: the cheapest plans of guidance and caches that hold a level on every bundled "
+        f"model, checked on {prompts} held-out prompts of each. Computed is the share of stock's "
+        "multiplications on the prompts of the search."
+    )
+    return "\n".join([about, "", *lines, "", signature()]) + "\n"
+
+
+def loaded(name: str, split: tuple[int, int], kept: Path) -> Model:
+    """A bundled model and its prompts."""
+    pipe, call = accel.load(name)
+    pipe.set_progress_bar_config(disable=True)
+    text = json.dumps([name, here(), weights()], sort_keys=True)
+    ledger = Ledger(kept / f"{name}.jsonl", hashlib.sha256(text.encode()).hexdigest()[:12])
+    found = cases(None, call, split)
+    return Model(name, Bench(pipe, ("ssim",), ledger), found[: split[0]], found[split[0] :])
+
+
+def main() -> None:
+    """Search, check, and write ``results/presets-derived.json`` and ``.md``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", choices=[*LEVELS], help="presets; all without")
+    parser.add_argument("--captions", type=int, default=4, help="to search on, of each model")
+    parser.add_argument("--held-out", type=int, default=16, help="to check on, of each model")
+    parser.add_argument("--budget", type=float, default=1200.0, help="seconds of search, each")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kept", type=Path, default=KEPT / "presets", help="folder of trials")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--write", action="store_true", help="write assets/plans")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.kept.mkdir(parents=True, exist_ok=True)
+    split = (options.captions, options.held_out)
+    models = [loaded(name, split, options.kept) for name in MODELS]
+    stock, result = dict[str, Drawn](), []
+    for name in options.only or LEVELS:
+        until = time.monotonic() + options.budget
+        result.append(derived(models, name, until, options.kept, stock))
+        print(json.dumps(result[-1]), flush=True)
+    print(save("presets-derived", {"presets": result, "held_out": options.held_out}, options.out))
+    (options.out / "presets-derived.md").write_text(markdown(result, options.held_out))
+    for one in result if options.write else ():
+        text = Plan.from_dict(one["plan"]).to_toml()
+        (root() / "plans" / f"{one['preset']}.toml").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
