@@ -7,7 +7,7 @@ Nothing is timed. What counts is whether the picture keeps to its caption: the o
 of 64 to 128 pixels, so it is given averages of 2 × 2 pixels of those of 256. Its distance is that
 to the render of the same scene. Detail is the mean difference of neighbouring pixels, in units of
 that of the renders at full size: less is blurred. Calls and rows are those of the network in the
-first process, bytes what it sends for a picture. Beside the table comes a sheet, ``.png``: a row
+first process, bytes what it sends for a picture. Beside the table comes a sheet, ``.webp``: a row
 for each plan.
 """
 
@@ -44,8 +44,8 @@ PATIENCE = 3600.0
 """Seconds that the second process waits while the first makes the stock pictures."""
 READ = 128
 """Pixels a side of the largest pictures that the oracle reads."""
-SHOWN = 8
-"""Captions on the sheet."""
+SHOWN, QUALITY = 8, 88
+"""Captions on the sheet, and its quality as WebP."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ def sheet(found: dict[str, dict[str, Any]]) -> Image.Image:
     """The first pictures, a row for each plan."""
     rows = [np.concatenate(list(one["pictures"][:SHOWN]), 1) for one in found.values()]
     whole = (np.concatenate(rows) * 255).round().astype(np.uint8)
-    return Image.fromarray(whole).quantize()
+    return Image.fromarray(whole)
 
 
 def main() -> None:
-    """Measure and write ``results/asg-MODEL-SIZE.json``, ``.md`` and ``.png``."""
+    """Measure and write ``results/asg-MODEL-SIZE.json``, ``.md`` and ``.webp``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="scenes-unet")
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
@@ -175,7 +175,7 @@ def main() -> None:
     print(save(name, {"asked": asdict(asked), "processes": PROCESSES, "rows": lines}))
     text = markdown(lines, title)
     (RESULTS / f"{name}.md").write_text(text)
-    sheet(found).save(RESULTS / f"{name}.png")
+    sheet(found).save(RESULTS / f"{name}.webp", quality=QUALITY)
     print(text)
 
 

@@ -10,7 +10,7 @@ process has, and those that its attention sees, at most. Clips longer than those
 trained on are judged too: what stock makes of them is in the table.
 
 Tables of other lengths that were measured before stay. Beside them come sheets of frames,
-``-FRAMES.png``: stock and some plans, one below the other.
+``-FRAMES.webp``: stock and some plans, one below the other.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ KNOBS = (
 WHOLE = 99
 """A reach that covers every clip."""
 
-SHOWN = 9
-"""Frames of a sheet."""
+SHOWN, QUALITY = 9, 88
+"""Frames of a sheet, and its quality as WebP."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ def main() -> None:
             about = {"asked": asdict(asked), "processes": processes, "latents": found["latents"]}
             write(f"clips-{options.model}", {**about, "rows": lines})
             print(markdown({**about, "rows": lines}), flush=True)
-            sheet(found["clips"], SHEET).save(RESULTS / f"clips-{options.model}-{frames}.png")
+            path = RESULTS / f"clips-{options.model}-{frames}.webp"
+            sheet(found["clips"], SHEET).save(path, quality=QUALITY)
 
 
 if __name__ == "__main__":
