@@ -1,13 +1,13 @@
-"""The search: plans that Optuna suggests, by successive halving over the prompts.
+"""The search: plans that Optuna suggests, raced over the prompts.
 
-Each plan is drawn on one prompt first, then on a few, then on all, and leaves early where it can
-no longer win: because it misses a target by far, or costs more than one that holds them all. What
-it costs is told by a model: the share of the denoisers' multiplications that were computed, beside
-the time that a stock call spends outside of them. Attention's own products are not in that, so
-plans that change them are timed.
+Each plan is drawn on one prompt after the other, and leaves as soon as it can no longer win:
+because it misses a target, or costs more than one that holds them all. What it costs is told by a
+model: the share of the denoisers' multiplications that were computed, beside the time that a stock
+call spends outside of them. Attention's own products are not in that, so plans that change them are
+timed.
 
-Source: Optuna's multi-objective TPE with constraints (arXiv 2304.11127, section 2), successive
-halving (arXiv 1502.07943, section 3).
+Source: Optuna's multi-objective TPE with constraints (arXiv 2304.11127, section 2), racing (Maron
+and Moore, NIPS 1993, section 2; here a single miss decides, since none of the prompts may miss).
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
 
-RUNGS = (1, 4)
-"""Prompts of the first rungs; the last one has all."""
-
 FAR = -3.0
-"""Margin (in units of `targets.SCALES`) below which a plan does not go on."""
+"""Margin (in units of `targets.SCALES`) of a mean, below which a plan does not go on."""
 
-WORSE = 1.15
-"""How many times the cost of the best plan that holds all another one may have and go on."""
+FEW = 4
+WORSE = (1.15, 1.05)
+"""How many times the cost of the best plan that holds all another one may have and go on, with
+fewer than `FEW` prompts and with more: what a plan computes differs from prompt to prompt."""
 
 TIMED = ("attention",)
 """Layers whose saving the model of costs does not see."""
@@ -193,7 +192,7 @@ class Search:
         return point.cost * self.seconds if measure == "seconds" else 1.0 / point.cost
 
     def _climb(self, plan: Plan) -> Point:
-        """Draw a plan on more and more prompts, for as long as it may still win.
+        """Draw a plan on one prompt after the other, for as long as it may still win.
 
         What does nothing at the first one is left out.
 
@@ -204,15 +203,13 @@ class Search:
         if lines[0].idle:
             busy = Plan(*(method for method in plan if method.name not in lines[0].idle))
             return self.points.get(busy) or self._climb(busy)
-        for rung in self._rungs():
-            lines += [self.bench.figures(plan, case) for case in self.cases[len(lines) : rung]]
-            point = self._point(plan, tuple(lines))
+        point = self._point(plan, tuple(lines))
+        for case in self.cases[1:]:
             if not self._promising(point):
                 break
+            lines.append(self.bench.figures(plan, case))
+            point = self._point(plan, tuple(lines))
         return point
-
-    def _rungs(self) -> Iterator[int]:
-        return iter(sorted({*(min(rung, len(self.cases)) for rung in RUNGS), len(self.cases)}))
 
     def _point(self, plan: Plan, lines: tuple[Line, ...]) -> Point:
         slack = self.targets.slack([line.figures for line in lines])
@@ -228,7 +225,9 @@ class Search:
     def _promising(self, point: Point) -> bool:
         if self.targets.fidelity:
             best = min((one.cost for one in self.points.values() if one.holds), default=1.0)
-            return point.slack > FAR and point.cost < WORSE * best
+            worse = WORSE[len(point.lines) >= FEW]
+            missed = self.targets.missed([line.figures for line in point.lines])
+            return not missed and point.slack > FAR and point.cost < worse * best
         return all(limit <= 0.1 for limit in self._constraints(point)[1:])
 
     def ranked(self) -> list[Point]:

@@ -173,6 +173,11 @@ class Targets:
             target.held_by([one[target.measure] for one in figures]) for target in self.fidelity
         )
 
+    def missed(self, figures: Sequence[Mapping[str, float]]) -> bool:
+        """Whether a prompt misses a target that prompts are to hold one by one."""
+        singly = [target for target in self.fidelity if target.measure not in MEANS]
+        return any(not target.met_by(one[target.measure]) for target in singly for one in figures)
+
     def slack(self, figures: Sequence[Mapping[str, float]]) -> float:
         """The margin of the tightest target at the worst prompt; 100 where none asks for any.
 
