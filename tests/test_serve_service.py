@@ -198,7 +198,7 @@ def test_errors_are_one_sentence_and_the_queue_goes_on(shared):
 def test_one_person_does_not_hold_up_another(shared):
     shared.submit("greedy", [spec(seed) for seed in range(40)])
     [job] = shared.submit("modest", [spec(7)])
-    assert job.position <= 2
+    assert (job.position or 0) <= 2  # none once it has begun
     list(shared.watch("modest", job.id))
     assert "queued" in states(shared, "greedy")
     wait_until(lambda: ended(shared, "greedy"))

@@ -348,8 +348,10 @@ def test_a_search_is_a_function_of_its_seed_and_goes_on_where_it_stopped(tmp_pat
     assert list(once.points) == list(again.points)
     first = searched("ssim>=0.95", 15, folder=tmp_path)
     second = searched("ssim>=0.95", 15, folder=tmp_path)
-    seeds = first.space.seeds()
-    assert len(second.points.keys() & first.points.keys()) < len(seeds)  # not begun anew
+    assert first.points.keys() < second.points.keys()  # what was found is not lost
+    assert second.ranked()[0].cost <= first.ranked()[0].cost
+    third = searched("ssim>=0.95", 0, folder=tmp_path)
+    assert third.points == second.points
 
 
 def test_another_target_begins_with_what_was_drawn_for_the_first(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -111,6 +112,7 @@ class Search:
         """
         self.points[Plan()] = self._stock()
         study = self._study()
+        self._recall(study)
         futile = 0
         while not until() and futile < FUTILE:
             before = len(self.points)
@@ -145,6 +147,15 @@ class Search:
             for parameters in (*self.space.seeds(), *tried):
                 study.enqueue_trial(parameters, skip_if_exists=True)
         return study
+
+    def _recall(self, study: Study) -> None:
+        """Find again what an earlier process found for the target: it is drawn no more."""
+        optuna = imported()
+        for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+            with suppress(AccelError):  # as the code is now
+                plan = self.space.suggest(optuna.trial.FixedTrial(trial.params))
+                point = self.points.get(plan) or self._climb(plan)
+                self.points[point.plan] = point
 
     @property
     def _kin(self) -> str:
