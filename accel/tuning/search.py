@@ -13,7 +13,7 @@ and Moore, NIPS 1993, section 2; here a single miss decides, since none of the p
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -111,8 +111,10 @@ class Search:
             told: Called after each plan.
         """
         self.points[Plan()] = self._stock()
-        study = self._study()
-        self._recall(study)
+        storage = self._storage()
+        study = self._study(storage)
+        if storage is not None:
+            self._recall(study, storage)
         futile = 0
         while not until() and futile < FUTILE:
             before = len(self.points)
@@ -125,13 +127,18 @@ class Search:
         lines = tuple(self.bench.figures(Plan(), case) for case in self.cases)
         return self._point(Plan(), lines)
 
-    def _study(self) -> Study:
+    def _storage(self) -> BaseStorage | None:
+        """The studies of the folder, of any target; ``None`` where nothing is kept."""
+        if self.folder is None:
+            return None
+        storages = imported().storages
+        file = storages.journal.JournalFileBackend(str(self.folder / "study.jsonl"))
+        kept: BaseStorage = storages.JournalStorage(file)
+        return kept
+
+    def _study(self, storage: BaseStorage | None) -> Study:
         optuna = imported()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = None
-        if self.folder is not None:
-            journal = optuna.storages.journal.JournalFileBackend(str(self.folder / "study.jsonl"))
-            storage = optuna.storages.JournalStorage(journal)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, group=True)
@@ -143,34 +150,33 @@ class Search:
             load_if_exists=True,
         )
         if not study.trials:
-            tried = () if storage is None else self._tried(storage)
-            for parameters in (*self.space.seeds(), *tried):
-                study.enqueue_trial(parameters, skip_if_exists=True)
+            for parameters in self.space.seeds():
+                study.enqueue_trial(parameters)
         return study
 
-    def _recall(self, study: Study) -> None:
-        """Find again what an earlier process found for the target: it is drawn no more."""
+    def _recall(self, study: Study, storage: BaseStorage) -> None:
+        """Find again what was found before, for this target or others: it is drawn no more.
+
+        What holds this target as far as it was drawn for another one is proposed to the study.
+        """
         optuna = imported()
-        for trial in study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
-            with suppress(AccelError):  # as the code is now
-                plan = self.space.suggest(optuna.trial.FixedTrial(trial.params))
-                point = self.points.get(plan) or self._climb(plan)
-                self.points[point.plan] = point
+        for name in optuna.get_all_study_names(storage):
+            if not name.endswith(f", {self._kin}"):
+                continue
+            known = optuna.load_study(study_name=name, storage=storage)
+            for trial in known.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+                with suppress(AccelError):  # the code may refuse now what it took before
+                    plan = self.space.suggest(optuna.trial.FixedTrial(trial.params))
+                    point = self.points.get(plan) or self._climb(plan)
+                    self.points[point.plan] = point
+                    if name != study.study_name and point.slack >= 0.0:
+                        study.enqueue_trial(trial.params, skip_if_exists=True)
 
     @property
     def _kin(self) -> str:
         """Of pipeline, machine and prompts: what studies have in common that help each other."""
         prompts = sha256(" ".join(case.key for case in self.cases).encode()).hexdigest()[:12]
         return f"{self.bench.mark}, {prompts}"
-
-    def _tried(self, storage: BaseStorage) -> Iterator[dict[str, Any]]:
-        """What was tried here for other targets: where it was drawn, it costs nothing now."""
-        optuna = imported()
-        for name in optuna.get_all_study_names(storage):
-            if name.endswith(f", {self._kin}"):
-                known = optuna.load_study(study_name=name, storage=storage)
-                done = (optuna.trial.TrialState.COMPLETE,)
-                yield from (trial.params for trial in known.get_trials(states=done))
 
     @property
     def _sign(self) -> int:
