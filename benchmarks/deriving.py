@@ -115,7 +115,7 @@ def search(models: Sequence[Model], level: float, folder: Path) -> Search:
     """A search for plans that hold a level of SSIM on all of the models."""
     prompts = chain.from_iterable(zip(*(model.cases for model in models), strict=True))
     return Search(
-        Together(models),  # type: ignore[arg-type]  # a search asks it for figures alone
+        Together(models),
         [*prompts],
         Targets.parse(f"ssim>={level:g}"),
         space(models),

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.errors import AccelError, BadInput
 from accel.plan import Plan
-from accel.tuning.bench import Bench, Case, Line
+from accel.tuning.bench import Case, Line
 from accel.tuning.space import Space
 from accel.tuning.targets import Targets
 
@@ -45,6 +45,19 @@ TIMED = ("attention",)
 SEED = 0
 FUTILE = 200
 """Plans in a row that were known or refused, after which there is nothing more to find."""
+
+
+class Drawing(Protocol):
+    """What draws for a search: `bench.Bench`, or several of them."""
+
+    @property
+    def mark(self) -> str:
+        """Of pipeline and machine."""
+        ...
+
+    def figures(self, plan: Plan, case: Case) -> Line:
+        """What a plan does to a case; raises `AccelError` if it does not serve."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Search:
         points: What was found so far, by plan.
     """
 
-    bench: Bench
+    bench: Drawing
     cases: Sequence[Case]
     targets: Targets
     space: Space
