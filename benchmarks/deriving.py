@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ from measure import RESULTS, here, save, signature, weights
 import accel
 from accel import Plan
 from accel.bundled import root
-from accel.tuning.bench import Bench, Case, Drawn, Ledger, Line, fidelity
+from accel.tuning.bench import Bench, Case, Ledger, Line
+from accel.tuning.proof import Checks, Pair
 from accel.tuning.search import Point, Search
 from accel.tuning.space import FAMILIES, Space
 from accel.tuning.targets import Targets
@@ -125,26 +127,18 @@ def search(models: Sequence[Model], level: float, folder: Path) -> Search:
     )
 
 
-def checked(model: Model, plan: Plan, level: float, stock: dict[str, Drawn]) -> dict[str, Any]:
-    """What a plan does to the held-out prompts of a model; ``stock`` keeps what stock draws."""
-    found = []
-    for case in model.held_out:
-        if case.key not in stock:
-            stock[case.key] = model.bench.time(Plan(), case)
-        drawn = model.bench.time(plan, case)
-        found.append(
-            fidelity(["ssim", "psnr", "accuracy"], stock[case.key].pictures, drawn.pictures, case)
-        )
-    target = Targets.parse(f"ssim>={level:g}")
-    values = [one["ssim"] for one in found]
-    means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
-    return {
-        "model": model.name,
-        "holds": target.held_by(found),
-        "share": target.fidelity[0].share(values),
-        "worst": min(values),
-        **means,
-    }
+def checks(model: Model, level: float) -> Checks:
+    """What checks plans on the held-out prompts of a model."""
+    wanted = Targets.parse(f"ssim>={level:g}")
+    return Checks(model.bench, model.held_out, wanted, ["ssim", "psnr", "accuracy"])
+
+
+def told(check: Checks, pairs: Sequence[Pair]) -> dict[str, float]:
+    """What a plan did to the held-out prompts: means, the worst, and the share that holds."""
+    (target,) = check.targets.fidelity
+    values = [pair.figures["ssim"] for pair in pairs]
+    means = {name: mean(pair.figures[name] for pair in pairs) for name in check.measures}
+    return {"share": target.share(values), "worst": min(values), **means}
 
 
 def derived(
@@ -152,7 +146,6 @@ def derived(
     name: str,
     until: float,
     folder: Path,
-    stock: dict[str, Drawn],
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
     """The cheapest plan that holds a preset's level on every model, with what was measured.
@@ -162,19 +155,19 @@ def derived(
         name: Of the preset.
         until: When the search ends, by the clock.
         folder: Where trials are kept.
-        stock: What stock drew of the held-out prompts: what is missing is added.
         clock: Tells seconds.
 
     Raises:
         SystemExit: If none does.
     """
     level, failed = LEVELS[name], list[dict[str, Any]]()
-    found = search(models, level, folder)
+    found, each = search(models, level, folder), {one.name: checks(one, level) for one in models}
     found.run(lambda: clock() > until)
     for point in found.ranked():
         rows = []
-        for model in models:
-            rows.append(checked(model, point.plan, level, stock))
+        for model, check in each.items():
+            pairs = check.check(point.plan)
+            rows.append({"model": model, "holds": check.holds(pairs), **told(check, pairs)})
             if not rows[-1]["holds"]:
                 break
         entry = {"plan": point.plan.to_dict(), "computed": _computed(point, models), "rows": rows}
@@ -249,10 +242,10 @@ def main() -> None:
     options.kept.mkdir(parents=True, exist_ok=True)
     split = (options.captions, options.held_out)
     models = [loaded(name, split, options.kept) for name in MODELS]
-    stock, result = dict[str, Drawn](), []
+    result = []
     for name in options.only or LEVELS:
         until = time.monotonic() + options.budget
-        result.append(derived(models, name, until, options.kept, stock))
+        result.append(derived(models, name, until, options.kept))
         print(json.dumps(result[-1]), flush=True)
     print(save("presets-derived", {"presets": result, "held_out": options.held_out}, options.out))
     (options.out / "presets-derived.md").write_text(markdown(result, options.held_out))

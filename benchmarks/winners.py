@@ -8,7 +8,6 @@ nothing does not compete.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from typing import Any
@@ -17,7 +16,7 @@ import caches
 from contest import MEETS, OURS, STOCK, active, label
 from peers import COMPILED
 
-from accel.tuning.targets import SHARE
+from accel.tuning.targets import SHARE, may_miss
 
 SINGLE, COMPOSED, PEER, STEPS = "single", "composed", "peer", "steps"
 SIDES = {
@@ -126,7 +125,7 @@ def _failed(known: dict[str, Row], row: Row, level: float, captions: int) -> boo
     if drawn is None:
         return False
     missed = round((1 - drawn["meets"][str(level)]) * drawn["seeds"])
-    if missed > math.floor((1 - SHARE) * captions + 1e-9):
+    if missed > may_miss(captions):
         return True
     return drawn["seeds"] == captions and not holds(drawn, level)
 

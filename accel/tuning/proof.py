@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -13,7 +12,7 @@ from typing import Any
 from accel.plan import Plan
 from accel.tuned import Figure
 from accel.tuning.bench import Bench, Case, Drawn, fidelity
-from accel.tuning.targets import SHARE, TIMES, Target, Targets
+from accel.tuning.targets import TIMES, Target, Targets, may_miss
 
 RESAMPLES = 2000
 """Of the bootstrap for the confidence interval of a median."""
@@ -105,7 +104,7 @@ class Checks:
 
     def _lost(self, pairs: Sequence[Pair]) -> bool:
         """Whether more prompts have missed a target than may in the end."""
-        may = math.floor((1.0 - SHARE) * len(self.cases) + 1e-9)
+        may = may_miss(len(self.cases))
         return any(
             sum(not target.met_by(pair.figures[target.measure]) for pair in pairs) > may
             for target in self.targets.fidelity

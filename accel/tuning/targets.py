@@ -7,6 +7,7 @@ which says what the pictures show and compares nothing, the mean alone counts.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ def _number(text: str, digits: str, measure: str) -> float:
             f"The target {text!r} cannot be held: {measure} lies above 0, up to {top:g}."
         )
     return level
+
+
+def may_miss(count: int) -> int:
+    """Of so many prompts, how many may miss a target that they are to hold one by one."""
+    return math.floor((1.0 - SHARE) * count + 1e-9)
 
 
 @dataclass(frozen=True)
