@@ -38,7 +38,7 @@ from accel.plan import build
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger
 from accel.tuning.targets import Targets
-from accel.tuning.tune import FINALISTS, TIMED, cases, tune
+from accel.tuning.tune import cases, tune
 
 Methods = dict[str, dict[str, Any]]
 
@@ -99,15 +99,10 @@ def swept(bench: Bench, searched: Sequence[Case], proven: Sequence[Case], wanted
             costs[plan] = cost
     holding = sorted(costs, key=lambda plan: costs[plan])
     checks = proof.Checks(bench, proven, wanted, [one.measure for one in wanted.fidelity])
-    failed = 0
-    for first in range(0, len(holding), FINALISTS):
-        some = holding[first : first + FINALISTS]
-        pairs = proof.timed(bench, some, searched[:TIMED])
-        for plan in sorted(some, key=lambda plan: -proof.speed(pairs[plan])):
-            if checks.holds(checks.check(plan)):
-                minutes = (time.monotonic() - began) / 60
-                return Swept(plan, tuple(holding), refused, failed, minutes)
-            failed += 1
+    for failed, plan in enumerate(proof.finalists(bench, holding, searched)):
+        if checks.holds(checks.check(plan)):
+            minutes = (time.monotonic() - began) / 60
+            return Swept(plan, tuple(holding), refused, failed, minutes)
     raise SystemExit("No plan of the sweep holds, not even stock: the target is none.")
 
 

@@ -4,9 +4,11 @@ from functools import partial
 from pathlib import Path
 from shutil import copytree
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 import serve_toy
+import torch
 from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,8 +18,9 @@ from tiny import PIPELINES
 from accel import Plan
 from accel.errors import AccelError, BadModel, Conflict, UnsupportedModel
 from accel.plan import methods
+from app.request import Source
 from app.serve import catalogue, fitting
-from app.serve.fitting import MANY, Answer, Examiner, examine, refusals
+from app.serve.fitting import MANY, Answer, Examiner, Subject, examine, refusals
 from app.serve.jobs import Spec
 from app.serve.limits import BUNDLED, Limits
 from app.serve.service import Service
@@ -192,11 +195,34 @@ def test_a_process_that_dies_is_said_and_started_again(tmp_path):
     store = Store(tmp_path / "jobs.sqlite3")
     examiner = Examiner(store, serve_toy.dies)
     with pytest.raises(BadModel, match="died"):
-        examiner.fits("scenes-unet")
+        examiner.network("scenes-unet")
+    examiner.check("scenes-unet", Plan.preset("balanced"))
     examiner.close()
     examiner = Examiner(store, serve_toy.damaged)
     with pytest.raises(BadModel, match="restore the file"):
-        examiner.fits("scenes-unet")
+        examiner.network("scenes-unet")
+    examiner.close()
+    store.close()
+
+
+def test_on_the_cpu_a_model_is_examined_without_its_weights(monkeypatch):
+    loaded = SimpleNamespace(model=SimpleNamespace(pipe=object()))
+    subject = Subject(Source("scenes-unet", device="cpu"), lambda _source: loaded)
+    assert subject.attachable.unet.conv_in.weight.is_meta
+    assert subject.whole is loaded.model.pipe
+    monkeypatch.setattr(fitting, "device_of", torch.device)
+    assert Subject(Source("scenes-unet", device="cuda"), lambda _: loaded).attachable is (
+        loaded.model.pipe
+    )
+
+
+def test_a_model_whose_configuration_is_damaged_is_said(tmp_path):
+    folder = Folders(tmp_path).fresh("sd15", tmp_path / "model")
+    (folder / "unet" / "config.json").write_text("{")
+    store = Store(tmp_path / "jobs.sqlite3")
+    examiner = Examiner(store, fitting.main)
+    with pytest.raises(BadModel):
+        examiner.fits(str(folder))
     examiner.close()
     store.close()
 

@@ -1,39 +1,41 @@
 """A pipeline without weights refuses what the one with weights refuses, in the same words."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from saved import Folders
 
-from accel.errors import AccelError
-from accel.plan import Plan, methods
+from accel.plan import methods
 from app import models
-from app.batch.checking import LATER
 from app.request import Source
+from app.serve.fitting import examine, refusals
 from app.skeleton import skeleton
 
 NAMES = ("scenes-flux", "scenes-unet", "scenes-wan")
 
 
-def refusal(pipe, kind):
-    try:
-        Plan(kind()).attach(pipe).detach()
-    except AccelError as error:
-        return str(error)
-    return None
+def asked(source, ask):
+    """What the skeleton of a source answers, and what the model does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [ask(make(source).pipe) for make in (skeleton, models.load)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_answers_the_skeleton_as_it_answers_the_model(name):
-    kinds = [kind for kind in methods().values() if kind.layer not in LATER]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        bare, whole = (make(Source(name)).pipe for make in (skeleton, models.load))
-        for kind in kinds:
-            assert refusal(bare, kind) == refusal(whole, kind), kind.name
-    assert any(refusal(bare, kind) for kind in kinds)
-    assert not all(refusal(bare, kind) for kind in kinds)
+    groups = [(kind,) for kind in methods()]
+    bare, whole = asked(Source(name), partial(refusals, groups=groups))
+    assert dict(zip(groups, bare, strict=True)) == dict(zip(groups, whole, strict=True))
+    assert any(bare) and not all(bare)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux_cfg", "ltx"])
+def test_every_two_methods_answer_the_skeleton_as_they_answer_the_model(family, tmp_path_factory):
+    folder = Folders(tmp_path_factory.getbasetemp() / "saved-models")(family)
+    bare, whole = asked(Source(folder), lambda pipe: examine(partial(refusals, pipe)))
+    assert bare == whole and whole.pairs
 
 
 def test_no_weights_are_read(monkeypatch):

@@ -19,6 +19,7 @@ from diffusers.hooks.layerwise_casting import (
 from torch import Tensor, nn
 
 from accel.errors import BrokenAttachment, UnsupportedModel
+from accel.seams.bare import is_bare
 from accel.seams.offload import mark_hooks, own_attributes, unhook
 
 HOOKS = (_PEFT_AUTOCAST_DISABLE_HOOK, _LAYERWISE_CASTING_HOOK)
@@ -41,7 +42,7 @@ class Original:
     Attributes:
         path: Where it is, for an error.
         weight: The parameter or buffer.
-        value: Its numbers, on the CPU.
+        value: Its numbers, on the CPU; of a network without weights none, on ``meta``.
     """
 
     path: str
@@ -120,7 +121,7 @@ def _check(name: str, module: Any, storage: torch.dtype) -> None:
         problem = "carries diffusers' layerwise casting already: load the pipeline without"
     elif any(getattr(p, "_compiled_call_impl", None) is not None for p in module.modules()):
         problem = "is compiled, and casts do not fit inside a graph: attach without compiling"
-    elif any(weight.is_meta for weight in module.parameters()):
+    elif any(weight.is_meta for weight in module.parameters()) and not is_bare(module):
         problem = "has weights that accelerate took away: call pipe.remove_all_hooks() first"
     elif module.dtype not in HOLDS[storage]:
         problem = (
@@ -137,7 +138,8 @@ def _originals(module: nn.Module) -> Iterator[tuple[int, Original]]:
     for path, layer in module.named_modules():
         if isinstance(layer, _GO_LC_SUPPORTED_PYTORCH_LAYERS):
             for tensor in _tensors(layer):
-                yield id(tensor), Original(path, tensor, tensor.data.cpu())
+                value = tensor.data if tensor.is_meta else tensor.data.cpu()
+                yield id(tensor), Original(path, tensor, value)
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:
@@ -158,7 +160,7 @@ def _restore(originals: Iterable[Original], storage: torch.dtype) -> Iterator[st
     """Put the originals back; yields the places of weights that are others by now."""
     for original in originals:
         weight, value = original.weight, original.value
-        if _same_bits(weight.data.to(storage).cpu(), value.to(storage)):
+        if weight.is_meta or _same_bits(weight.data.to(storage).cpu(), value.to(storage)):
             weight.data = value.to(weight.device)
         else:
             weight.data = weight.data.to(value.dtype)

@@ -18,6 +18,7 @@ from torch import nn
 
 from accel import hooks
 from accel.errors import BadInput, UnsupportedModel
+from accel.seams.bare import is_bare
 
 HOOKS = (_LAZY_PREFETCH_GROUP_OFFLOADING, _LAYER_EXECUTION_TRACKER, _GROUP_OFFLOADING)
 """Outermost first."""
@@ -42,7 +43,7 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
     Args:
         name: What to call it in an error.
         module: The module.
-        **options: Of `apply_group_offloading`.
+        **options: Of `apply_group_offloading`. Without weights, groups are made and stay there.
 
     Raises:
         UnsupportedModel: If it is offloaded already, by diffusers or accelerate.
@@ -52,6 +53,8 @@ def offload(name: str, module: Any, **options: Any) -> Placement:
             f"{name} carries diffusers' group offloading already: leave memory.GroupOffload out of "
             "the plan, or load the pipeline without."
         )
+    if is_bare(module):
+        options |= {"onload_device": "cpu", "offload_device": "meta", "use_stream": False}
     own = own_attributes(module)
     undo = _restorer(module, own)
     try:
@@ -228,7 +231,7 @@ def check_others(method: str, pipe: Any, parts: dict[str, Any], onload: str) -> 
     for name, part in pipe.components.items():
         if name in parts or not isinstance(part, nn.Module) or hasattr(part, "_hf_hook"):
             continue
-        first = next(part.parameters(), None)
+        first = None if is_bare(part) else next(part.parameters(), None)
         if first is not None and first.device.type != kind:
             raise UnsupportedModel(
                 f"{method}: pipe.{name} is on {first.device}, but the networks will compute on "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from accel.errors import BrokenAttachment, UnsupportedModel
+from accel.seams.bare import is_bare
 from accel.seams.offload import groups_of
 
 ADAPTERS = "lora_"
@@ -254,12 +255,6 @@ def check(name: str, core: nn.Module) -> None:
     else:
         return
     raise UnsupportedModel(f"{name} {problem}. Or leave int8 out of the plan.")
-
-
-def is_bare(core: nn.Module) -> bool:
-    """Whether a network has shapes alone and no weights: plans attach to it all the same."""
-    taken = any(hasattr(module, "_hf_hook") for module in core.modules())
-    return not taken and {weight.device.type for weight in core.parameters()} == {"meta"}
 
 
 def _quantized_parts(core: nn.Module) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,6 +13,12 @@ from accel.plan import Plan
 from accel.tuned import Figure
 from accel.tuning.bench import Bench, Case, Drawn, fidelity
 from accel.tuning.targets import TIMES, Target, Targets, may_miss
+
+FINALISTS = 6
+"""Plans that are timed together."""
+
+TIMED = 3
+"""Prompts that they are timed on."""
 
 RESAMPLES = 2000
 """Of the bootstrap for the confidence interval of a median."""
@@ -43,6 +49,26 @@ def timed(bench: Bench, plans: Sequence[Plan], cases: Sequence[Case]) -> dict[Pl
             fast = bench.time(plan, case)
             found[plan].append(Pair(stock.seconds, fast.seconds, {}))
     return found
+
+
+def finalists(
+    bench: Bench,
+    ranked: Sequence[Plan],
+    cases: Sequence[Case],
+    told: Callable[[], None] = lambda: None,
+) -> Iterator[Plan]:
+    """Plans in the order in which to check them: of each few the fastest by the clock first.
+
+    Args:
+        bench: What draws.
+        ranked: The plans, the cheapest first.
+        cases: The prompts of the search: some are timed on.
+        told: Called before each few are timed.
+    """
+    for first in range(0, len(ranked), FINALISTS):
+        told()
+        pairs = timed(bench, ranked[first : first + FINALISTS], cases[:TIMED])
+        yield from sorted(pairs, key=lambda plan: -speed(pairs[plan]))
 
 
 def speed(pairs: Sequence[Pair]) -> float:

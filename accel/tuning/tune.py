@@ -25,12 +25,6 @@ from accel.tuning.targets import Targets
 if TYPE_CHECKING:
     from PIL import Image
 
-FINALISTS = 6
-"""Plans that are timed."""
-
-TIMED = 3
-"""Prompts that they are timed on."""
-
 LEAST = 0.3
 """Share of the budget that the search must have, beside what the proof takes."""
 
@@ -196,7 +190,7 @@ class Session:
 
     def _reserve(self, seconds: float) -> float:
         """Seconds to keep for timing and proof, by the time of a stock call."""
-        timing = min(TIMED, len(self.cases)) * (1 + 0.6 * FINALISTS)
+        timing = min(proof.TIMED, len(self.cases)) * (1 + 0.6 * proof.FINALISTS)
         return 1.2 * seconds * (timing + 1.6 * len(self.held_out))
 
     def _afford(self, seconds: float) -> None:
@@ -233,13 +227,9 @@ class Session:
     def _finalists(self, search: Search) -> Iterator[Plan]:
         """Plans that hold on the prompts of the search, the fastest by the clock first."""
         ranked = [point.plan for point in search.ranked()]
-        while ranked:
-            some, ranked = ranked[:FINALISTS], ranked[FINALISTS:]
-            self.observe("timing", 0, 1)
-            pairs = proof.timed(self.bench, some, self.cases[:TIMED])
-            if self.targets.fidelity:
-                some = sorted(some, key=lambda plan: -proof.speed(pairs[plan]))
-            yield from some
+        if not self.targets.fidelity:  # then they are ranked by it, within the time
+            return iter(ranked)
+        return proof.finalists(self.bench, ranked, self.cases, lambda: self.observe("timing", 0, 1))
 
     def _result(self, search: Search, plan: Plan, pairs: list[proof.Pair]) -> Tuning:
         call = self.cases[0].call

@@ -1,7 +1,9 @@
 """Which methods fit a model, and which go together: found out by attaching them.
 
-A process of its own loads a model for that, so that neither a running job nor a damaged model gets
-in the way. What it finds out is kept for as long as model, versions and device stay the same.
+A process of its own does that, so that neither a running job nor a damaged model gets in the way.
+On the CPU it attaches them to the model without its weights (`app.skeleton`), so that a model of
+gigabytes is asked as fast as a small one. What it finds out is kept for as long as model, versions
+and device stay the same.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations, product
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -25,15 +27,16 @@ from accel.errors import AccelError, BadModel
 from accel.plan import Plan, method_class, methods
 from accel.tuned import Network
 from app.metadata import Entry
+from app.models import device_of
 from app.request import Source
 from app.serve import catalogue
 from app.serve.child import Child
+from app.skeleton import skeleton
 
 if TYPE_CHECKING:
     from accel.attach import Accelerator
     from app.serve.store import Store
     from app.serve.worker import Opener
-    from app.session import Session
 
 LARGE = 2 * 2**30
 """Bytes of a model's files from which on it is examined on the CPU, in bfloat16."""
@@ -101,6 +104,30 @@ class Answer(Entry):
         """Raise the error that was found, if one was."""
         if self.error is not None:
             raise getattr(errors, self.error)(self.message)
+
+
+@dataclass
+class Subject:
+    """A model that is examined; it is loaded when it is first asked for.
+
+    Attributes:
+        source: Which one, on what device.
+        opener: What loads it.
+    """
+
+    source: Source
+    opener: Opener
+
+    @cached_property
+    def whole(self) -> Any:
+        """Its pipeline."""
+        return self.opener(self.source).model.pipe
+
+    @cached_property
+    def attachable(self) -> Any:
+        """A pipeline that refuses what the whole one does: on the CPU one without weights."""
+        bare = device_of(self.source.device).type == "cpu"
+        return skeleton(self.source).pipe if bare else self.whole
 
 
 @dataclass(frozen=True)
@@ -238,31 +265,32 @@ def main(link: Connection, opener: Opener) -> None:
     """The life of the process: one question after another, until the pipe ends, or none comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
     warnings.simplefilter("ignore")
-    session: Session | None = None
+    subject: Subject | None = None
     while link.poll(IDLE):
         try:
             question: Question = link.recv()
         except EOFError:
             return
+        if subject is None or subject.source != question.source:
+            subject = Subject(question.source, opener)
         try:
-            if session is None or session.model.source != question.source:
-                session = None
-                session = opener(question.source)
+            pipe = subject.whole if question.network else subject.attachable
         except AccelError as error:
             answer = Answer(error=BadModel.__name__, message=str(error))
         else:
-            answer = _answered(session.model.pipe, question)
+            answer = _answered(pipe, question)
         link.send(answer)
 
 
 def _answered(pipe: Any, question: Question) -> Answer:
+    if question.network:
+        return Answer(network=Network.of(pipe))
     try:
         if question.plan is not None:
             Plan.from_dict(question.plan).attach(pipe).detach()
     except AccelError as error:
         return Answer(error=type(error).__name__, message=str(error))
-    network = Network.of(pipe) if question.network else None
-    return Answer(refusals=tuple(refusals(pipe, question.groups)), network=network)
+    return Answer(refusals=tuple(refusals(pipe, question.groups)))
 
 
 def refusals(pipe: Any, groups: Sequence[Group]) -> list[str | None]:
