@@ -162,6 +162,7 @@ def derived(
     """
     level, failed = LEVELS[name], list[dict[str, Any]]()
     found, each = search(models, level, folder), {one.name: checks(one, level) for one in models}
+    found.recall(lambda: clock() > until)
     found.run(lambda: clock() > until)
     for point in found.ranked():
         rows = []

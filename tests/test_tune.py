@@ -276,6 +276,7 @@ def searched(targets, plans, seed=0, folder=None, prompts=6):
         Landscape(), found, Targets.parse(targets), space, outside=0.05, seconds=2.0,
         folder=folder, seed=seed,
     )  # fmt: skip
+    search.recall()
     left = iter(range(plans))
     search.run(lambda: next(left, None) is None)
     return search
@@ -363,12 +364,31 @@ def test_another_target_begins_with_what_was_drawn_for_the_first(tmp_path):
     assert second.ranked()[0].cost <= min(held)
     back = searched("ssim>=0.95", 0, folder=tmp_path)
     assert back.ranked()[0].plan == first.ranked()[0].plan
-    proposed = searched("ssim>=0.9", 10, folder=tmp_path)._study(second._storage())
-    fixed = [one for one in proposed.trials if "fixed_params" in one.system_attrs]
-    assert len(fixed) > len(first.space.seeds())
+    learnt = searched("ssim>=0.9", 10, folder=tmp_path)._study.trials
+    drawn = [trial for trial in learnt if trial.values]
+    assert len(drawn) > len(first.points)  # the study knows them, and what it found by itself
     for other in (tmp_path / "elsewhere", tmp_path):
         alone = searched("ssim>=0.85", 0, folder=other, prompts=6 if other != tmp_path else 5)
         assert alone.points.keys() == {Plan()}
+
+
+def test_what_is_known_is_no_reason_to_give_up(tmp_path, monkeypatch):
+    """More is recalled than a search that finds nothing may propose in vain."""
+    monkeypatch.setattr("accel.tuning.search.FUTILE", 10)
+    first = searched("ssim>=0.95", 60, folder=tmp_path)
+    assert len(first.points) > 20
+    second = searched("ssim>=0.9", 20, folder=tmp_path)
+    assert len(second.points) > len(first.points)
+
+
+def test_recalling_keeps_its_time(tmp_path):
+    first = searched("ssim>=0.95", 30, folder=tmp_path)
+    left = iter(range(5))
+    again = replace(first, points={}, bench=Landscape())
+    again.recall(lambda: next(left, None) is None)
+    assert 1 < len(again.points) <= 6
+    cheapest = sorted(point.cost for point in first.points.values())
+    assert max(point.cost for plan, point in again.points.items() if len(plan)) <= cheapest[5]
 
 
 # The proof

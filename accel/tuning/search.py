@@ -12,10 +12,12 @@ and Moore, NIPS 1993, section 2; here a single miss decides, since none of the p
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -30,6 +32,7 @@ from accel.tuning.targets import Targets
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 FAR = -3.0
 """Margin (in units of `targets.SCALES`) of a mean, below which a plan does not go on."""
@@ -45,6 +48,10 @@ TIMED = ("attention",)
 SEED = 0
 FUTILE = 200
 """Plans in a row that were known or refused, after which there is nothing more to find."""
+
+
+DRAWN = "prompts"
+"""What a trial says it was drawn on: so many."""
 
 
 class Drawing(Protocol):
@@ -123,23 +130,42 @@ class Search:
             until: Asked before each plan.
             told: Called after each plan.
         """
-        self.points[Plan()] = self._stock()
-        storage = self._storage()
-        study = self._study(storage)
-        if storage is not None:
-            self._recall(study, storage)
+        self._begin()
         futile = 0
         while not until() and futile < FUTILE:
             before = len(self.points)
-            self._try(study)
+            self._try()
             futile = 0 if len(self.points) > before else futile + 1
             told()
 
-    def _stock(self) -> Point:
-        """The empty plan: what holds every target of fidelity, at the price of stock."""
-        lines = tuple(self.bench.figures(Plan(), case) for case in self.cases)
-        return self._point(Plan(), lines)
+    def recall(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Take up what was found before in the folder, for this target or others.
 
+        The cheapest comes first. It is drawn no more, but where it was given up for another target
+        and may win at this one. The study learns of all of it, as if it had proposed it.
+
+        Args:
+            until: Asked before each plan.
+        """
+        self._begin()
+        own = {_written(trial.params) for trial in self._study.trials}
+        for trial in sorted(self._kept(), key=lambda trial: trial.values[0]):
+            if until():
+                return
+            with suppress(AccelError):  # the code may refuse now what it took before
+                plan = self.space.suggest(imported().trial.FixedTrial(trial.params))
+                point = self._drawn(plan, trial.user_attrs.get(DRAWN, 1))
+                if _written(trial.params) not in own:
+                    own.add(_written(trial.params))
+                    self._study.add_trial(self._learnt(trial, point))
+
+    def _begin(self) -> None:
+        """With the empty plan: it holds every target of fidelity, at the price of stock."""
+        if Plan() not in self.points:
+            lines = tuple(self.bench.figures(Plan(), case) for case in self.cases)
+            self.points[Plan()] = self._point(Plan(), lines)
+
+    @cached_property
     def _storage(self) -> BaseStorage | None:
         """The studies of the folder, of any target; ``None`` where nothing is kept."""
         if self.folder is None:
@@ -149,7 +175,8 @@ class Search:
         kept: BaseStorage = storages.JournalStorage(file)
         return kept
 
-    def _study(self, storage: BaseStorage | None) -> Study:
+    @cached_property
+    def _study(self) -> Study:
         optuna = imported()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with warnings.catch_warnings():
@@ -157,7 +184,7 @@ class Search:
             sampler = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, group=True)
         study: Study = optuna.create_study(
             study_name=f"{' '.join(map(str, self.targets.each))}, {self._kin}",
-            storage=storage,
+            storage=self._storage,
             sampler=sampler,
             directions=["minimize", "maximize" if self._sign > 0 else "minimize"],
             load_if_exists=True,
@@ -167,23 +194,26 @@ class Search:
                 study.enqueue_trial(parameters)
         return study
 
-    def _recall(self, study: Study, storage: BaseStorage) -> None:
-        """Find again what was found before, for this target or others: it is drawn no more.
-
-        What holds this target as far as it was drawn for another one is proposed to the study.
-        """
+    def _kept(self) -> Iterator[FrozenTrial]:
+        """What was drawn in studies of the folder for these prompts."""
         optuna = imported()
-        for name in optuna.get_all_study_names(storage):
-            if not name.endswith(f", {self._kin}"):
-                continue
-            known = optuna.load_study(study_name=name, storage=storage)
-            for trial in known.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
-                with suppress(AccelError):  # the code may refuse now what it took before
-                    plan = self.space.suggest(optuna.trial.FixedTrial(trial.params))
-                    point = self.points.get(plan) or self._climb(plan)
-                    self.points[point.plan] = point
-                    if name != study.study_name and point.slack >= 0.0:
-                        study.enqueue_trial(trial.params, skip_if_exists=True)
+        if self._storage is None:
+            return
+        for name in optuna.get_all_study_names(self._storage):
+            if name.endswith(f", {self._kin}"):
+                study = optuna.load_study(study_name=name, storage=self._storage)
+                yield from study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+    def _learnt(self, trial: FrozenTrial, point: Point) -> FrozenTrial:
+        """A trial of another target, as it is one of this."""
+        made: FrozenTrial = imported().trial.create_trial(
+            params=trial.params,
+            distributions=trial.distributions,
+            values=[point.cost, point.mean(self.targets.first)],
+            user_attrs={DRAWN: len(point.lines)},
+            constraints=self._constraints(point),
+        )
+        return made
 
     @property
     def _kin(self) -> str:
@@ -195,34 +225,47 @@ class Search:
     def _sign(self) -> int:
         return -1 if self.targets.first == "perceptual" else 1
 
-    def _try(self, study: Study) -> None:
+    def _try(self) -> None:
         """Have a plan suggested and drawn, and tell what came of it."""
         optuna = imported()
-        trial = study.ask()
+        trial = self._study.ask()
         try:
-            plan = self.space.suggest(trial)
-            point = self.points.get(plan) or self._climb(plan)
+            point = self._drawn(self.space.suggest(trial))
         except AccelError as error:
             self.refused += 1
             trial.set_user_attr("refused", str(error))
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return
-        self.points[point.plan] = point
-        for number, limit in enumerate(self._constraints(point)):
-            trial.set_constraint(str(number), limit)
-        study.tell(trial, [point.cost, point.mean(self.targets.first)])
+        for name, limit in self._constraints(point).items():
+            trial.set_constraint(name, limit)
+        trial.set_user_attr(DRAWN, len(point.lines))
+        self._study.tell(trial, [point.cost, point.mean(self.targets.first)])
 
-    def _constraints(self, point: Point) -> tuple[float, ...]:
-        """What must be at most 0: by how much the plan misses fidelity, and time."""
-        times = [-target.margin(self._told(target.measure, point)) for target in self.targets.times]
-        return (-point.slack, *times)
+    def _drawn(self, plan: Plan, least: int = 1) -> Point:
+        """How a plan does; it is drawn if it was not before, on so many prompts at least.
+
+        Raises:
+            AccelError: If it does not serve the pipeline.
+        """
+        point = self.points.get(plan) or self._climb(plan, least)
+        self.points[point.plan] = point
+        return point
+
+    def _constraints(self, point: Point) -> dict[str, float]:
+        """What must be at most 0: by how much the plan misses fidelity, and each time."""
+        limits = [-point.slack, *self._late(point)]
+        return {str(number): limit for number, limit in enumerate(limits)}
+
+    def _late(self, point: Point) -> list[float]:
+        """By how much a plan misses each target of time; at most 0: it keeps it."""
+        return [-target.margin(self._told(target.measure, point)) for target in self.targets.times]
 
     def _told(self, measure: str, point: Point) -> float:
         """What the model of costs says of a time."""
         return point.cost * self.seconds if measure == "seconds" else 1.0 / point.cost
 
-    def _climb(self, plan: Plan) -> Point:
-        """Draw a plan on one prompt after the other, for as long as it may still win.
+    def _climb(self, plan: Plan, least: int) -> Point:
+        """Draw a plan on so many prompts, and then for as long as it may still win.
 
         What does nothing at the first one is left out.
 
@@ -232,10 +275,10 @@ class Search:
         lines = [self.bench.figures(plan, self.cases[0])]
         if lines[0].idle:
             busy = Plan(*(method for method in plan if method.name not in lines[0].idle))
-            return self.points.get(busy) or self._climb(busy)
+            return self.points.get(busy) or self._climb(busy, least)
         point = self._point(plan, tuple(lines))
         for case in self.cases[1:]:
-            if not self._promising(point):
+            if len(lines) >= least and not self._promising(point):
                 break
             lines.append(self.bench.figures(plan, case))
             point = self._point(plan, tuple(lines))
@@ -258,7 +301,7 @@ class Search:
             worse = WORSE[len(point.lines) >= FEW]
             missed = self.targets.missed([line.figures for line in point.lines])
             return not missed and point.slack > FAR and point.cost < worse * best
-        return all(limit <= 0.1 for limit in self._constraints(point)[1:])
+        return all(limit <= 0.1 for limit in self._late(point))
 
     def ranked(self) -> list[Point]:
         """The plans that hold what was asked for at every prompt, the best first.
@@ -269,11 +312,16 @@ class Search:
         good = [
             point
             for point in self.points.values()
-            if point.holds and all(limit <= 0.0 for limit in self._constraints(point))
+            if point.holds and all(limit <= 0.0 for limit in self._late(point))
         ]
         if self.targets.fidelity:
             return sorted(good, key=lambda point: (point.cost, -sign * point.mean(measure)))
         return sorted(good, key=lambda point: (-sign * point.mean(measure), point.cost))
+
+
+def _written(params: Mapping[str, Any]) -> str:
+    """Parameters of a trial, to compare them."""
+    return json.dumps(params, sort_keys=True)
 
 
 def imported() -> Any:

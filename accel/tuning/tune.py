@@ -155,6 +155,7 @@ class Session:
         def told() -> None:
             self.observe("search", min(int(self.clock() - self.began), room), room)
 
+        search.recall(lambda: self.clock() >= ends)
         search.run(lambda: self.clock() >= ends, told)
         return self._proven(search)
 
