@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 WHOLE = 64 * 2**20
 WINDOWS, WINDOW = 256, 64 * 2**10
 
+NEEDLESS = {
+    "transformers.utils.import_utils": "requires torchvision",
+    "torchao": "Failed to load",
+    "torch.utils._pytree": "is an Enum subclass",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+"""By logger, what libraries say of parts of theirs that we do not use: pictures are read without
+torchvision, and of torchao neither kernels for 4 and 8 bits of floating point nor checkpoints."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -46,9 +55,9 @@ def load(source: Source) -> Model:
         BadInput: If there is no such model, device or ControlNet.
         BadModel: If a file is missing, truncated or empty, or the hub cannot be reached.
     """
+    quiet()
     import diffusers
 
-    quiet()
     device = device_of(source.device)
     folder = check(source)
     options = {**load_options(source), "dtype": dtype_of(source, device)}
@@ -218,11 +227,13 @@ def with_controlnet(pipe: Any, folder: Path, options: dict[str, Any]) -> Any:
 
 
 def quiet() -> None:
-    """Keep the bars of both libraries off the terminal: ours says what matters.
+    """Keep the bars of both libraries off the terminal, and `NEEDLESS`: ours says what matters.
 
     The lock of those bars is one of this process alone: a lock between processes would be missed
     when a worker is ended.
     """
+    for name, words in NEEDLESS.items():  # before the imports that say it
+        logging.getLogger(name).addFilter(Without(words))
     import diffusers
     import transformers
     from tqdm import tqdm
@@ -231,14 +242,17 @@ def quiet() -> None:
 
     diffusers.logging.disable_progress_bar()
     transformers.logging.disable_progress_bar()
-    logger = logging.getLogger("transformers.utils.import_utils")
-    if _needs_no_torchvision not in logger.filters:
-        logger.addFilter(_needs_no_torchvision)
 
 
-def _needs_no_torchvision(line: logging.LogRecord) -> bool:
-    """Drop the advice to install torchvision: we read pictures without it."""
-    return "requires torchvision" not in line.getMessage()
+@dataclass(frozen=True)
+class Without:
+    """A filter of a logger: drops lines with some words."""
+
+    words: str
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        """Whether a line stays."""
+        return self.words not in line.getMessage()
 
 
 def fingerprint(folders: list[Path]) -> str:

@@ -23,10 +23,10 @@ def skeleton(source: Source) -> models.Model:
         BadInput: If there is no such model or ControlNet.
         BadModel: If a file is missing or damaged.
     """
+    models.quiet()
     import diffusers
     import torch
 
-    models.quiet()
     folder = models.check(source)
     options = {**models.load_options(source), "dtype": models.dtype_of(source, torch.device("cpu"))}
     pipe = models.pipeline(diffusers.DiffusionPipeline, folder, {**options, **_empty(folder)})

@@ -47,6 +47,13 @@ def test_help_lists_every_command_and_the_exit_codes() -> None:
         assert "--debug" in done(command, "--help").output
 
 
+def test_libraries_say_nothing_that_asks_nothing_of_a_person() -> None:
+    """Of extras whose parts we do not use, above all."""
+    command = ["-c", "from app.cli import main; main()", "explain", "--model", "scenes-unet"]
+    told = subprocess.run([sys.executable, *command], check=True, timeout=120, capture_output=True)
+    assert told.stderr == b""
+
+
 def test_help_imports_nothing_of_weight() -> None:
     """Of other packages only those that parse a command line: it answers at once."""
     python(
