@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,9 @@ from accel.guidance import adaptive
 ROOT = Path(__file__).parent.parent
 DATA = (Tensor, np.ndarray, int, float, str, list, tuple, set, dict, type(None), torch.Generator)
 
+# this process shares the machine with others, and so does what it starts: one thread each
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -1,6 +1,5 @@
 """The documents are true: generated pages are current, and what they show runs."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -65,7 +64,6 @@ def serve(command, folder):
     server = subprocess.Popen(
         [Path(sys.executable).parent / words[0], *words[1:]],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )

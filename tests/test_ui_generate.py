@@ -671,13 +671,11 @@ def test_the_real_service_knows_which_tuned_plans_are_for_a_model(
 @pytest.fixture(scope="module")
 def real(models: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service with its own worker process, which computes on one thread as we do."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        folder = tmp_path_factory.mktemp("real")
-        service = Service(folder, limits=Limits(models=(models("flux_cfg"),)))
-        service.start()
-        yield service
-        service.close()
+    folder = tmp_path_factory.mktemp("real")
+    service = Service(folder, limits=Limits(models=(models("flux_cfg"),)))
+    service.start()
+    yield service
+    service.close()
 
 
 # the whole page, over HTTP

@@ -1,6 +1,5 @@
 """The real app on a free port, and Debian's Chromium that looks at it."""
 
-import os
 import runpy
 import signal
 import subprocess
@@ -21,8 +20,6 @@ from browser.visitor import Visitor
 ROOT = Path(__file__).parents[2]
 MODELS = ("scenes-flux", "scenes-unet", "scenes-wan")
 COMMAND = (sys.executable, "-c", "import app.cli; app.cli.main()")
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
-"""Server and command line share the machine with other tests, and give the same bits."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def address(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def served(folder: Path, *options: str, env: Mapping[str, str] = ALONE) -> Iterator[str]:
+def served(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
     """`accel ui` with options, in a folder; what it said is told at its end."""
     log = folder / "log"
     with log.open("w") as written:

@@ -20,7 +20,7 @@ from gradio_client.exceptions import AppError, AuthenticationError
 
 from accel.plan import Plan, methods
 from app import accounts, metadata
-from browser.conftest import ALONE, served
+from browser.conftest import served
 
 USERS = ("ada", "bob")
 PASSWORD = "a password of length"
@@ -74,7 +74,7 @@ def noted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of processes that note whom they talk to."""
     folder = tmp_path_factory.mktemp("noted")
     (folder / "sitecustomize.py").write_text(NOTES)
-    loud = {name: value for name, value in ALONE.items() if name not in SILENCING}
+    loud = {name: value for name, value in os.environ.items() if name not in SILENCING}
     return {**loud, "PYTHONPATH": str(folder)}
 
 
