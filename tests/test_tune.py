@@ -20,14 +20,19 @@ from tiny import PIPELINES
 from tiny.base import Ask
 
 import accel
+import samplers
 from accel import Plan, errors, guidance
+from accel.cache import StepRehash
+from accel.cache.calibration import StepOptions
+from accel.cache.step_rehash import fit_steps
 from accel.plan import build
 from accel.tuned import Figure, Tuned
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger, Line
+from accel.tuning.lists import Lists
 from accel.tuning.proof import Checks, Pair
 from accel.tuning.search import WORSE, Search
-from accel.tuning.space import FAMILIES, NONE, SEEDS, Pick, Space
+from accel.tuning.space import FAMILIES, FITTED, NONE, SEEDS, STEP_LIST, Pick, Space
 from accel.tuning.targets import SENSES, TIMES, Target, Targets
 from accel.tuning.tune import Session, Tuning, cases, front
 from accel.tuning.work import counting
@@ -124,13 +129,18 @@ def test_what_holds_at_every_prompt_holds_and_slack_says_by_how_much(values, lev
 
 
 def test_every_knob_is_a_field_and_every_end_of_its_range_a_plan():
+    """Or an option of the calibration that measures the fields."""
     for kinds in FAMILIES.values():
         for name, knobs in kinds.items():
             fields = accel.methods()[name].model_fields
             for knob in knobs:
-                assert knob.field in fields, f"{name}.{knob.field}"
                 ends = knob.values if isinstance(knob, Pick) else (knob.low, knob.high)
                 for value in ends:
+                    if name in FITTED:
+                        options = StepOptions.model_validate({knob.field: value}, extra="forbid")
+                        assert getattr(options, knob.field) == value
+                        continue
+                    assert knob.field in fields, f"{name}.{knob.field}"
                     assert getattr(build(name, {knob.field: value}), knob.field) == value
     known = {name for kinds in FAMILIES.values() for name in kinds}
     for share, methods in SEEDS:
@@ -155,7 +165,7 @@ class Drawing:
 
 @given(st.data())
 def test_whatever_is_suggested_is_a_plan_that_round_trips_or_is_refused_by_name(data):
-    space = Space(28, FAMILIES)
+    space = Space(28, FAMILIES, {STEP_LIST: lambda _rest, _knobs: StepRehash(steps=(0, 3))})
     try:
         plan = space.suggest(Drawing(data.draw))
     except errors.PlanError as error:
@@ -172,9 +182,43 @@ def test_only_what_fits_is_tried(bench, name):
     offered = {method for kinds in space.families.values() for method in kinds}
     assert ("cache.DeepCache" in offered) == (name == "sd15")
     assert ("cache.TeaCache" in offered) == (name == "flux_cfg")
+    assert not offered & {*FITTED}
+    fitting = Space.of(bench.pipe(name), STEPS, fits={STEP_LIST: Lists(bench.pipe(name), [])})
+    assert STEP_LIST in fitting.families["cache"] and len(fitting.seeds()) > len(space.seeds())
     for parameters in space.seeds():
         assert parameters["steps"] <= STEPS
         assert {parameters[family] for family in space.families} <= {NONE, *offered}
+
+
+@pytest.mark.parametrize("name", ["flux_cfg", "sd15"])
+def test_a_list_is_measured_once_beside_each_sequence_of_steps(bench, name, monkeypatch):
+    """Alone it is what a calibration makes; of fewer steps it is a list of fewer."""
+    call = {**call_of(name), "negative_prompt": ""}
+    pipe, found = bench.pipe(name), cases(["a fox", "a boat", "a hill"], call, (2, 1))
+    lists, calls = Lists(pipe, found), []
+    forward = type(pipe).__call__
+    monkeypatch.setattr(type(pipe), "__call__", lambda *a, **k: calls.append(k) or forward(*a, **k))
+    alone = lists(Plan(), {"budget": 0.5})
+    assert alone == fit_steps(pipe, [case.arguments() for case in found[:2]], 0.5)
+    fewer = Plan(Steps(share=0.5), samplers.DPMSolverPP())
+    calls.clear()
+    for budget in (0.7, 0.4):
+        beside = lists(Plan(*fewer, guidance.Interval(low=1.0)), {"budget": budget})
+        assert beside.total == STEPS / 2 and len(beside.steps) == math.ceil(budget * STEPS / 2)
+    assert len(calls) == 2 and lists(Plan(), {"budget": 0.5}) == alone
+    plan = Plan(*fewer, beside)
+    with plan.attach(pipe) as run:
+        pipe(**found[0].arguments())
+    assert run.report.rows == 2 * len(beside.steps)  # of both branches
+
+
+def test_a_list_that_cannot_be_measured_is_refused(bench):
+    pipe = bench.pipe(NAME)
+    lists = Lists(pipe, cases(["a fox", "a boat"], call_of(), (1, 1))[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "scheduler", diffusers.FlowMatchHeunDiscreteScheduler())
+        with pytest.raises(errors.UnsupportedModel, match="makes 2 a step"):
+            lists(Plan(), {"budget": 0.5})
 
 
 # What it costs
@@ -379,6 +423,27 @@ def test_what_is_known_is_no_reason_to_give_up(tmp_path, monkeypatch):
     assert len(first.points) > 20
     second = searched("ssim>=0.9", 20, folder=tmp_path)
     assert len(second.points) > len(first.points)
+
+
+def test_what_was_measured_for_a_plan_is_not_measured_to_recall_it(tmp_path):
+    first, fitted = listing(tmp_path), []
+    first.run(iter([False] * 12 + [True]).__next__)
+    assert any(method.name == STEP_LIST for plan in first.points for method in plan)
+    again = listing(tmp_path, fitted.append)
+    again.recall()
+    assert again.points == first.points and not fitted
+
+
+def listing(folder, told=lambda _rest: None):
+    """A search on the landscape with lists of steps in it."""
+
+    def fit(rest, knobs):
+        told(rest)
+        return StepRehash(steps=tuple(range(int(100 * knobs["budget"]))))
+
+    space = Space(28, {"cache": {STEP_LIST: FAMILIES["cache"][STEP_LIST]}}, {STEP_LIST: fit})
+    wanted, case = Targets.parse("ssim>=0.9"), Case({"prompt": "a fox"}, 0)
+    return Search(Landscape(), [case], wanted, space, outside=0.0, seconds=1.0, folder=folder)
 
 
 def test_recalling_keeps_its_time(tmp_path):

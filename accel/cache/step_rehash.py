@@ -170,19 +170,51 @@ def fit_steps(
         BadOutput: If the network gives NaN.
         UnsupportedModel: For a scheduler that evaluates more than once a step.
     """
-    one_evaluation_a_step(pipe, StepRehash.name, "cache.Custom with an interval")
     form = StepRehash.model_validate(dict(fields or {}))
+    return listed(watched(pipe, calls, form), budget, form)
+
+
+def watched(
+    pipe: Any,
+    calls: Iterable[Mapping[str, Any]],
+    form: StepRehash,
+    beside: Sequence[Accelerator] = (),
+) -> Answers:
+    """What the networks answer at each step of some calls.
+
+    Args:
+        pipe: The pipeline.
+        calls: Of it.
+        form: Says which predictor is to fill in.
+        beside: Methods of the layers around it that the list is to go with, outermost first: a
+            sampler, fewer steps.
+
+    Raises:
+        BadInput: Without calls.
+        BadOutput: If the network gives NaN.
+        UnsupportedModel: For a scheduler that evaluates more than once a step.
+    """
     answers = Answers(form.forecast)
-    run = Run((Watched().watching(answers),), pipe)
+    run = Run((*beside, Watched().watching(answers)), pipe)
     try:
+        one_evaluation_a_step(pipe, StepRehash.name, "cache.Custom with an interval")
         for call in calls:
             pipe(**call)
             answers.close()
     finally:
         run.detach()
-    total = len(answers.positions)
-    if not total:
+    if not answers.positions:
         raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
+    return answers
+
+
+def listed(answers: Answers, budget: float, form: StepRehash) -> StepRehash:
+    """The best list of so many steps, or of such a share of them, from what was watched.
+
+    Raises:
+        BadInput: If the budget is not to be met.
+    """
+    total = len(answers.positions)
     wanted = math.ceil(total * budget) if budget < 1 else int(budget)
     forced = {*range(min(form.warmup, total)), *answers.switches(), *([total - 1] * form.last)}
     steps = choose(answers.cost, total, wanted, forced, form.max_skips or total)

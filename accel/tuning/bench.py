@@ -50,6 +50,12 @@ class Case:
         plain = {name: str(value) for name, value in self.call.items()}
         return sha256(json.dumps([plain, self.seed], sort_keys=True).encode()).hexdigest()[:12]
 
+    def arguments(self) -> dict[str, Any]:
+        """The call with its noise, which starts anew each time."""
+        import torch
+
+        return {**self.call, "generator": torch.Generator("cpu").manual_seed(self.seed)}
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -212,10 +218,7 @@ class Bench:
         return replace(drawn, work=work)
 
     def _called(self, plan: Plan, case: Case) -> Drawn:
-        import torch
-
-        generator = torch.Generator("cpu").manual_seed(case.seed)
-        arguments = {**case.call, "output_type": "pil", "generator": generator}
+        arguments = {**case.arguments(), "output_type": "pil"}
         if not len(plan):
             return self._timed(arguments)
         with warnings.catch_warnings():

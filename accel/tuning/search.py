@@ -32,7 +32,7 @@ from accel.tuning.targets import Targets
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
-    from optuna.trial import FrozenTrial
+    from optuna.trial import FixedTrial, FrozenTrial
 
 FAR = -3.0
 """Margin (in units of `targets.SCALES`) of a mean, below which a plan does not go on."""
@@ -50,8 +50,8 @@ FUTILE = 200
 """Plans in a row that were known or refused, after which there is nothing more to find."""
 
 
-DRAWN = "prompts"
-"""What a trial says it was drawn on: so many."""
+DRAWN, PLAN = "prompts", "plan"
+"""What a trial says besides: on how many prompts it was drawn, and as what plan."""
 
 
 class Drawing(Protocol):
@@ -152,12 +152,14 @@ class Search:
         for trial in sorted(self._kept(), key=lambda trial: trial.values[0]):
             if until():
                 return
-            with suppress(AccelError):  # the code may refuse now what it took before
-                plan = self.space.suggest(imported().trial.FixedTrial(trial.params))
-                point = self._drawn(plan, trial.user_attrs.get(DRAWN, 1))
+            with suppress(AccelError, ValueError):  # what the code or the space have no more
+                fixed = imported().trial.FixedTrial(trial.params)
+                chosen, known = self.space.chosen(fixed), trial.user_attrs
+                plan = Plan.from_json(known[PLAN]) if PLAN in known else self.space.plan(*chosen)
+                point = self._drawn(plan, known.get(DRAWN, 1))
                 if _written(trial.params) not in own:
                     own.add(_written(trial.params))
-                    self._study.add_trial(self._learnt(trial, point))
+                    self._study.add_trial(self._learnt(fixed, point))
 
     def _begin(self) -> None:
         """With the empty plan: it holds every target of fidelity, at the price of stock."""
@@ -183,7 +185,7 @@ class Search:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=self.seed, multivariate=True, group=True)
         study: Study = optuna.create_study(
-            study_name=f"{' '.join(map(str, self.targets.each))}, {self._kin}",
+            study_name=f"{' '.join(map(str, self.targets.each))}, {self.space.digest}, {self._kin}",
             storage=self._storage,
             sampler=sampler,
             directions=["minimize", "maximize" if self._sign > 0 else "minimize"],
@@ -204,13 +206,13 @@ class Search:
                 study = optuna.load_study(study_name=name, storage=self._storage)
                 yield from study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
-    def _learnt(self, trial: FrozenTrial, point: Point) -> FrozenTrial:
-        """A trial of another target, as it is one of this."""
+    def _learnt(self, trial: FixedTrial, point: Point) -> FrozenTrial:
+        """A trial of another target, or another space, as it is one of this."""
         made: FrozenTrial = imported().trial.create_trial(
             params=trial.params,
             distributions=trial.distributions,
             values=[point.cost, point.mean(self.targets.first)],
-            user_attrs={DRAWN: len(point.lines)},
+            user_attrs=_noted(point),
             constraints=self._constraints(point),
         )
         return made
@@ -238,7 +240,8 @@ class Search:
             return
         for name, limit in self._constraints(point).items():
             trial.set_constraint(name, limit)
-        trial.set_user_attr(DRAWN, len(point.lines))
+        for name, value in _noted(point).items():
+            trial.set_user_attr(name, value)
         self._study.tell(trial, [point.cost, point.mean(self.targets.first)])
 
     def _drawn(self, plan: Plan, least: int = 1) -> Point:
@@ -317,6 +320,11 @@ class Search:
         if self.targets.fidelity:
             return sorted(good, key=lambda point: (point.cost, -sign * point.mean(measure)))
         return sorted(good, key=lambda point: (-sign * point.mean(measure), point.cost))
+
+
+def _noted(point: Point) -> dict[str, Any]:
+    """What a trial says of its point, besides its values."""
+    return {DRAWN: len(point.lines), PLAN: point.plan.to_json()}
 
 
 def _written(params: Mapping[str, Any]) -> str:

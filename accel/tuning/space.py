@@ -6,15 +6,18 @@ own. A combination that does not go together is no plan: attaching says so, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
+from accel.attach import Accelerator
 from accel.errors import AccelError
 from accel.plan import Plan, build, entry_points_by_name
 
 NONE = "none"
 STEPS = "samplers.Steps"
+STEP_LIST = "cache.StepRehash"
 LEAST = 4
 """Steps below which no plan goes."""
 
@@ -102,6 +105,7 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
         "cache.FoCa": (Whole("interval", 2, 6), SITE),
         "cache.SADA": (Whole("max_skips", 1, 4), Pick("lagrange", (1.0, 0.48))),
         "cache.ZEUS": (Whole("interval", 2, 4), Pick("lagrange", (1.0, 0.48))),
+        STEP_LIST: (Real("budget", 0.12, 0.6, log=True),),
     },
     "tokens": {
         "tokens.ToMe": (RATIO,),
@@ -115,12 +119,21 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
 }
 """By family, the methods that are tried and their knobs. Of a family a plan has one, or none."""
 
+FITTED = (STEP_LIST,)
+"""Methods whose fields are measured (`accel.tuning.lists`): their knobs say how."""
+
+Fit = Callable[[Plan, Mapping[str, Any]], Accelerator]
+"""Makes a method from the rest of its plan and the knobs."""
+
 SEEDS: tuple[tuple[float, Mapping[str, Mapping[str, Any]]], ...] = (
     (1.0, {"cache.EasyCache": {"threshold": 0.1}}),
     (0.5, {"samplers.DPMSolverPP": {"order": 2}}),
     (0.5, {}),
     (1.0, {"guidance.Adaptive": {"threshold": 0.99}}),
+    (1.0, {STEP_LIST: {"budget": 0.3}}),
     (1.0, {"cache.EasyCache": {"threshold": 0.2}, "guidance.Adaptive": {"threshold": 0.99}}),
+    (1.0, {STEP_LIST: {"budget": 0.25}, "guidance.Adaptive": {"threshold": 0.99}}),
+    (1.0, {STEP_LIST: {"budget": 0.2}, "guidance.Interval": {"low": 0.3}}),
     (0.7, {"samplers.DPMSolverPP": {"order": 2}, "cache.EasyCache": {"threshold": 0.1}}),
     (1.0, {"cache.FirstBlock": {"threshold": 0.1}}),
     (1.0, {"cache.DeepCache": {"interval": 3}}),
@@ -160,19 +173,37 @@ class Space:
     Attributes:
         steps: What the call asks for.
         families: By family the methods that fit, and their knobs.
+        fits: By name what measures the fields of a method (`FITTED`).
     """
 
     steps: int
     families: Mapping[str, Mapping[str, tuple[Knob, ...]]]
+    fits: Mapping[str, Fit] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, pipe: Any, steps: int, families: Mapping[str, Any] = FAMILIES) -> Space:
+    def of(
+        cls,
+        pipe: Any,
+        steps: int,
+        families: Mapping[str, Any] = FAMILIES,
+        fits: Mapping[str, Fit] | None = None,
+    ) -> Space:
         """The methods that attach to a pipeline; their own ``none`` is always there."""
+        known = dict(fits or {})
         fitting = {
-            family: {name: knobs for name, knobs in kinds.items() if _fits(pipe, name)}
+            family: {
+                name: knobs
+                for name, knobs in kinds.items()
+                if (name in known or name not in FITTED) and _fits(pipe, name)
+            }
             for family, kinds in families.items()
         }
-        return cls(steps, {family: kinds for family, kinds in fitting.items() if kinds})
+        return cls(steps, {family: kinds for family, kinds in fitting.items() if kinds}, known)
+
+    @property
+    def digest(self) -> str:
+        """Of what may be tried: a study holds trials of one space."""
+        return sha256(f"{self.steps} {self.families}".encode()).hexdigest()[:12]
 
     def suggest(self, trial: Trial) -> Plan:
         """The plan that a trial stands for.
@@ -180,6 +211,10 @@ class Space:
         Raises:
             AccelError: If its values make none.
         """
+        return self.plan(*self.chosen(trial))
+
+    def chosen(self, trial: Trial) -> tuple[int, dict[str, dict[str, Any]]]:
+        """The steps of a trial, and by name the knobs of its methods."""
         methods = {}
         for family, kinds in self.families.items():
             chosen = trial.suggest_categorical(family, [NONE, *kinds])
@@ -188,13 +223,19 @@ class Space:
                     knob.field: _asked(trial, f"{chosen}.{knob.field}", knob)
                     for knob in kinds[chosen]
                 }
-        count = trial.suggest_int("steps", min(LEAST, self.steps), self.steps)
-        return self.plan(count, methods)
+        return trial.suggest_int("steps", min(LEAST, self.steps), self.steps), methods
 
     def plan(self, count: int, methods: Mapping[str, Mapping[str, Any]]) -> Plan:
-        """A plan that makes so many steps, with some methods by name and fields."""
+        """A plan that makes so many steps, with some methods by name and knobs.
+
+        Raises:
+            AccelError: If there is no such plan.
+        """
         fewer = {} if count >= self.steps else {STEPS: {"share": count / self.steps}}
-        return Plan(*(build(name, fields) for name, fields in ({**fewer, **methods}).items()))
+        known = {name: knobs for name, knobs in methods.items() if name not in self.fits}
+        rest = Plan(*(build(name, knobs) for name, knobs in {**fewer, **known}.items()))
+        fitted = [fit(rest, methods[name]) for name, fit in self.fits.items() if name in methods]
+        return Plan(*rest, *fitted)
 
     def seeds(self) -> list[dict[str, Any]]:
         """The parameters of the trials that come first: those of `SEEDS` that fit."""

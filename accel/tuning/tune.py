@@ -18,8 +18,9 @@ from accel.plan import Plan
 from accel.tuned import Tuned, numbers_of
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger
+from accel.tuning.lists import Lists
 from accel.tuning.search import Point, Search, imported
-from accel.tuning.space import Space
+from accel.tuning.space import STEP_LIST, Space
 from accel.tuning.targets import Targets
 
 if TYPE_CHECKING:
@@ -179,11 +180,12 @@ class Session:
                 "The call says no num_inference_steps, so there is nothing to hold fewer steps "
                 "against: give call={'num_inference_steps': …}."
             )
+        fits = {STEP_LIST: Lists(self.pipe, self.cases)}
         return Search(
             self.bench,
             self.cases,
             self.targets,
-            Space.of(self.pipe, int(steps)),
+            Space.of(self.pipe, int(steps), fits=fits),
             outside=max(0.0, 1.0 - inside),
             seconds=seconds,
             folder=self.folder,
