@@ -425,6 +425,17 @@ def test_what_is_known_is_no_reason_to_give_up(tmp_path, monkeypatch):
     assert len(second.points) > len(first.points)
 
 
+def test_what_was_given_up_for_another_target_is_drawn_on_where_it_may_win(tmp_path):
+    first = searched("ssim>=0.98", 40, folder=tmp_path)
+    second = searched("ssim>=0.9", 0, folder=tmp_path)
+    for plan, point in second.points.items():
+        assert point.lines == first.points[plan].lines
+    assert any(map(second._is_open, second.points.values()))
+    third = searched("ssim>=0.9", 60, folder=tmp_path)
+    assert not any(map(third._is_open, third.points.values()))
+    assert third.ranked()[0].cost < second.ranked()[0].cost
+
+
 def test_what_was_measured_for_a_plan_is_not_measured_to_recall_it(tmp_path):
     first, fitted = listing(tmp_path), []
     first.run(iter([False] * 12 + [True]).__next__)

@@ -17,6 +17,7 @@ from accel.attach import LAYERS, Accelerator
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
+TUNED = ROOT / "benchmarks" / "tuned"
 RESULT = ROOT / "benchmarks" / "results" / "presets-scenes-flux.json"
 
 
@@ -134,6 +135,32 @@ def results_table() -> str:
     return "\n".join(rows)
 
 
+def tuned_table() -> str:
+    """The README's table of tuned plans: what each promises, on prompts its search never saw."""
+    plans = {path: accel.Plan.from_toml(path.read_text()) for path in sorted(TUNED.glob("*.toml"))}
+    rows = [
+        "| Model | Target | Plan | Times as fast (95 % interval) | SSIM | Prompts that hold |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path, plan in plans.items():
+        assert plan.tuned is not None
+        fast, near = plan.tuned.figure("speedup"), plan.tuned.figure("ssim")
+        model, _, level = path.stem.rpartition("-")
+        link = f"[{level}]({path.relative_to(ROOT)})"
+        names = " + ".join(method.name for method in plan)
+        speed = f"{fast.mean:.2f}× ({fast.low:.2f}–{fast.high:.2f})"
+        rows.append(
+            f"| {model} | SSIM ≥ {link} | {names} | {speed} | {near.mean:.3f} | {near.share:.0%} |"
+        )
+    one = next(iter(plans.values())).tuned
+    assert one is not None
+    counts = sorted({plan.tuned.held_out for plan in plans.values() if plan.tuned})
+    rows.append(
+        f"\nOn {' or '.join(map(str, counts))} held-out captions; {one.machine}; {one.date}."
+    )
+    return "\n".join(rows)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -146,6 +173,7 @@ def pages() -> dict[Path, str]:
     """Every generated page."""
     readme = fill(README.read_text(), "methods", methods_table())
     readme = fill(readme, "caches", caches_table())
+    readme = fill(readme, "tuned", tuned_table())
     return {METHODS: methods_page(), README: fill(readme, "results", results_table())}
 
 

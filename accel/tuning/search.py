@@ -133,16 +133,14 @@ class Search:
         self._begin()
         futile = 0
         while not until() and futile < FUTILE:
-            before = len(self.points)
-            self._try()
-            futile = 0 if len(self.points) > before else futile + 1
+            futile = 0 if self._try() else futile + 1
             told()
 
     def recall(self, until: Callable[[], bool] = lambda: False) -> None:
         """Take up what was found before in the folder, for this target or others.
 
-        The cheapest comes first. It is drawn no more, but where it was given up for another target
-        and may win at this one. The study learns of all of it, as if it had proposed it.
+        Nothing is drawn for it. The study learns of what is known, as if it had proposed it; what
+        was given up for another target and may win at this one is proposed, the cheapest first.
 
         Args:
             until: Asked before each plan.
@@ -156,8 +154,11 @@ class Search:
                 fixed = imported().trial.FixedTrial(trial.params)
                 chosen, known = self.space.chosen(fixed), trial.user_attrs
                 plan = Plan.from_json(known[PLAN]) if PLAN in known else self.space.plan(*chosen)
-                point = self._drawn(plan, known.get(DRAWN, 1))
-                if _written(trial.params) not in own:
+                point = self._climb(plan, known.get(DRAWN, 1), more=False)
+                self.points[point.plan] = point
+                if self._is_open(point):
+                    self._study.enqueue_trial(trial.params, skip_if_exists=True)
+                elif _written(trial.params) not in own:
                     own.add(_written(trial.params))
                     self._study.add_trial(self._learnt(fixed, point))
 
@@ -227,32 +228,33 @@ class Search:
     def _sign(self) -> int:
         return -1 if self.targets.first == "perceptual" else 1
 
-    def _try(self) -> None:
-        """Have a plan suggested and drawn, and tell what came of it."""
+    def _try(self) -> bool:
+        """Have a plan suggested and drawn, and tell what came of it; whether that was new."""
         optuna = imported()
         trial = self._study.ask()
         try:
-            point = self._drawn(self.space.suggest(trial))
+            plan = self.space.suggest(trial)
+            point = self.points.get(plan)
+            fresh = point is None or self._is_open(point)
+            if point is None or fresh:
+                point = self._climb(plan)
         except AccelError as error:
             self.refused += 1
             trial.set_user_attr("refused", str(error))
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return
+            return False
+        fresh = fresh and self.points.get(point.plan) != point
+        self.points[point.plan] = point
         for name, limit in self._constraints(point).items():
             trial.set_constraint(name, limit)
         for name, value in _noted(point).items():
             trial.set_user_attr(name, value)
         self._study.tell(trial, [point.cost, point.mean(self.targets.first)])
+        return fresh
 
-    def _drawn(self, plan: Plan, least: int = 1) -> Point:
-        """How a plan does; it is drawn if it was not before, on so many prompts at least.
-
-        Raises:
-            AccelError: If it does not serve the pipeline.
-        """
-        point = self.points.get(plan) or self._climb(plan, least)
-        self.points[point.plan] = point
-        return point
+    def _is_open(self, point: Point) -> bool:
+        """Whether more of a plan is to be drawn: it was given up, and may win now."""
+        return not point.whole and self._promising(point)
 
     def _constraints(self, point: Point) -> dict[str, float]:
         """What must be at most 0: by how much the plan misses fidelity, and each time."""
@@ -267,10 +269,13 @@ class Search:
         """What the model of costs says of a time."""
         return point.cost * self.seconds if measure == "seconds" else 1.0 / point.cost
 
-    def _climb(self, plan: Plan, least: int) -> Point:
-        """Draw a plan on so many prompts, and then for as long as it may still win.
+    def _climb(self, plan: Plan, least: int = 1, *, more: bool = True) -> Point:
+        """Draw a plan on one prompt after the other; what does nothing at the first is left out.
 
-        What does nothing at the first one is left out.
+        Args:
+            plan: The plan.
+            least: Prompts that it is drawn on in any case.
+            more: Whether it is drawn on others too, for as long as it may still win.
 
         Raises:
             AccelError: If it does not serve the pipeline.
@@ -278,10 +283,10 @@ class Search:
         lines = [self.bench.figures(plan, self.cases[0])]
         if lines[0].idle:
             busy = Plan(*(method for method in plan if method.name not in lines[0].idle))
-            return self.points.get(busy) or self._climb(busy, least)
+            return self._climb(busy, least, more=more)
         point = self._point(plan, tuple(lines))
         for case in self.cases[1:]:
-            if len(lines) >= least and not self._promising(point):
+            if len(lines) >= least and not (more and self._promising(point)):
                 break
             lines.append(self.bench.figures(plan, case))
             point = self._point(plan, tuple(lines))
