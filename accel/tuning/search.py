@@ -1,13 +1,14 @@
 """The search: plans that Optuna suggests, raced over the prompts.
 
 Each plan is drawn on one prompt after the other, and leaves as soon as it can no longer win:
-because it misses a target, or costs more than one that holds them all. What it costs is told by a
+because it misses a target at more prompts than a plan would that just holds it (of 16 at one), or
+costs more than one that misses at none. What it costs is told by a
 model: the share of the denoisers' multiplications that were computed, beside the time that a stock
 call spends outside of them. Attention's own products are not in that, so plans that change them are
 timed.
 
 Source: Optuna's multi-objective TPE with constraints (arXiv 2304.11127, section 2), racing (Maron
-and Moore, NIPS 1993, section 2; here a single miss decides, since none of the prompts may miss).
+and Moore, NIPS 1993, section 2; here the number of misses decides).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from accel.errors import AccelError, BadInput
 from accel.plan import Plan
 from accel.tuning.bench import Case, Line
 from accel.tuning.space import Space
-from accel.tuning.targets import Targets
+from accel.tuning.targets import Targets, likely_misses
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -38,8 +39,10 @@ FAR = -3.0
 """Margin (in units of `targets.SCALES`) of a mean, below which a plan does not go on."""
 
 FEW = 4
+"""Prompts of which none may miss."""
+
 WORSE = (1.15, 1.05)
-"""How many times the cost of the best plan that holds all another one may have and go on, with
+"""How many times the cost of the best plan without a miss another one may have and go on, with
 fewer than `FEW` prompts and with more: what a plan computes differs from prompt to prompt."""
 
 TIMED = ("attention",)
@@ -75,7 +78,7 @@ class Point:
         plan: The plan.
         lines: What it did, one a prompt.
         cost: Seconds of a call over those of stock, by the model.
-        slack: Margin of the tightest target at the worst prompt.
+        slack: Margin of the tightest target (`targets.Targets.slack`).
         whole: Whether it was drawn on all prompts.
     """
 
@@ -91,7 +94,7 @@ class Point:
 
     @property
     def holds(self) -> bool:
-        """Whether every target of fidelity holds at every prompt."""
+        """Whether every target of fidelity holds, as far as the prompts of the search can tell."""
         return self.whole and self.slack >= 0.0
 
 
@@ -292,8 +295,12 @@ class Search:
             point = self._point(plan, tuple(lines))
         return point
 
+    def _spare(self, prompts: int) -> int:
+        """How many of so many prompts may miss: of the first few none, where most plans leave."""
+        return likely_misses(len(self.cases)) if prompts > FEW else 0
+
     def _point(self, plan: Plan, lines: tuple[Line, ...]) -> Point:
-        slack = self.targets.slack([line.figures for line in lines])
+        slack = self.targets.slack([line.figures for line in lines], self._spare(len(lines)))
         whole = len(lines) == len(self.cases)
         return Point(plan, lines, self._cost(plan, lines), slack, whole)
 
@@ -305,11 +312,18 @@ class Search:
 
     def _promising(self, point: Point) -> bool:
         if self.targets.fidelity:
-            best = min((one.cost for one in self.points.values() if one.holds), default=1.0)
+            best = min(
+                (one.cost for one in self.points.values() if self._is_sure(one)), default=1.0
+            )
             worse = WORSE[len(point.lines) >= FEW]
-            missed = self.targets.missed([line.figures for line in point.lines])
+            figures = [line.figures for line in point.lines]
+            missed = self.targets.missed(figures, self._spare(len(figures)))
             return not missed and point.slack > FAR and point.cost < worse * best
         return all(limit <= 0.1 for limit in self._late(point))
+
+    def _is_sure(self, point: Point) -> bool:
+        """Whether a plan holds every target and misses none at any prompt."""
+        return point.holds and not self.targets.missed([line.figures for line in point.lines])
 
     def ranked(self) -> list[Point]:
         """The plans that hold what was asked for at every prompt, the best first.
