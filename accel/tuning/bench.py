@@ -51,10 +51,11 @@ class Case:
         return sha256(json.dumps([plain, self.seed], sort_keys=True).encode()).hexdigest()[:12]
 
     def arguments(self) -> dict[str, Any]:
-        """The call with its noise, which starts anew each time."""
+        """The call for pictures, with its noise, which starts anew each time."""
         import torch
 
-        return {**self.call, "generator": torch.Generator("cpu").manual_seed(self.seed)}
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        return {**self.call, "output_type": "pil", "generator": generator}
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Bench:
         return replace(drawn, work=work)
 
     def _called(self, plan: Plan, case: Case) -> Drawn:
-        arguments = {**case.arguments(), "output_type": "pil"}
+        arguments = case.arguments()
         if not len(plan):
             return self._timed(arguments)
         with warnings.catch_warnings():

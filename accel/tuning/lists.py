@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 WATCHED = 2
 """Prompts that a list rests on."""
 
-BARE = {"output_type": "latent"}
-"""Nothing is decoded."""
-
 SEQUENCE = "sampler"
 """The layer whose methods say at which steps the networks are asked."""
 
@@ -55,6 +52,6 @@ class Lists:
         form = StepRehash()
         sequence = Plan(*(method for method in beside if method.layer == SEQUENCE))
         if sequence not in self._seen:
-            calls = [{**case.arguments(), **BARE} for case in self.cases[:WATCHED]]
+            calls = [case.arguments() for case in self.cases[:WATCHED]]
             self._seen[sequence] = watched(self.pipe, calls, form, sequence.methods)
         return listed(self._seen[sequence], options["budget"], form)
