@@ -193,6 +193,17 @@ def test_what_was_given_up_for_another_target_is_drawn_on_where_it_may_win(tmp_p
     assert third.ranked()[0].cost < second.ranked()[0].cost
 
 
+def test_of_several_targets_what_was_drawn_on_most_prompts_is_recalled(tmp_path):
+    before = [
+        searched(target, 30, folder=tmp_path)
+        for target in ("ssim>=0.98", "ssim>=0.9", "ssim>=0.95")
+    ]
+    recalled = searched("ssim>=0.85", 0, folder=tmp_path).points
+    for plan, point in recalled.items():
+        most = max(len(one.points[plan].lines) for one in before if plan in one.points)
+        assert len(point.lines) == most
+
+
 def test_what_was_measured_for_a_plan_is_not_measured_to_recall_it(tmp_path):
     first, fitted = listing(tmp_path), []
     first.run(iter([False] * 12 + [True]).__next__)

@@ -157,8 +157,7 @@ class Search:
                 fixed = imported().trial.FixedTrial(trial.params)
                 chosen, known = self.space.chosen(fixed), trial.user_attrs
                 plan = Plan.from_json(known[PLAN]) if PLAN in known else self.space.plan(*chosen)
-                point = self._climb(plan, known.get(DRAWN, 1), more=False)
-                self.points[point.plan] = point
+                point = self._longer(self._climb(plan, known.get(DRAWN, 1), more=False))
                 if self._is_open(point):
                     self._study.enqueue_trial(trial.params, skip_if_exists=True)
                 elif _written(trial.params) not in own:
@@ -247,13 +246,19 @@ class Search:
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return False
         fresh = fresh and self.points.get(point.plan) != point
-        self.points[point.plan] = point
+        point = self._longer(point)
         for name, limit in self._constraints(point).items():
             trial.set_constraint(name, limit)
         for name, value in _noted(point).items():
             trial.set_user_attr(name, value)
         self._study.tell(trial, [point.cost, point.mean(self.targets.first)])
         return fresh
+
+    def _longer(self, point: Point) -> Point:
+        """Of a point and what is known of its plan the one with more prompts, which is kept."""
+        known = self.points.get(point.plan, point)
+        self.points[point.plan] = max(known, point, key=lambda one: len(one.lines))
+        return self.points[point.plan]
 
     def _is_open(self, point: Point) -> bool:
         """Whether more of a plan is to be drawn: it was given up, and may win now."""
