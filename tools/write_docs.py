@@ -150,7 +150,7 @@ def tuned_table() -> str:
         names = " + ".join(method.name for method in plan)
         speed = f"{fast.mean:.2f}× ({fast.low:.2f}–{fast.high:.2f})"
         rows.append(
-            f"| {model} | SSIM ≥ {link} | {names} | {speed} | {near.mean:.3f} | {near.share:.0%} |"
+            f"| {model} | SSIM ≥ {link} | {names} | {speed} | {near.mean:.3f} | {_percent(near.share)} |"
         )
     one = next(iter(plans.values())).tuned
     assert one is not None
@@ -159,6 +159,10 @@ def tuned_table() -> str:
         f"\nOn {' or '.join(map(str, counts))} held-out captions; {one.machine}; {one.date}."
     )
     return "\n".join(rows)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def fill(text: str, name: str, content: str) -> str:
