@@ -93,6 +93,11 @@ class Point:
         return sum(line.figures[measure] for line in self.lines) / len(self.lines)
 
     @property
+    def ratio(self) -> float:
+        """Seconds of a call over those of stock, in the median of its prompts."""
+        return median(line.ratio for line in self.lines)
+
+    @property
     def holds(self) -> bool:
         """Whether every target of fidelity holds, as far as the prompts of the search can tell."""
         return self.whole and self.slack >= 0.0
