@@ -61,7 +61,7 @@ def finalists(
 
     Args:
         bench: What draws.
-        ranked: The plans, the cheapest first.
+        ranked: The plans, the fastest first as far as is known.
         cases: The prompts of the search: some are timed on.
         told: Called before each few are timed.
     """

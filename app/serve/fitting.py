@@ -1,9 +1,8 @@
 """Which methods fit a model, and which go together: found out by attaching them.
 
 A process of its own does that, so that neither a running job nor a damaged model gets in the way.
-On the CPU it attaches them to the model without its weights (`app.skeleton`), so that a model of
-gigabytes is asked as fast as a small one. What it finds out is kept for as long as model, versions
-and device stay the same.
+On the CPU it attaches them to the model without its weights (`app.skeleton`), so that none are read
+for it. What it finds out is kept for as long as model, versions and device stay the same.
 """
 
 from __future__ import annotations
