@@ -325,6 +325,6 @@ def _knobs(events: Events) -> list[Any]:
                 min_width=240,
                 elem_id=f"explore-{values.replace('_', '-')}",
             )
-        knob.input(events.suggest, knob, box, **QUIET)
+        knob.change(events.suggest, knob, box, **QUIET)
         found += [knob, box]
     return found

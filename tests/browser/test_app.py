@@ -378,6 +378,20 @@ def test_a_sweep_is_a_grid_and_a_plot_of_which_points_load(visit: Visit) -> None
     assert record(visitor.picture()).plan == jobs[chosen]["plan"]
 
 
+def test_values_are_proposed_once_and_not_over_what_was_typed_after(visit: Visit) -> None:
+    """A list says twice that it was chosen from; the second answer may be a slow one."""
+    visitor, asked = visit(), list[str]()
+    visitor.turn_to("explore")
+    visitor.page.on("request", lambda one: asked.append(one.post_data or ""))
+    visitor.choose("explore-second", "cache.EasyCache.warmup")
+    values = visitor.into("explore-second-values")
+    expect(values).not_to_have_value("")
+    visitor.page.wait_for_timeout(500)
+    assert sum('"cache.EasyCache.warmup"' in one for one in asked) == 1, asked
+    visitor.choose("explore-second", "cache.EasyCache.threshold")
+    expect(values).to_have_value(re.compile(r"0\.\d"))
+
+
 def test_the_gallery_finds_restores_deletes_and_brings_back(visit: Visit) -> None:
     visitor = visit()
     seed = randbelow(10**12)
