@@ -99,8 +99,8 @@ def honest_table() -> str:
         model = f"[{result['model']}](benchmarks/results/{path.stem}.md)"
         for level in result["levels"]:
             best = level["best"]
-            sides = (_held(best[side]) for side in ("single", "composed", "peer", "steps"))
-            cells = (model, f"{level['level']:g}", *sides, _over_peer(level))
+            held = (_held(best[side]) for side in ("single", "composed", "peer", "steps"))
+            cells = (model, f"{level['level']:g}", *held, _over_peer(level))
             rows.append(f"| {' | '.join(cells)} |")
     told = (json.loads(path.read_text()) for path in paths)
     rows += [f"\n{' '.join(_measured(one) for one in told)}"]
