@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from types import TracebackType
@@ -54,6 +54,10 @@ LAYERS = (
 
 Undo = Callable[[], None]
 T = TypeVar("T")
+
+Fit = Callable[[Iterable["Accelerator"], Mapping[str, Any]], "Accelerator"]
+"""Measures a method's fields beside the other methods of a plan, the outermost first, by some
+options; raises `AccelError` where there is no such method."""
 
 
 class Accelerator(BaseModel, ABC):
@@ -107,6 +111,19 @@ class Accelerator(BaseModel, ABC):
 
         Returns:
             Them, or ``None``: this method does not state it.
+        """
+        return None
+
+    @classmethod
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit | None:  # noqa: ARG003
+        """What measures its fields, while plans are searched for (`accel.tuning`).
+
+        Args:
+            pipe: The stock pipeline.
+            calls: Arguments of some of its calls, each with a generator in its first state.
+
+        Returns:
+            It, or ``None``: its fields are chosen, not measured.
         """
         return None
 

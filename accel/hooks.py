@@ -76,13 +76,14 @@ class Chain:
         return getattr(type(copied), self.name).__get__(copied)
 
 
-def wrap(owner: Any, name: str, around: Around) -> Callable[[], None]:
+def wrap(owner: Any, name: str, around: Around, *, innermost: bool = False) -> Callable[[], None]:
     """Put ``around`` around the method ``name`` of ``owner``.
 
     Args:
         owner: Any object with a ``__dict__``.
         name: The method's name.
         around: Called as ``around(inner, *args, **kwargs)``.
+        innermost: Put it below the functions that are there, not above them.
 
     Returns:
         The undo. Links can be undone in any order; the last one restores the attribute.
@@ -95,7 +96,7 @@ def wrap(owner: Any, name: str, around: Around) -> Callable[[], None]:
     if not isinstance(chain, Chain):
         chain = Chain(owner, name)
     links = chain.links
-    links.append(around)
+    links.insert(0 if innermost else len(links), around)
 
     def undo() -> None:
         links.remove(around)

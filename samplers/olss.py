@@ -13,13 +13,13 @@ state is itself a sum of these terms, so that outputs, ε and x0 span the same s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from accel.attach import Site, Undo
+from accel.attach import Fit, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
 from samplers.fingerprint import Fingerprint, model_digest
 from samplers.prediction import Level, Prediction, data_weights
@@ -36,9 +36,10 @@ class OLSS(Sampler):
     """Take calibrated steps: sums, fitted to a long run, of the noise and of all outputs so far.
 
     Made by `accel calibrate olss`, for one model, guidance, schedule and number of steps: others
-    are refused; with ``--set refine=N``, calibrated by gradients as well (the form of BNS). A run
-    starts from pure noise and makes all its steps; a cache or a guidance rule on top changes the
-    outputs that the sums were fitted to, so calibrate with it or without it.
+    are refused; with ``--set refine=N``, calibrated by gradients as well (the form of BNS). With
+    ``--set evaluations=K``, a call of N steps is answered in K. A run starts from pure noise and
+    makes all its steps; a cache or a guidance rule on top changes the outputs that the sums were
+    fitted to, so fit them with it (`accel.tune` does) or leave it out.
     """
 
     name: ClassVar[str] = "samplers.OLSS"
@@ -62,8 +63,8 @@ class OLSS(Sampler):
     )
     asked_sigmas: tuple[FiniteFloat, ...] = Field(
         default=(),
-        description="noise levels of the schedule in whose place the path is; others are refused. "
-        "Without any, none is",
+        description="noise levels of the schedule in whose place the path is, which may be of more "
+        "steps; others are refused. Without any, none is",
     )
     refined: int = Field(
         default=0,
@@ -83,13 +84,18 @@ class OLSS(Sampler):
                 f"{count} weights of the noise need as many rows of weights of the outputs, of "
                 f"1, 2, … numbers; found rows of {[len(row) for row in self.outputs]}."
             )
-        lengths = {"path_timesteps": 0, "path_sigmas": 1, "asked_sigmas": 1}
+        lengths = {"path_timesteps": 0, "path_sigmas": 1}
         for name, extra in lengths.items():
             found = len(getattr(self, name))
             if found and found != count + extra:
                 raise BadInput(f"{name} has {found} numbers; {count} steps need {count + extra}.")
         if bool(self.path_timesteps) != bool(self.path_sigmas):
             raise BadInput("path_timesteps and path_sigmas describe one path: give both, or none.")
+        if not self.path_sigmas and len(self.asked_sigmas) not in (0, count + 1):
+            raise BadInput(
+                f"asked_sigmas has {len(self.asked_sigmas)} numbers; {count} steps without a path "
+                f"of their own need {count + 1}."
+            )
         return self
 
     @classmethod
@@ -111,7 +117,16 @@ class OLSS(Sampler):
     def summary(self) -> str:
         """How many steps, and whether gradients refined them."""
         by = f", refined by {self.refined} steps of gradients" if self.refined else ""
-        return f"{len(self.noise)} calibrated steps{by}"
+        asked = max(len(self.asked_sigmas) - 1, 0)
+        of = f" in place of {asked}" if asked > len(self.noise) else ""
+        return f"{len(self.noise)} calibrated steps{of}{by}"
+
+    @classmethod
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit:
+        """Fits the steps to the pipeline's own run, beside guidance rules."""
+        from samplers.olss_tuning import Fitter
+
+        return Fitter(pipe, calls)
 
     @property
     def rows(self) -> tuple[Row, ...]:

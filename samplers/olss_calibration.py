@@ -15,10 +15,10 @@ Source: arXiv 2305.14677, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -27,11 +27,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from accel import hooks
+from accel.attach import Accelerator, Run
 from accel.calibration import Calibrated
 from accel.errors import BadInput, BadOutput, UnsupportedModel
 from accel.seams.denoisers import find_denoisers
 from accel.seams.pipelines import guidance_of
-from accel.seams.seeding import Generator
+from accel.seams.seeding import Generator, restarted
 from samplers.dpmsolverpp_scheduler import DPMSolverPPScheduler
 from samplers.fingerprint import Fingerprint
 from samplers.olss import OLSS, Row, first_order
@@ -71,6 +72,11 @@ class Options(BaseModel):
     )
     on_policy: bool = Field(
         default=True, description="fit each step on the short run itself, not on the long one"
+    )
+    evaluations: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps to fit; without it, as many as are asked for",
     )
     teacher_steps: int = Field(default=100, ge=2, description="evaluations of the long run")
     teacher_order: Literal[1, 2, 3] = Field(
@@ -139,19 +145,17 @@ class Student(OLSSScheduler):
         return [self._start.cpu(), *(output.cpu() for output in self._kept)]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lesson:
     """One call, and its long run.
 
     Attributes:
         call: Arguments of the call.
-        states: Those of the long run, noise first; in the end those of the path.
-        answers: What the networks answered in the short run so far, in order.
+        states: Those of the long run, noise first.
     """
 
     call: Mapping[str, Any]
     states: list[Tensor]
-    answers: list[Any]
 
 
 def calibrate_olss(
@@ -162,7 +166,8 @@ def calibrate_olss(
     Args:
         pipe: A pipeline without a plan.
         calls: Arguments of some calls, each with a generator.
-        options: Fields of `Options`.
+        options: Fields of `Options`; with ``evaluations``, a call of ``num_inference_steps`` is
+            answered in fewer.
 
     Raises:
         BadInput: Without a call, or with calls that do not start from noise of their own.
@@ -171,29 +176,32 @@ def calibrate_olss(
     """
     course = Course(pipe, Options.model_validate(dict(options)))
     course.teach(calls)
-    found = course.fit()
-    method = course.method(found.rows)
+    short = course.short(course.asked.evaluations or course.steps)
+    found = short.fit()
+    method = short.method(found.rows)
     note = (
-        f"{course.count} steps for {course.asked.teacher_steps}, by way of its states "
-        f"{', '.join(map(str, course.path))}; the end is met within {found.errors[-1]:.2g}"
+        f"{short.count} steps for {course.asked.teacher_steps}, by way of its states "
+        f"{', '.join(map(str, short.path))}; the end is met within {found.errors[-1]:.2g}"
     )
     if course.asked.refine:
-        method, done = course.refine(found)
+        method, done = short.refine(found)
         note += f", refined by gradients from {done.before:.2g} to {done.after:.2g}"
     return Calibrated(method, note)
 
 
 class Course:
-    """A calibration under way.
+    """A calibration under way: what long runs teach.
 
     Attributes:
+        pipe: The stock pipeline.
         asked: The options.
-        count: Steps of the short run.
-        path: Indices of the long run's states that the short run goes through.
+        config: Of the pipeline's scheduler.
+        teacher: Made the long runs.
+        lessons: What they went through.
+        steps: That the calls ask for.
     """
 
-    count: int
-    path: tuple[int, ...]
+    steps: int
 
     def __init__(self, pipe: Any, asked: Options) -> None:
         if type(pipe).__name__ in TOKEN_TIMES:
@@ -202,94 +210,126 @@ class Course:
                 "follows one for all: leave samplers.OLSS out of the plan."
             )
         self.asked = asked
-        self._pipe = pipe
-        self._config = pipe.scheduler.config
-        self._teacher: Teacher = Teacher.from_config(self._config, order=asked.teacher_order)
-        self._lessons: list[Lesson] = []
-        self._gram = np.zeros(())
+        self.pipe = pipe
+        self.config = pipe.scheduler.config
+        self.teacher: Teacher = Teacher.from_config(self.config, order=asked.teacher_order)
+        self.lessons: list[Lesson] = []
+        self.gram = np.zeros(())
 
     def teach(self, calls: Iterable[Mapping[str, Any]]) -> None:
-        """Make the long runs, and choose the path."""
+        """Make the long runs."""
         for call in calls:
             self._check(call)
-            self._teacher.begin(self._pipe)
-            run(self._pipe, self._teacher, call, self.asked.teacher_steps)
-            states, outputs = self._teacher.states, self._teacher.outputs
+            self.teacher.begin(self.pipe)
+            run(self.pipe, self.teacher, call, self.asked.teacher_steps)
+            states, outputs = self.teacher.states, self.teacher.outputs
             if not states or not bool(states[-1].isfinite().all()):
                 raise BadOutput(
                     "The stock pipeline gives no steps, or NaN or infinite values: there is "
                     "nothing to fit. Try --dtype bfloat16 or float32."
                 )
-            self._lessons.append(Lesson(call, states, []))
+            self.lessons.append(Lesson(call, states))
             if self.asked.method == "search" or not self.asked.on_policy:
-                self._gram = self._gram + gram_of([*states, *outputs])
-        if not self._lessons:
+                self.gram = self.gram + gram_of([*states, *outputs])
+        if not self.lessons:
             raise BadInput("A calibration rests on what prompts do: give at least one prompt.")
-        length = self.asked.teacher_steps
-        if self.asked.method == "uniform":
-            self.path = uniform_path(length, self.count)
-        else:
-            self.path = search_path(self._gram, self.count)
-        for lesson in self._lessons:
-            lesson.states = [lesson.states[i] for i in self.path]
 
     def _check(self, call: Mapping[str, Any]) -> None:
-        count = call.get("num_inference_steps")
-        if count is None or not 1 <= count <= self.asked.teacher_steps:
+        steps, most = call.get("num_inference_steps"), self.asked.teacher_steps
+        count = self.asked.evaluations or steps
+        if steps is None or count is None or not 1 <= count <= min(steps, most):
             raise BadInput(
-                f"OLSS is fitted for one number of steps, at most the {self.asked.teacher_steps} "
-                f"of the long run (teacher_steps); the call says {count}. Say it by --steps."
+                f"OLSS is fitted for one number of steps, at most the {most} of the long run "
+                f"(teacher_steps), in place of as many or more; found {count} evaluations for a "
+                f"call of {steps} steps. Say it by --steps, or by --set evaluations=…."
             )
-        if self._lessons and count != self.count:
-            raise BadInput(f"The calls are of {self.count} and of {count} steps: make them alike.")
+        if self.lessons and steps != self.steps:
+            raise BadInput(f"The calls are of {self.steps} and of {steps} steps: make them alike.")
         if call.get("generator") is None or call.get("timesteps") or call.get("sigmas"):
             raise BadInput(
                 "A call is made again for each step that is fitted: give it a generator, and no "
                 "timesteps or sigmas."
             )
-        self.count = int(count)
+        self.steps = int(steps)
+
+    def short(self, count: int, beside: Sequence[Accelerator] = ()) -> Short:
+        """A short run to be fitted.
+
+        Args:
+            count: Its evaluations.
+            beside: Guidance rules that it goes with, which the long runs do without.
+        """
+        if self.asked.method == "uniform":
+            path = uniform_path(self.asked.teacher_steps, count)
+        else:
+            path = search_path(self.gram, count)
+        return Short(self, path, tuple(beside))
+
+    @cached_property
+    def own_schedule(self) -> tuple[float, ...]:
+        """The noise levels that the pipeline has by itself at the number of steps of its calls."""
+        rows = [(0.0,) * (k + 1) for k in range(self.steps)]
+        probe: Probe = Probe.from_config(self.config, noise=(0.0,) * self.steps, outputs=rows)
+        run(self.pipe, probe, self.lessons[0].call, self.steps)
+        return probe.asked
+
+
+@dataclass(frozen=True)
+class Short:
+    """A short run that is fitted to long ones.
+
+    Attributes:
+        course: The long runs.
+        path: Indices of their states that it goes through.
+        beside: Methods that it goes with.
+    """
+
+    course: Course
+    path: tuple[int, ...]
+    beside: tuple[Accelerator, ...] = ()
+    _answers: dict[int, list[Any]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Its evaluations."""
+        return len(self.path) - 1
 
     def fit(self) -> Fit:
         """The least squares, one step after the other."""
-        levels = [self._teacher.grid.levels[i] for i in self.path]
-        thresholding = self._teacher.config.thresholding
-        told = cast("Prediction", self._teacher.config.prediction_type)
+        course = self.course
+        levels = [course.teacher.grid.levels[i] for i in self.path]
+        thresholding = course.teacher.config.thresholding
+        told = cast("Prediction", course.teacher.config.prediction_type)
         prediction: Prediction = "sample" if thresholding else told
         steps = [first_order(prediction, levels[k], levels[k + 1]) for k in range(self.count)]
-        observe = self._on_policy if self.asked.on_policy else looked_up(self._gram, self.path)
-        self._asked = self._own_schedule()
-        return fit_path(observe, steps, self.asked.ridge)
+        on_policy = course.asked.on_policy
+        observe = self._on_policy if on_policy else looked_up(course.gram, self.path)
+        return fit_path(observe, steps, course.asked.ridge)
 
     def _on_policy(self, rows: tuple[Row, ...]) -> Gram:
         """Take the steps so far, and look at the outputs there."""
+        course = self.course
         unknown = [(0.0,) * (k + 2) for k in range(len(rows), self.count)]
         student: Student = Student.from_config(
-            self._config, **self.method((*rows, *unknown)).settings()
+            course.config, **self.method((*rows, *unknown)).settings()
         )
         student.fitted = len(rows)
         gram = np.zeros(())
-        for lesson in self._lessons:
-            with answering(self._pipe, lesson.answers):
-                run(self._pipe, student, lesson.call, self.count)
+        for number, lesson in enumerate(course.lessons):
+            answers = self._answers.setdefault(number, [])
+            run(course.pipe, student, lesson.call, course.steps, self.beside, answers)
             terms = student.terms
             if not torch.equal(terms[0], lesson.states[0]):
                 raise BadInput(
                     "A call that is made again starts from other noise: give it latents, or a "
                     "generator that all its noise is drawn from."
                 )
-            gram = gram + gram_of([*terms, lesson.states[len(rows) + 1]])
+            gram = gram + gram_of([*terms, lesson.states[self.path[len(rows) + 1]]])
         return gram
-
-    def _own_schedule(self) -> tuple[float, ...]:
-        """The noise levels that the pipeline has by itself at this number of steps."""
-        rows = [(0.0,) * (k + 1) for k in range(self.count)]
-        probe: Probe = Probe.from_config(self._config, noise=(0.0,) * self.count, outputs=rows)
-        run(self._pipe, probe, self._lessons[0].call, self.count)
-        return probe.asked
 
     def method(self, rows: Sequence[Row], path: Path | None = None, refined: int = 0) -> OLSS:
         """The sampler with some scalars; of the path's own times where no others are given."""
-        grid = self._teacher.grid
+        course, grid = self.course, self.course.teacher.grid
         timesteps, sigmas = path or (
             tuple(float(grid.timesteps[i]) for i in self.path[:-1]),
             tuple(float(grid.sigmas[i]) for i in self.path),
@@ -299,33 +339,51 @@ class Course:
             outputs=tuple(row[1:] for row in rows),
             path_timesteps=timesteps,
             path_sigmas=sigmas,
-            asked_sigmas=self._asked,
+            asked_sigmas=course.own_schedule,
             refined=refined,
-            made_for=Fingerprint.of(self._pipe, self._teacher, self._teacher.guidance),
+            made_for=Fingerprint.of(course.pipe, course.teacher, course.teacher.guidance),
         )
 
     def refine(self, found: Fit) -> tuple[OLSS, Refinement]:
         """The sampler after Adam, and how much that helped."""
-        scheduler: Refined = Refined.from_config(self._config, **self.method(found.rows).settings())
-        moved = self.asked.times and not self._teacher.config.thresholding
-        places = Places(self._teacher.grid, self.path) if moved else None
-        lessons = [(lesson.call, lesson.states[-1]) for lesson in self._lessons]
-        again = partial(run, self._pipe, scheduler, steps=self.count)
-        with frozen(self._pipe):
+        course = self.course
+        scheduler: Refined = Refined.from_config(
+            course.config, **self.method(found.rows).settings()
+        )
+        moved = course.asked.times and not course.teacher.config.thresholding
+        places = Places(course.teacher.grid, self.path) if moved else None
+        lessons = [(lesson.call, lesson.states[-1]) for lesson in course.lessons]
+        again = partial(run, course.pipe, scheduler, steps=course.steps)
+        with frozen(course.pipe):
             done = refine(
                 error_of(scheduler, lessons, again),
                 scheduler,
                 found.rows,
                 found.grams,
-                self.asked.refine,
-                self.asked.ridge,
+                course.asked.refine,
+                course.asked.ridge,
                 places,
             )
         return self.method(done.rows, done.path, done.steps), done
 
 
-def run(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> None:
+def run(
+    pipe: Any,
+    scheduler: Any,
+    call: Mapping[str, Any],
+    steps: int,
+    beside: tuple[Accelerator, ...] = (),
+    answers: list[Any] | None = None,
+) -> None:
     """Make a call with a scheduler of ours until that has seen enough; its noise is that of before.
+
+    Args:
+        pipe: The stock pipeline.
+        scheduler: Raises `Reached` when it has.
+        call: Arguments of the call.
+        steps: That it asks for.
+        beside: Methods that are attached meanwhile.
+        answers: What the networks answered when the call was made before (`answering`).
 
     Raises:
         UnsupportedModel: If the call ends without having reached the scheduler's goal.
@@ -334,7 +392,12 @@ def run(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> None:
     again = {"generator": restarted(call["generator"]), "num_inference_steps": steps}
     pipe.scheduler = scheduler
     try:
-        pipe(**{**call, **again})
+        with ExitStack() as stack:
+            if beside:
+                stack.callback(Run(beside, pipe).detach)
+            if answers is not None:
+                stack.enter_context(answering(pipe, answers))
+            pipe(**{**call, **again})
     except Reached:
         return
     finally:
@@ -345,18 +408,12 @@ def run(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> None:
     )
 
 
-def restarted(generator: Any) -> Any:
-    """A generator (or a list of them) in the state that this one is in."""
-    if isinstance(generator, list):
-        return [restarted(one) for one in generator]
-    return generator.clone_state()
-
-
 @contextmanager
 def answering(pipe: Any, answers: list[Any]) -> Iterator[None]:
     """Answer the networks' first calls from a list, and add to it what they answer to the others.
 
-    That is right where the calls of a run are made again in the same order on the same inputs.
+    That is right where the calls of a run are made again in the same order on the same inputs. It
+    is below all methods: those that are attached do their work again.
     """
     asked = 0
 
@@ -367,7 +424,8 @@ def answering(pipe: Any, answers: list[Any]) -> Iterator[None]:
             answers.append(inner(*args, **kwargs))
         return deepcopy(answers[asked - 1])
 
-    undos = [hooks.wrap(one.module, one.entry, answer) for one in find_denoisers(pipe)]
+    networks = find_denoisers(pipe)
+    undos = [hooks.wrap(one.module, one.entry, answer, innermost=True) for one in networks]
     try:
         yield
     finally:

@@ -47,7 +47,8 @@ class OLSSScheduler(SolverScheduler):
             outputs: Weights of the outputs in each step, the oldest first: k + 1 in step k.
             path_timesteps: What the network is told; without any, the schedule's own.
             path_sigmas: Noise levels of the steps and of the end, with ``path_timesteps``.
-            asked_sigmas: Noise levels that the schedule must have by itself; any where empty.
+            asked_sigmas: Noise levels that the schedule must have by itself, of as many steps or
+                more; any where empty.
             refined: Steps of gradient descent behind the numbers.
             made_for: Fingerprint of what the numbers were measured on.
             **model: Fields of `samplers.prediction.Conversion`, and of `samplers.flow.FlowNoise`
@@ -97,10 +98,9 @@ class OLSSScheduler(SolverScheduler):
 
     def _schedule(self, asked: Request) -> Grid:
         numbers = self._numbers
-        if asked.count != len(numbers.noise):
-            self._refuse(
-                f"this run has {asked.count} steps, and the numbers are for {len(numbers.noise)}"
-            )
+        served = max(len(numbers.asked_sigmas) - 1, len(numbers.noise))
+        if asked.count != served:
+            self._refuse(f"this run has {asked.count} steps, and the numbers are for {served}")
         own = super()._schedule(asked)
         self.asked = tuple(own.sigmas.tolist())
         if numbers.asked_sigmas and not near(self.asked, numbers.asked_sigmas):

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from saved import Folders, done
 from tiny import PIPELINES, PROMPTS, Ask
 
-from accel import Plan, errors
-from samplers import DPMSolverPP, DPMSolverPPScheduler, OLSSScheduler
+from accel import Plan, errors, hooks
+from accel.cache import EasyCache
+from accel.guidance import Interval
+from samplers import DPMSolverPP, DPMSolverPPScheduler, OLSSScheduler, Schedule, Steps
 from samplers.dpmsolverpp import update
 from samplers.olss import OLSS, continued, first_order, first_order_rows
 from samplers.olss_calibration import Teacher, calibrate_olss
@@ -561,3 +563,112 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "--out", "fox.png",
     )  # fmt: skip
     assert Path("fox.png").exists()
+
+
+# In place of more steps, and beside guidance rules.
+
+ASKED = 6
+
+
+def fewer(pipe, name, evaluations, **options):
+    """Fitted to the pipeline's own run of 6 steps."""
+    given = {"teacher_steps": ASKED, "teacher_order": 1, "evaluations": evaluations, **options}
+    return calibrate_olss(pipe, calls(name, 1, ASKED), given).method
+
+
+@pytest.mark.parametrize("name", ["flux_cfg", "sd15"])
+@pytest.mark.parametrize("evaluations", [1, 3, ASKED])
+def test_a_call_of_more_steps_is_answered_in_those_that_were_fitted(bench, name, evaluations):
+    """And in all of them, fitted to what the stock solver does itself, the picture is stock's."""
+    pipe = bench.pipe(name)
+    method = fewer(pipe, name, evaluations)
+    found, report = bench.under(name, Plan(method), steps=ASKED)
+    assert report.steps == evaluations and found.isfinite().all()
+    told = f"{evaluations} calibrated steps"
+    assert f"{told} in place of {ASKED}" in str(report) or evaluations == ASKED
+    if evaluations == ASKED and name == "flux_cfg":  # stock is Euler
+        stock = bench.call(name, steps=ASKED)
+        assert torch.allclose(found, stock, atol=1e-3 * float(stock.abs().max()))
+    with (
+        Plan(method).attach(pipe),
+        pytest.raises(errors.BadInput, match=f"has 4 steps, and the numbers are for {ASKED}"),
+    ):
+        bench.call(name, steps=4)
+
+
+def test_without_a_path_of_its_own_it_serves_as_many_steps_as_it_has():
+    row = {"noise": (1.0,), "outputs": ((-1.0,),)}
+    with pytest.raises(errors.BadInput, match="asked_sigmas has 3 numbers"):
+        OLSSScheduler(**row, asked_sigmas=(1.0, 0.5, 0.0))
+    OLSS(**row, asked_sigmas=(1.0, 0.0))
+    OLSS(**row, asked_sigmas=(1.0, 0.5, 0.0), path_timesteps=(1.0,), path_sigmas=(1.0, 0.0))
+
+
+def test_more_evaluations_than_steps_are_refused(bench):
+    for evaluations, told in ((7, "7 evaluations for a call of 6"), (5, "at most the 4")):
+        with pytest.raises(errors.BadInput, match=told):
+            teacher = 4 if evaluations == 5 else 8
+            fewer(bench.pipe("flux_cfg"), "flux_cfg", evaluations, teacher_steps=teacher)
+
+
+def ends(bench, plan):
+    """How far the end of a call lies from stock's."""
+    (call,) = calls("flux_cfg", 1, ASKED)
+    pipe, found = bench.pipe("flux_cfg"), []
+    for one in (plan, Plan()):
+        call["generator"] = torch.Generator().manual_seed(0)
+        with one.attach(pipe):
+            found.append(pipe(**call)[0].double())
+    return float((found[0] - found[1]).norm() / found[1].norm())
+
+
+def test_steps_that_are_fitted_beside_a_rule_make_up_for_what_it_leaves_out(bench, same):
+    pipe, before = bench.pipe("flux_cfg"), bench.call("flux_cfg", steps=ASKED)
+    fit = OLSS.fitter(pipe, [*calls("flux_cfg", 1, ASKED)])
+    rule = Interval(low=1.0)
+    alone, beside = fit([], {"evaluations": 4}), fit([rule], {"evaluations": 4})
+    assert alone.path_timesteps == beside.path_timesteps and alone.rows != beside.rows
+    assert ends(bench, Plan(rule, beside)) < ends(bench, Plan(rule, alone))
+    assert ends(bench, Plan(alone)) < ends(bench, Plan(beside))
+    assert same(bench.call("flux_cfg", steps=ASKED), before)
+
+
+def test_long_runs_are_made_once_and_each_fit_costs_its_own_evaluations(bench):
+    pipe, asked = bench.pipe("flux_cfg"), []
+    handle = pipe.transformer.x_embedder.register_forward_pre_hook(lambda *_: asked.append(1))
+    fit, rule = OLSS.fitter(pipe, [*calls("flux_cfg", 2, ASKED)]), Interval(low=1e6)
+    counts = []
+    for methods, evaluations in (([], 3), ([], 3), ([EasyCache()], 3), ([rule], 3), ([], 2)):
+        fit(methods, {"evaluations": evaluations})
+        counts.append(len(asked))
+        asked.clear()
+    handle.remove()
+    assert counts == [2 * (ASKED + 3) * 2, 0, 0, 2 * (3 + 1), 2 * 2 * 2]  # σ/α is inf at first
+
+
+@pytest.mark.parametrize("method", [DPMSolverPP(), Steps(share=0.5), Schedule(kind="arctan")])
+def test_beside_another_sampler_nothing_is_fitted(bench, method):
+    fit = OLSS.fitter(bench.pipe("flux_cfg"), [*calls("flux_cfg", 1, ASKED)])
+    with pytest.raises(errors.Conflict, match=rf"samplers\.OLSS .* {re.escape(method.name)}"):
+        fit([method], {"evaluations": 3})
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_fit_that_breaks_leaves_no_trace(bench, same, at):
+    """At the long run, and at each step of the short ones."""
+    pipe, count = bench.pipe("flux_cfg"), iter(range(99))
+    scheduler, before = pipe.scheduler, bench.call("flux_cfg", steps=ASKED)
+    breaks = (0, ASKED * 2, ASKED * 2 + 1, ASKED * 2 + 5)[at]
+
+    def broken(*_):
+        if next(count) == breaks:
+            raise RuntimeError("power cut")
+
+    handle = pipe.transformer.x_embedder.register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(RuntimeError, match="power cut"):
+            OLSS.fitter(pipe, [*calls("flux_cfg", 1, ASKED)])([Interval()], {"evaluations": 3})
+    finally:
+        handle.remove()
+    assert pipe.scheduler is scheduler and not hooks.in_place(pipe.transformer, "forward")
+    assert same(bench.call("flux_cfg", steps=ASKED), before)

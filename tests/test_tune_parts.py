@@ -14,15 +14,24 @@ import samplers
 from accel import Plan, errors, guidance
 from accel.cache import StepRehash
 from accel.cache.calibration import StepOptions
-from accel.cache.step_rehash import fit_steps
+from accel.cache.step_rehash import Lists, fit_steps
 from accel.plan import build
 from accel.tuning.bench import Bench, Ledger, Line
-from accel.tuning.lists import Lists
-from accel.tuning.space import FAMILIES, FITTED, NONE, SEEDS, STEP_LIST, Pick, Space
+from accel.tuning.space import (
+    FAMILIES,
+    FITTED,
+    FITTED_STEPS,
+    NONE,
+    SEEDS,
+    STEP_LIST,
+    Pick,
+    Space,
+)
 from accel.tuning.targets import SENSES, Target, Targets
 from accel.tuning.tune import cases
 from accel.tuning.work import counting
-from samplers import Steps
+from samplers import OLSS, Steps
+from samplers.olss_calibration import Options
 
 # Targets
 
@@ -83,6 +92,9 @@ def test_what_holds_at_every_prompt_holds_and_slack_says_by_how_much(values, lev
 # What may be tried
 
 
+OPTIONS = {STEP_LIST: StepOptions, FITTED_STEPS: Options}
+
+
 def test_every_knob_is_a_field_and_every_end_of_its_range_a_plan():
     """Or an option of the calibration that measures the fields."""
     for kinds in FAMILIES.values():
@@ -92,7 +104,7 @@ def test_every_knob_is_a_field_and_every_end_of_its_range_a_plan():
                 ends = knob.values if isinstance(knob, Pick) else (knob.low, knob.high)
                 for value in ends:
                     if name in FITTED:
-                        options = StepOptions.model_validate({knob.field: value}, extra="forbid")
+                        options = OPTIONS[name].model_validate({knob.field: value}, extra="forbid")
                         assert getattr(options, knob.field) == value
                         continue
                     assert knob.field in fields, f"{name}.{knob.field}"
@@ -120,7 +132,10 @@ class Drawing:
 
 @given(st.data())
 def test_whatever_is_suggested_is_a_plan_that_round_trips_or_is_refused_by_name(data):
-    space = Space(28, FAMILIES, {STEP_LIST: lambda _rest, _knobs: StepRehash(steps=(0, 3))})
+    fitted = OLSS(noise=(1.0,), outputs=((-1.0,),))
+    fits = {FITTED_STEPS: lambda _rest, _knobs: fitted}
+    fits[STEP_LIST] = lambda _rest, _knobs: StepRehash(steps=(0, 3))
+    space = Space(28, FAMILIES, fits)
     try:
         plan = space.suggest(Drawing(data.draw))
     except errors.PlanError as error:
@@ -150,7 +165,7 @@ def test_a_list_is_measured_once_beside_each_sequence_of_steps(bench, name, monk
     """Alone it is what a calibration makes; of fewer steps it is a list of fewer."""
     call = {**call_of(name), "negative_prompt": ""}
     pipe, found = bench.pipe(name), cases(["a fox", "a boat", "a hill"], call, (2, 1))
-    lists, calls = Lists(pipe, found), []
+    lists, calls = Lists(pipe, [case.arguments() for case in found[:2]]), []
     forward = type(pipe).__call__
     monkeypatch.setattr(type(pipe), "__call__", lambda *a, **k: calls.append(k) or forward(*a, **k))
     alone = lists(Plan(), {"budget": 0.5})
@@ -169,7 +184,7 @@ def test_a_list_is_measured_once_beside_each_sequence_of_steps(bench, name, monk
 
 def test_a_list_that_cannot_be_measured_is_refused(bench):
     pipe = bench.pipe(NAME)
-    lists = Lists(pipe, cases(["a fox", "a boat"], call_of(), (1, 1))[:1])
+    lists = Lists(pipe, [cases(["a fox", "a boat"], call_of(), (1, 1))[0].arguments()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipe, "scheduler", diffusers.FlowMatchHeunDiscreteScheduler())
         with pytest.raises(errors.UnsupportedModel, match="makes 2 a step"):

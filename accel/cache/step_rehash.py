@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
 
-from accel.attach import Accelerator, Run, Site, Undo
+from accel.attach import Accelerator, Fit, Run, Site, Undo
 from accel.cache.fields import Cache
 from accel.cache.policies import Listed
 from accel.cache.predictors import Kind
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from accel.cache.predictors import Forecast
     from accel.seams.denoisers import Call, Inner, Result, Row
+
+SEQUENCE = "sampler"
+"""The layer whose methods say at which steps the networks are asked."""
 
 
 class StepRehash(Cache):
@@ -76,6 +79,11 @@ class StepRehash(Cache):
         if not self.steps:
             return "no steps are listed"
         return "every step is listed" if len(self.steps) == self.total else None
+
+    @classmethod
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit:
+        """Measures lists beside each sequence of steps."""
+        return Lists(pipe, calls)
 
     def attach(self, site: Site) -> Iterator[Undo]:
         """Put the cache around every denoiser."""
@@ -221,6 +229,42 @@ def listed(answers: Answers, budget: float, form: StepRehash) -> StepRehash:
     return StepRehash.model_validate(form.model_dump() | {"steps": steps, "total": total})
 
 
+class Lists:
+    """Makes lists for a pipeline, while plans are searched for.
+
+    A list is of one sequence of steps: it is measured again beside each sampler, schedule and
+    number of steps, and from what was seen there follow the lists of all lengths.
+
+    Args:
+        pipe: The stock pipeline.
+        calls: Its calls that are watched.
+    """
+
+    def __init__(self, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> None:
+        self._pipe = pipe
+        self._calls = calls
+        self._seen: dict[tuple[Accelerator, ...], Answers] = {}
+
+    def __call__(self, beside: Iterable[Accelerator], options: Mapping[str, Any]) -> StepRehash:
+        """The method with the best list.
+
+        Args:
+            beside: The other methods of the plan.
+            options: ``budget``: the share of the steps that is computed.
+
+        Raises:
+            AccelError: If there is none, or the other methods do not serve the pipeline.
+        """
+        from accel.seams.seeding import restarted
+
+        form = StepRehash()
+        sequence = tuple(method for method in beside if method.layer == SEQUENCE)
+        if sequence not in self._seen:
+            calls = [{**c, "generator": restarted(c["generator"])} for c in self._calls]
+            self._seen[sequence] = watched(self._pipe, calls, form, sequence)
+        return listed(self._seen[sequence], options["budget"], form)
+
+
 class Answers:
     """The dot products of what networks answer at the steps of a run, over runs and rows.
 
@@ -298,7 +342,7 @@ class Answers:
 Cost = Callable[[int | None, int, int], float]
 """From the last two computed steps, the older one first, and a skipped step: its error."""
 
-Lists = dict[tuple[int | None, int], tuple[float, tuple[int, ...]]]
+Ends = dict[tuple[int | None, int], tuple[float, tuple[int, ...]]]
 """By its last two steps: the best list that ends in them, after its error so far."""
 
 
@@ -316,7 +360,7 @@ def choose(cost: Cost, total: int, budget: int, forced: set[int], longest: int) 
         BadInput: If no list of so many steps has the forced ones and no longer gap.
     """
     forced = {0, *forced}
-    best: Lists = {(None, 0): (0.0, (0,))}
+    best: Ends = {(None, 0): (0.0, (0,))}
     for _ in range(budget - 1):
         best = _extended(best, cost, total, forced, longest)
     ends = [
@@ -332,9 +376,9 @@ def choose(cost: Cost, total: int, budget: int, forced: set[int], longest: int) 
     return min(ends)[1]
 
 
-def _extended(best: Lists, cost: Cost, total: int, forced: set[int], longest: int) -> Lists:
+def _extended(best: Ends, cost: Cost, total: int, forced: set[int], longest: int) -> Ends:
     """The best lists of one step more."""
-    longer: Lists = {}
+    longer: Ends = {}
     for pair, (price, steps) in best.items():
         newest = pair[1]
         for following in range(newest + 1, min(total, newest + longest + 2)):

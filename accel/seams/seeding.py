@@ -16,6 +16,13 @@ from torch import Tensor
 Generator = torch.Generator | list[torch.Generator] | None
 
 
+def restarted(generator: Generator) -> Generator:
+    """A generator (or a list of them) in the state of this one: it draws the same again."""
+    if isinstance(generator, list):
+        return [one.clone_state() for one in generator]
+    return None if generator is None else generator.clone_state()
+
+
 def seeds_of(sample: Tensor) -> list[int]:
     """One 63-bit seed per sample, from its bytes; reads ``sample`` ``[B, ...]`` from its device."""
     rows = sample.detach().to("cpu", torch.float32).contiguous()

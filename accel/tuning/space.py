@@ -6,18 +6,19 @@ own. A combination that does not go together is no plan: attaching says so, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from accel.attach import Accelerator
+from accel.attach import Fit
 from accel.errors import AccelError
-from accel.plan import Plan, build, entry_points_by_name
+from accel.plan import Plan, build, entry_points_by_name, method_class
 
 NONE = "none"
 STEPS = "samplers.Steps"
 STEP_LIST = "cache.StepRehash"
+FITTED_STEPS = "samplers.OLSS"
 LEAST = 4
 """Steps below which no plan goes."""
 
@@ -61,6 +62,7 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
         "samplers.UniPC": (Pick("order", (2, 3)),),
         "samplers.DEIS": (Pick("order", (2, 3)),),
         "samplers.PseudoCorrector": (),
+        FITTED_STEPS: (Whole("evaluations", LEAST, 14),),
     },
     "schedule": {
         "samplers.Schedule": (
@@ -119,11 +121,11 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
 }
 """By family, the methods that are tried and their knobs. Of a family a plan has one, or none."""
 
-FITTED = (STEP_LIST,)
-"""Methods whose fields are measured (`accel.tuning.lists`): their knobs say how."""
+FITTED = (FITTED_STEPS, STEP_LIST)
+"""Methods whose fields are measured (`Accelerator.fitter`), outermost first; knobs say how."""
 
-Fit = Callable[[Plan, Mapping[str, Any]], Accelerator]
-"""Makes a method from the rest of its plan and the knobs."""
+SETTING_STEPS = (FITTED_STEPS,)
+"""Methods that say by themselves how many steps are made."""
 
 SEEDS: tuple[tuple[float, Mapping[str, Mapping[str, Any]]], ...] = (
     (1.0, {"cache.EasyCache": {"threshold": 0.1}}),
@@ -131,6 +133,10 @@ SEEDS: tuple[tuple[float, Mapping[str, Mapping[str, Any]]], ...] = (
     (0.5, {}),
     (1.0, {"guidance.Adaptive": {"threshold": 0.99}}),
     (1.0, {STEP_LIST: {"budget": 0.3}}),
+    (1.0, {STEP_LIST: {"budget": 0.22}}),
+    (1.0, {FITTED_STEPS: {"evaluations": 8}}),
+    (1.0, {FITTED_STEPS: {"evaluations": 7}, "guidance.Interval": {"low": 1.0}}),
+    (1.0, {FITTED_STEPS: {"evaluations": 5}, "guidance.Interval": {"low": 0.5}}),
     (1.0, {"cache.EasyCache": {"threshold": 0.2}, "guidance.Adaptive": {"threshold": 0.99}}),
     (1.0, {STEP_LIST: {"budget": 0.25}, "guidance.Adaptive": {"threshold": 0.99}}),
     (1.0, {STEP_LIST: {"budget": 0.2}, "guidance.Interval": {"low": 0.3}}),
@@ -173,7 +179,8 @@ class Space:
     Attributes:
         steps: What the call asks for.
         families: By family the methods that fit, and their knobs.
-        fits: By name what measures the fields of a method (`FITTED`).
+        fits: By name what measures the fields of a method (`FITTED`), in the order in which they
+            are measured, each beside those before.
     """
 
     steps: int
@@ -231,11 +238,14 @@ class Space:
         Raises:
             AccelError: If there is no such plan.
         """
-        fewer = {} if count >= self.steps else {STEPS: {"share": count / self.steps}}
+        stays = count >= self.steps or not methods.keys().isdisjoint(SETTING_STEPS)
+        fewer = {} if stays else {STEPS: {"share": count / self.steps}}
         known = {name: knobs for name, knobs in methods.items() if name not in self.fits}
-        rest = Plan(*(build(name, knobs) for name, knobs in {**fewer, **known}.items()))
-        fitted = [fit(rest, methods[name]) for name, fit in self.fits.items() if name in methods]
-        return Plan(*rest, *fitted)
+        found = Plan(*(build(name, knobs) for name, knobs in {**fewer, **known}.items()))
+        for name, fit in self.fits.items():
+            if name in methods:
+                found = Plan(*found, fit(found, methods[name]))
+        return found
 
     def seeds(self) -> list[dict[str, Any]]:
         """The parameters of the trials that come first: those of `SEEDS` that fit."""
@@ -251,6 +261,18 @@ class Space:
                 parameters |= {f"{name}.{field}": value for field, value in fields.items()}
             found.append(parameters)
         return found
+
+
+def fits(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> dict[str, Fit]:
+    """What measures the fields of methods (`FITTED`), of those that are installed.
+
+    Args:
+        pipe: The stock pipeline.
+        calls: Of it, each with a generator.
+    """
+    known = entry_points_by_name()
+    made = {name: method_class(name).fitter(pipe, calls) for name in FITTED if name in known}
+    return {name: fit for name, fit in made.items() if fit is not None}
 
 
 def _fits(pipe: Any, name: str) -> bool:

@@ -18,9 +18,8 @@ from accel.plan import Plan
 from accel.tuned import Tuned, numbers_of
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger
-from accel.tuning.lists import Lists
 from accel.tuning.search import Point, Search, imported
-from accel.tuning.space import STEP_LIST, Space
+from accel.tuning.space import Space, fits
 from accel.tuning.targets import Targets
 
 if TYPE_CHECKING:
@@ -28,6 +27,9 @@ if TYPE_CHECKING:
 
 LEAST = 0.3
 """Share of the budget that the search must have, beside what the proof takes."""
+
+WATCHED = 4
+"""Prompts of the search that measured fields rest on."""
 
 PACKAGES = ("diffusers-accel", "diffusers", "torch", "transformers")
 
@@ -180,12 +182,12 @@ class Session:
                 "The call says no num_inference_steps, so there is nothing to hold fewer steps "
                 "against: give call={'num_inference_steps': …}."
             )
-        fits = {STEP_LIST: Lists(self.pipe, self.cases)}
+        watched = [case.arguments() for case in self.cases[:WATCHED]]
         return Search(
             self.bench,
             self.cases,
             self.targets,
-            Space.of(self.pipe, int(steps), fits=fits),
+            Space.of(self.pipe, int(steps), fits=fits(self.pipe, watched)),
             outside=max(0.0, 1.0 - inside),
             seconds=seconds,
             folder=self.folder,
