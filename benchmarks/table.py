@@ -14,7 +14,8 @@ beside the benchmarks, out of git (`album`).
 Beside the lines come ``.json`` (the sums), ``.md`` (who holds each level), ``.png`` and ``.html``
 (`table_page`). Needs the extra `bench` for the peers: whoever is missing is named. What is
 calibrated first, is calibrated on captions of training seeds; ``--searched`` also searches for
-schedules, which takes minutes each. Tuned plans are read from ``benchmarks/tuned/MODEL-*.toml``.
+schedules, which takes minutes each. ``--carry`` keeps the numbers of earlier code for those who
+draw one caption as before (`carry`). Tuned plans are read from ``benchmarks/tuned/MODEL-*.toml``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import carry
 import contest
 import table_page
 import torch
@@ -180,7 +182,10 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
     path = options.out / f"table-{options.model}.jsonl"
     if options.fresh:
         path.unlink(missing_ok=True)
-    lines = Compact(path, {"model": options.model, "call": call, "weights": weights, **code})
+    header = {"model": options.model, "call": call, "weights": weights, **code}
+    if options.carry:
+        carry.carry(path, header, field.who, benches, options.kept / options.model)
+    lines = Compact(path, header)
     album = Album(options.kept / options.model / f"{weights}-{code['code']}", SHOWN, call)
     bench = Bench(benches, lines, album, time.monotonic() + options.budget)
     scenes = bench.scenes(0, options.captions)
@@ -197,6 +202,7 @@ def measured(options: argparse.Namespace, benches: Benches, field: Field) -> dic
         "blocks": len(benches.get(STOCK)[1].blocks),
         "stock": {name: _stock(bench, name, rows) for name, rows in stages.items() if rows},
         "packed": lines.pack().name,
+        "carried": carry.told(path),
         "levels": levels,
         "idle": contest.idle(sweep),
         "left_out": field.left | contest.undrawn(field.who, bench.part(SWEEP)),
@@ -236,7 +242,7 @@ def _shown(
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know besides."""
     left = [f"Left out: {one}" for one in contest.together(result["left_out"])]
-    return [*result["idle"], *left]
+    return [*result["carried"], *result["idle"], *left]
 
 
 def title_of(result: dict[str, Any]) -> str:
@@ -310,6 +316,7 @@ def options_of() -> argparse.ArgumentParser:
     parser = contest.options_of(__doc__.splitlines()[0])
     parser.add_argument("--held-out", type=int, default=128, help="captions that winners draw")
     parser.add_argument("--searched", action="store_true", help="search for schedules too")
+    parser.add_argument("--carry", action="store_true", help="keep what earlier code drew alike")
     parser.add_argument("--tuned", type=Path, default=TUNED, help="folder of tuned plans")
     parser.add_argument("--kept", type=Path, default=KEPT, help="folder that pictures are kept in")
     return parser

@@ -127,6 +127,7 @@ def draw(result: dict[str, Any], title: str, machine: dict[str, Any]) -> str:
         _section("Seconds beside fidelity", _charts(active(result["rows"]["sweep"]))),
         _section("Pictures", _shown(result["shown"])),
         *_tables(result),
+        *_earlier(result["carried"]),
         _section("What did nothing", _list(result["idle"])),
         _section("What was left out, and why", _list(together(result["left_out"]))),
         _section("How it was measured", _method(result)),
@@ -181,6 +182,10 @@ def _list(lines: Iterable[str]) -> Html:
 
 
 # the figures at the top
+
+
+def _earlier(told: list[str]) -> list[Any]:
+    return [_section("Numbers of earlier code", _list(told))] if told else []
 
 
 def _figures(result: dict[str, Any], stage: str) -> Html:

@@ -191,7 +191,7 @@ def drawn(monkeypatch):
 
 def options_of(tmp_path, **changes):
     found = {"model": "toy", "out": tmp_path, "kept": tmp_path / "pictures", "fresh": False}
-    found |= {"captions": 2, "held_out": 1, "budget": float("inf")}
+    found |= {"captions": 2, "held_out": 1, "budget": float("inf"), "carry": False}
     return argparse.Namespace(**found | changes)
 
 
@@ -234,6 +234,35 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path, drawn, monkeypatch):
     whole = compact.Compact(tmp_path / "table-toy.jsonl", {}).found
     keys = [(one.get("seed"), one["package"], one["method"], one["knob"]) for one in whole]
     assert len(keys) == len(set(keys))
+
+
+def test_numbers_of_earlier_code_stay_where_a_setting_draws_as_before(tmp_path, drawn, monkeypatch):
+    """The others are drawn anew, the refused are refused again, and all of it is told."""
+    path, field = tmp_path / "table-toy.jsonl", field_of()
+    monkeypatch.setattr(table, "here", lambda: {"code": "old"})
+    table.measured(options_of(tmp_path), Benches(), field)
+    before = compact.Compact(path, {}).found
+    monkeypatch.setattr(table, "here", lambda: {"code": "new"})
+    monkeypatch.setitem(SPEED, ("cache.EasyCache", 0.2), (0.5, 0.3))
+    monkeypatch.setitem(SPEED, ("Cache", 1), (1.6, 0.01))  # slower: the work is other too
+    with pytest.raises(SystemExit, match="code differ"):
+        table.measured(options_of(tmp_path), Benches(), field)
+    other = {"cache.EasyCache 0.2", "theirs: Cache 1"}
+    for turn in range(2):  # the second finds nothing to carry
+        drawn.clear()
+        result = table.measured(options_of(tmp_path, carry=True), Benches(), field)
+        after = compact.Compact(path, {"code": "new"}).found
+        kept = [line for line in before if contest.label(line) not in other]
+        assert [line for line in after if contest.label(line) not in other] == kept
+        assert len(after) == len(before)
+        assert (turn == 1) == all(one[1] == "stock: stock" for one in drawn)
+        (told,) = result["carried"]
+        assert f"{len(SPEED) - 1} settings have numbers of earlier code (old)" in told
+        assert "Drawn anew: cache.EasyCache 0.2, theirs: Cache 1." in told
+        assert "1.00 (1.00 to 1.00) times the old ones" in told
+    assert next((tmp_path / "pictures" / "toy").iterdir()).name.endswith("-new")
+    seen = {one["ssim"] for one in after if contest.label(one) == "cache.EasyCache 0.2"}
+    assert seen.isdisjoint(one.get("ssim") for one in before)
 
 
 def test_another_number_of_steps_is_asked_of_the_pipeline():
