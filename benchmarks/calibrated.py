@@ -1,4 +1,4 @@
-"""Caches that rest on measured numbers: the plans that `accel calibrate` writes, point by point.
+"""Methods that rest on measured numbers: the plans that `accel calibrate` writes, point by point.
 
 They are measured on captions of training seeds, once for the same weights and number of steps: the
 plans stay in ``plans/MODEL/WEIGHTS/STEPS``, so that a run that goes on measures what the run before
@@ -16,8 +16,8 @@ from sampling import Calibration, calibrate, forget, plans_of, read
 
 import accel
 
-COUNT = "2"
-"""Captions of a calibration."""
+STEPS = "{steps}"
+"""In what a calibration is told, where the number of steps of a picture belongs."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,16 @@ class Curve:
             numbers are measured once, and the field ``knob`` of the method is swept.
         knob: That field.
         values: Of the sweep.
+        count: Captions of the calibration.
+        more: What else `accel calibrate` is told.
     """
 
     what: str
     values: tuple[float, ...]
     option: str | None = None
     knob: str | None = None
+    count: int = 2
+    more: str = ""
 
 
 CURVES = {
@@ -44,7 +48,18 @@ CURVES = {
     "Table": Curve("table", (0.05, 0.1, 0.2, 0.4), option="--threshold {:g}"),
     "StepRehash": Curve("steps", (0.5, 0.4, 0.3, 0.22), option="--set budget={:g}"),
 }
-"""By curve."""
+"""Caches, by curve."""
+
+SOLVERS = {
+    "OLSS of stock's run": Curve(
+        "olss",
+        (12, 10, 9, 8, 7, 6, 5),
+        option="--set evaluations={:g}",
+        count=8,
+        more=f"--set teacher_steps={STEPS} --set teacher_order=1",
+    ),
+}
+"""Samplers that answer a call of as many steps as stock makes: the knob is what they evaluate."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +96,18 @@ class Bench:
 
     def forget(self) -> None:
         """Delete the plans of all curves, so that they are measured anew."""
-        points = [point(name, value) for name, curve in CURVES.items() for value in curve.values]
+        curves = (CURVES | SOLVERS).items()
+        points = [point(name, one, self.steps) for name, curve in curves for one in curve.values]
         forget(self.folder, points)
 
 
-def point(name: str, value: float) -> Calibration:
+def point(name: str, value: float, steps: int) -> Calibration:
     """How a point of a curve is measured: by itself, or as all points of the curve are."""
-    curve = CURVES[name]
+    curve = (CURVES | SOLVERS)[name]
     given = [] if curve.option is None else curve.option.format(value).split()
+    given += curve.more.replace(STEPS, str(steps)).split()
     stem = curve.what if curve.option is None else f"{curve.what}-{value:g}"
-    return Calibration(stem, (curve.what, *given, "--count", COUNT))
+    return Calibration(stem, (curve.what, *given, "--count", str(curve.count)))
 
 
 def plan_of(name: str, value: float, bench: Bench) -> accel.Plan:
@@ -104,7 +121,7 @@ def plan_of(name: str, value: float, bench: Bench) -> accel.Plan:
     Raises:
         RuntimeError: If the model cannot be calibrated for this method; it says why.
     """
-    curve, one = CURVES[name], point(name, value)
+    curve, one = (CURVES | SOLVERS)[name], point(name, value, bench.steps)
     bench.calibrate(one)
     ((_, file),) = one.files()
     plan = read(bench.folder / file)

@@ -128,7 +128,7 @@ def told(path: Path) -> list[str]:
     )
     return [
         f"{carried['settings']} settings have numbers of earlier code "
-        f"({', '.join(carried['from'])}): each drew one caption again, with the same figures of fidelity and work; the new "
-        f"speedups are {spread_of} times the old ones. Drawn anew: "
-        f"{', '.join(carried['other']) or 'none'}."
+        f"({', '.join(carried['from'])}): each drew one caption again, with the same "
+        f"figures of fidelity and work; the new speedups are {spread_of} times the old ones. "
+        f"Drawn anew: {', '.join(carried['other']) or 'none'}."
     ]

@@ -216,8 +216,10 @@ def _measured(wanted: Wanted, benches: Benches, found: Field) -> None:
     """Add what `accel calibrate` measures, on captions of training seeds."""
     pipe = benches.get(OURS)[0]
     bench = calibrated.Bench.of(wanted.model, pipe, benches.call)
-    for curve in calibrated.CURVES:
-        _try(wanted, found, f"cache.{curve}", pipe, partial(_calibrated, curve, bench, wanted))
+    for family, curves in (("cache", calibrated.CURVES), ("samplers", calibrated.SOLVERS)):
+        for curve in curves:
+            name, plans = f"{family}.{curve}", partial(_calibrated, family, curve, bench, wanted)
+            _try(wanted, found, name, pipe, plans)
     linear = "guidance.LinearAG"
     _try(wanted, found, linear, pipe, partial(_linear, linear, bench))
     for one in sampling.CALIBRATIONS if wanted.searched else SOLVED:
@@ -239,13 +241,14 @@ def _told(error: Exception) -> str:
     return words.rpartition("error: ")[2]
 
 
-def _calibrated(curve: str, bench: calibrated.Bench, wanted: Wanted) -> Plans:
+def _calibrated(family: str, curve: str, bench: calibrated.Bench, wanted: Wanted) -> Plans:
     """A curve by itself, and each of its points under adaptive guidance."""
-    values, adaptive = calibrated.CURVES[curve].values, accel.guidance.Adaptive()
+    values = (calibrated.CURVES | calibrated.SOLVERS)[curve].values
+    adaptive = accel.guidance.Adaptive()
     found: Plans = {}
     for value in values[: wanted.settings]:
         plan = calibrated.plan_of(curve, value, bench)
-        found[f"cache.{curve}", value] = plan
+        found[f"{family}.{curve}", value] = plan
         found[f"Adaptive + {curve}", value] = Plan(*plan, adaptive)
     return found
 

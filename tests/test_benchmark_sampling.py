@@ -168,6 +168,20 @@ def test_caches_are_calibrated_for_the_weights_and_steps_that_are_drawn(asked):
     assert len(asked) == 4 and asked[3] == asked[0]
 
 
+def test_steps_are_fitted_to_the_run_that_stock_makes(asked):
+    """As long a run as is drawn, and what is said is what the calibration takes."""
+    from samplers.olss_calibration import Options
+
+    for steps in (8, 28):
+        calibrated.plan_of("OLSS of stock's run", 7, calibrated.Bench("tiny", "abc", steps))
+    for given, steps in zip(asked, ("8", "28"), strict=True):
+        told = [given[at + 1] for at, one in enumerate(given) if one == "--set"]
+        parts = (one.split("=") for one in told)
+        found = Options.model_validate({name: json.loads(value) for name, value in parts})
+        assert (found.evaluations, found.teacher_steps) == (7, int(steps))
+        assert given[given.index("--steps") + 1] == steps
+
+
 def test_a_calibration_for_a_number_of_steps_keeps_to_it(asked, tmp_path):
     one = sampling.Calibration("OLSS", ("olss",), (4, 5))
     sampling.calibrate(one, "tiny", tmp_path, 28)
