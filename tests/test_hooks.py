@@ -37,6 +37,15 @@ def test_the_last_link_is_outermost():
     assert box.grow(2, twice=True) == (6 + 10) * 2
 
 
+def test_a_link_may_go_below_those_that_are_there():
+    box = Box()
+    hooks.wrap(box, "grow", times(2))
+    undo = hooks.wrap(box, "grow", plus(10), innermost=True)
+    assert box.grow() == (2 + 10) * 2
+    undo()
+    assert box.grow() == 3 * 2
+
+
 def test_a_link_may_change_arguments_or_not_call_at_all():
     box = Box()
     hooks.wrap(box, "grow", lambda inner, by=1, **kwargs: inner(by + 1, **kwargs))
