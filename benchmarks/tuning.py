@@ -99,11 +99,11 @@ def swept(bench: Bench, searched: Sequence[Case], proven: Sequence[Case], wanted
             costs[plan] = cost
     holding = sorted(costs, key=lambda plan: costs[plan])
     checks = proof.Checks(bench, proven, wanted, [one.measure for one in wanted.fidelity])
-    for failed, plan in enumerate(proof.finalists(bench, holding, searched)):
-        if checks.holds(checks.check(plan)):
-            minutes = (time.monotonic() - began) / 60
-            return Swept(plan, tuple(holding), refused, failed, minutes)
-    raise SystemExit("No plan of the sweep holds, not even stock: the target is none.")
+    found = checks.first(proof.finalists(bench, holding, searched))
+    if found is None:
+        raise SystemExit("No plan of the sweep holds, not even stock: the target is none.")
+    minutes = (time.monotonic() - began) / 60
+    return Swept(found.plan, tuple(holding), refused, len(checks.failed), minutes)
 
 
 def _cost(bench: Bench, plan: Plan, searched: Sequence[Case], wanted: Targets) -> float | None:
@@ -122,10 +122,8 @@ def timed(bench: Bench, plans: dict[str, Plan], proven: Sequence[Case]) -> dict[
     found = {}
     for name, plan in plans.items():
         seconds = [pair.fast for pair in pairs[plan]]
-        found[name] = {
-            "seconds": spread(seconds),
-            "faster": ratio([pair.stock for pair in pairs[plan]], seconds),
-        }
+        stock = [pair.stock for pair in pairs[plan] if pair.stock is not None]
+        found[name] = {"seconds": spread(seconds), "faster": ratio(stock, seconds)}
     tuned, best = ([pair.fast for pair in pairs[plan]] for plan in plans.values())
     return {"plans": found, "over": ratio(tuned, best)}
 

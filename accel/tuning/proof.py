@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from accel.plan import Plan
 from accel.tuned import Figure
 from accel.tuning.bench import Bench, Case, Drawn, fidelity
-from accel.tuning.targets import TIMES, Target, Targets, may_miss
+from accel.tuning.targets import TIMES, Target, Targets, may_miss, sure_misses
 
 FINALISTS = 6
 """Plans that are timed together."""
 
 TIMED = 3
 """Prompts that they are timed on."""
+
+AFRESH = 5
+"""Of so many prompts at one stock is drawn again for a further plan, to time it beside that."""
+
+WORTH = 1.2
+"""How many times as long as the first plan that holds another one may take that holds with room."""
 
 RESAMPLES = 2000
 """Of the bootstrap for the confidence interval of a median."""
@@ -29,12 +35,12 @@ class Pair:
     """A prompt drawn by stock and by a plan, one right after the other.
 
     Attributes:
-        stock: Seconds of the stock call.
+        stock: Seconds of the stock call; ``None`` where its picture was drawn some time before.
         fast: Seconds of the plan's.
         figures: By measure of fidelity its value; empty where only time counts.
     """
 
-    stock: float
+    stock: float | None
     fast: float
     figures: Mapping[str, float]
 
@@ -56,8 +62,10 @@ def finalists(
     ranked: Sequence[Plan],
     cases: Sequence[Case],
     told: Callable[[], None] = lambda: None,
-) -> Iterator[Plan]:
-    """Plans in the order in which to check them: of each few the fastest by the clock first.
+) -> Iterator[tuple[Plan, float]]:
+    """Plans in the order in which to check them, each with how many times faster than stock it is.
+
+    Of each few the fastest by the clock goes first.
 
     Args:
         bench: What draws.
@@ -68,12 +76,26 @@ def finalists(
     for first in range(0, len(ranked), FINALISTS):
         told()
         pairs = timed(bench, ranked[first : first + FINALISTS], cases[:TIMED])
-        yield from sorted(pairs, key=lambda plan: -speed(pairs[plan]))
+        speeds = [(plan, speed(pairs[plan])) for plan in pairs]
+        yield from sorted(speeds, key=lambda one: -one[1])
 
 
 def speed(pairs: Sequence[Pair]) -> float:
     """How many times faster than stock, in the median of neighbours."""
-    return median(pair.stock / pair.fast for pair in pairs)
+    return median(ratios(pairs))
+
+
+def ratios(pairs: Sequence[Pair]) -> list[float]:
+    """How many times faster than stock, of each two calls that were made one after the other."""
+    return [pair.stock / pair.fast for pair in pairs if pair.stock is not None]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A plan that held on all held-out prompts, and what was measured of it there."""
+
+    plan: Plan
+    pairs: tuple[Pair, ...]
 
 
 @dataclass
@@ -86,6 +108,7 @@ class Checks:
         targets: What is to be held.
         measures: What is measured of each.
         told: Called after each prompt, with how many of a plan are done.
+        failed: Plans that did not hold, before one did.
     """
 
     bench: Bench
@@ -93,21 +116,54 @@ class Checks:
     targets: Targets
     measures: Sequence[str]
     told: Callable[[int], None] = lambda _done: None
+    failed: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stock: dict[str, Drawn] = {}
 
-    def check(self, plan: Plan) -> list[Pair]:
+    def first(
+        self,
+        ranked: Iterable[tuple[Plan, float]],
+        late: Callable[[], bool] = lambda: False,
+    ) -> Proof | None:
+        """The fastest plan that holds with room, so that it is likely to hold on other prompts too.
+
+        One that just holds is taken if there is none with room among those that take at most
+        `WORTH` times as long, or no time to look for it.
+
+        Args:
+            ranked: Plans with their speeds (`finalists`).
+            late: Asked, once one just holds, before a further plan is checked.
+        """
+        held, least = None, 0.0
+        sure = sure_misses(len(self.cases))
+        for plan, faster in ranked:
+            if held is not None and (faster < least or late()):
+                break
+            pairs = self.check(plan, may_miss(len(self.cases)) if held is None else sure)
+            if self.holds(pairs):
+                held, least = Proof(plan, tuple(pairs)), faster / WORTH
+                if not self._missed(pairs, sure):
+                    break
+            elif held is None:
+                self.failed.append(plan)
+        return held
+
+    def check(self, plan: Plan, may: int | None = None) -> list[Pair]:
         """Draw the prompts, stock first and plan first in turns, until the plan has failed.
+
+        Args:
+            plan: The plan.
+            may: How many prompts may miss; ``None``: as many as a target allows.
 
         Returns:
             A pair for each prompt that was drawn: fewer than there are if it failed before.
         """
         pairs: list[Pair] = []
         for turn, case in enumerate(self.cases):
-            pairs.append(self._pair(plan, case, turn % 2 == 1))
+            pairs.append(self._pair(plan, case, turn))
             self.told(len(pairs))
-            if self._lost(pairs):
+            if self._missed(pairs, may_miss(len(self.cases)) if may is None else may):
                 break
         return pairs
 
@@ -119,23 +175,22 @@ class Checks:
         in_time = all(target.met_by(times[target.measure]) for target in self.targets.times)
         return in_time and self.targets.held_by([pair.figures for pair in pairs])
 
-    def _pair(self, plan: Plan, case: Case, plan_first: bool) -> Pair:
-        fast = self.bench.time(plan, case) if plan_first else None
-        if case.key not in self._stock:
-            self._stock[case.key] = self.bench.time(Plan(), case)
-        stock = self._stock[case.key]
+    def _pair(self, plan: Plan, case: Case, turn: int) -> Pair:
+        """Both pictures of a prompt; stock's is of before at most prompts of a further plan."""
+        known = self._stock.get(case.key)
+        fast = self.bench.time(plan, case) if turn % 2 else None
+        fresh = known is None or turn % AFRESH == 0
+        beside = self.bench.time(Plan(), case) if fresh else None
         fast = fast or self.bench.time(plan, case)
+        stock = known or beside
+        assert stock is not None
+        self._stock[case.key] = stock
         figures = fidelity(self.measures, stock.pictures, fast.pictures, case)
-        return Pair(stock.seconds, fast.seconds, figures)
+        return Pair(beside.seconds if beside else None, fast.seconds, figures)
 
-    def _lost(self, pairs: Sequence[Pair]) -> bool:
-        """Whether more prompts have missed a target than may in the end."""
-        may = may_miss(len(self.cases))
-        return any(
-            sum(not target.met_by(pair.figures[target.measure]) for pair in pairs) > may
-            for target in self.targets.fidelity
-            if target.measure != "accuracy"
-        )
+    def _missed(self, pairs: Sequence[Pair], may: int) -> bool:
+        """Whether more prompts than so many have missed a target."""
+        return self.targets.missed([pair.figures for pair in pairs], may)
 
 
 def figures(pairs: Sequence[Pair], targets: Targets) -> tuple[Figure, ...]:
@@ -146,7 +201,7 @@ def figures(pairs: Sequence[Pair], targets: Targets) -> tuple[Figure, ...]:
         for measure in pairs[0].figures
     ]
     times = {
-        "speedup": [pair.stock / pair.fast for pair in pairs],
+        "speedup": ratios(pairs),
         "seconds": [pair.fast for pair in pairs],
     }
     assert tuple(times) == TIMES

@@ -41,6 +41,9 @@ SCALES = {"ssim": 0.05, "psnr": 3.0, "perceptual": 0.02, "accuracy": 0.05}
 SHARE = 0.95
 """Of the prompts that must hold a target one by one."""
 
+CHANCE = 0.25
+"""That a plan of which more prompts miss in general than may seems to hold with room."""
+
 WRITTEN = re.compile(r"\s*([a-z]+)\s*(>=|<=)\s*([0-9.eE+-]+)\s*")
 
 
@@ -130,6 +133,17 @@ def _number(text: str, digits: str, measure: str) -> float:
 def may_miss(count: int) -> int:
     """Of so many prompts, how many may miss a target that they are to hold one by one."""
     return math.floor((1.0 - SHARE) * count + 1e-9)
+
+
+def sure_misses(count: int) -> int:
+    """Of so many prompts, how many may miss if others are to hold the target too: with room.
+
+    Where 5 % of all prompts miss, as many or fewer do among so many in at most `CHANCE` of all
+    draws; none, where even that is likelier. Of 128: 4.
+    """
+    from scipy.stats import binom  # type: ignore[import-untyped]
+
+    return max(0, int(binom.ppf(CHANCE, count, 1.0 - SHARE)) - 1)
 
 
 def likely_misses(count: int) -> int:

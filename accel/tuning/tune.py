@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LEAST = 0.3
 """Share of the budget that the search must have, beside what the proof takes."""
+
+FURTHER = 0.6
+"""Stock calls a held-out prompt that checking one more plan takes."""
 
 WATCHED = 4
 """Prompts of the search that measured fields rest on."""
@@ -114,7 +117,6 @@ class Session:
     folder: Path | None = None
     observe: Observe = lambda _stage, _done, _total: None
     clock: Callable[[], float] = time.perf_counter
-    failed: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         from accel.seams.identity import identity
@@ -209,7 +211,7 @@ class Session:
             )
 
     def _proven(self, search: Search) -> Tuning:
-        """The first plan that the held-out prompts confirm.
+        """The fastest plan that the held-out prompts confirm, with room if there is time for it.
 
         Raises:
             NotReached: If there is none.
@@ -222,24 +224,23 @@ class Session:
             self.measures,
             lambda done: self.observe("held out", done, count),
         )
-        for plan in self._finalists(search):
-            pairs = checks.check(plan)
-            if checks.holds(pairs):
-                return self._result(search, plan, pairs)
-            self.failed.append(plan)
-        raise NotReached(self._nearest(search))
+        ends = self.began + self.budget - FURTHER * search.seconds * count
+        found = checks.first(self._finalists(search), lambda: self.clock() >= ends)
+        if found is not None:
+            return self._result(search, found, checks.failed)
+        raise NotReached(self._nearest(search, len(checks.failed)))
 
-    def _finalists(self, search: Search) -> Iterator[Plan]:
+    def _finalists(self, search: Search) -> Iterator[tuple[Plan, float]]:
         """Plans that hold on the prompts of the search, the fastest by the clock first."""
         points = search.ranked()
         if not self.targets.fidelity:  # then they are ranked by it, within the time
-            return (point.plan for point in points)
+            return ((point.plan, 1.0) for point in points)
         # by the clock, which was beside each draw: the model of costs knows no method's own time
         ranked = [point.plan for point in sorted(points, key=lambda point: point.ratio)]
         return proof.finalists(self.bench, ranked, self.cases, lambda: self.observe("timing", 0, 1))
 
-    def _result(self, search: Search, plan: Plan, pairs: list[proof.Pair]) -> Tuning:
-        call = self.cases[0].call
+    def _result(self, search: Search, found: proof.Proof, failed: Sequence[Plan]) -> Tuning:
+        call, plan = self.cases[0].call, found.plan
         tuned = Tuned(
             targets=tuple(map(str, self.targets.each)),
             methods=plan.digest,
@@ -252,7 +253,7 @@ class Session:
             prompts=len(self.cases),
             held_out=len(self.held_out),
             texts=proof.texts(self.held_out),
-            figures=proof.figures(pairs, self.targets),
+            figures=proof.figures(found.pairs, self.targets),
             plans=len(search.points),
             minutes=round((self.clock() - self.began) / 60.0, 2),
             date=datetime.now().astimezone().date().isoformat(),
@@ -261,13 +262,13 @@ class Session:
             plan.proven(tuned),
             self.targets,
             tuple(point for point in search.points.values() if point.whole),
-            tuple(pairs),
+            found.pairs,
             len(search.points),
             search.refused,
-            tuple(self.failed),
+            tuple(failed),
         )
 
-    def _nearest(self, search: Search) -> str:
+    def _nearest(self, search: Search, failed: int) -> str:
         """What was found instead, in words."""
         wanted = " and ".join(map(str, self.targets.each))
         whole = [point for point in search.points.values() if point.whole]
@@ -277,11 +278,7 @@ class Session:
             f"the nearest has {measure} {near.mean(measure):.4g} at {1.0 / near.cost:.2f} times "
             "the speed of stock, by the model of costs"
         )
-        some = (
-            f", {len(self.failed)} of them held it until the held-out prompts"
-            if self.failed
-            else ""
-        )
+        some = f", {failed} of them held it until the held-out prompts" if failed else ""
         return (
             f"None of {len(search.points)} plans that were tried holds {wanted}{some}; {told}. "
             "Ask for less, or give a larger budget."
