@@ -55,7 +55,7 @@ LAYERS = (
 Undo = Callable[[], None]
 T = TypeVar("T")
 
-Fit = Callable[[Iterable["Accelerator"], Mapping[str, Any]], "Accelerator"]
+Fitting = Callable[[Iterable["Accelerator"], Mapping[str, Any]], "Accelerator"]
 """Measures a method's fields beside the other methods of a plan, the outermost first, by some
 options; raises `AccelError` where there is no such method."""
 
@@ -115,7 +115,7 @@ class Accelerator(BaseModel, ABC):
         return None
 
     @classmethod
-    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit | None:  # noqa: ARG003
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fitting | None:  # noqa: ARG003
         """What measures its fields, while plans are searched for (`accel.tuning`).
 
         Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accel.attention.sparse import Sparse
 from accel.errors import AccelError, UnsupportedModel
 from accel.plan import Plan, methods
+from accel.seams.seeding import restarted
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
@@ -164,7 +165,7 @@ def _copied(value: Any) -> Any:
 
     if isinstance(value, list):
         return [_copied(one) for one in value]
-    return value.clone_state() if isinstance(value, torch.Generator) else value
+    return restarted(value) if isinstance(value, torch.Generator) else value
 
 
 def _try(name: str, kind: Any, pipe: Any) -> Fit:

@@ -152,8 +152,9 @@ class Bench:
 
 
 def _about(one: Contestant) -> dict[str, Any]:
+    """What a row says of its plan: what it is made of, and the digest of a tuned one."""
     made = [method.name for method in one.plan or () if method.why_off() is None]
-    tuned = one.method.startswith(TUNED_CURVE)
+    tuned = one.plan.digest if one.plan and one.method.startswith(TUNED_CURVE) else None
     return {"parts": len(made), "made_of": made, "tuned": tuned, "call": dict(one.call)}
 
 

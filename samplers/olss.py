@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from accel.attach import Fit, Site, Undo
+from accel.attach import Fitting, Site, Undo
 from accel.errors import BadInput, UnsupportedModel
 from samplers.fingerprint import Fingerprint, model_digest
 from samplers.prediction import Level, Prediction, data_weights
@@ -122,7 +122,7 @@ class OLSS(Sampler):
         return f"{len(self.noise)} calibrated steps{of}{by}"
 
     @classmethod
-    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit:
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fitting:
         """Fits the steps to the pipeline's own run, beside guidance rules."""
         from samplers.olss_tuning import Fitter
 

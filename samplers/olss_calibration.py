@@ -38,8 +38,8 @@ from samplers.fingerprint import Fingerprint
 from samplers.olss import OLSS, Row, first_order
 from samplers.olss_fit import (
     RIDGE,
-    Fit,
     Gram,
+    Solution,
     fit_path,
     gram_of,
     looked_up,
@@ -294,7 +294,7 @@ class Short:
         """Its evaluations."""
         return len(self.path) - 1
 
-    def fit(self) -> Fit:
+    def fit(self) -> Solution:
         """The least squares, one step after the other."""
         course = self.course
         levels = [course.teacher.grid.levels[i] for i in self.path]
@@ -344,7 +344,7 @@ class Short:
             made_for=Fingerprint.of(course.pipe, course.teacher, course.teacher.guidance),
         )
 
-    def refine(self, found: Fit) -> tuple[OLSS, Refinement]:
+    def refine(self, found: Solution) -> tuple[OLSS, Refinement]:
         """The sampler after Adam, and how much that helped."""
         course = self.course
         scheduler: Refined = Refined.from_config(

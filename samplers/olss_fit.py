@@ -33,7 +33,7 @@ BISECTIONS = 50
 
 
 @dataclass(frozen=True)
-class Fit:
+class Solution:
     """Steps that were fitted.
 
     Attributes:
@@ -78,7 +78,7 @@ def fit_path(
     observe: Callable[[tuple[Row, ...]], Gram],
     steps: Sequence[tuple[float, float]],
     ridge: float = RIDGE,
-) -> Fit:
+) -> Solution:
     """Fit one step after the other.
 
     Args:
@@ -95,7 +95,7 @@ def fit_path(
         rows.append(fit(gram, continued(rows, step), ridge))
         errors.append(residual(gram, rows[-1]))
         grams.append(gram)
-    return Fit(tuple(rows), tuple(errors), tuple(grams))
+    return Solution(tuple(rows), tuple(errors), tuple(grams))
 
 
 def looked_up(gram: Gram, path: Sequence[int]) -> Callable[[tuple[Row, ...]], Gram]:

@@ -160,7 +160,7 @@ def refine(
             gradients where it is told that another step follows.
         scheduler: Takes the steps.
         rows: Scalars to begin with.
-        grams: Of each step's terms, as `samplers.olss_fit.Fit` has them.
+        grams: Of each step's terms, as `samplers.olss_fit.Solution` has them.
         steps: Steps of Adam.
         ridge: Of the fit.
         places: When to evaluate; ``None`` to leave the times as they are.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, NonNegativeInt, PrivateAttr, model_validator
 
-from accel.attach import Accelerator, Fit, Run, Site, Undo
+from accel.attach import Accelerator, Fitting, Run, Site, Undo
 from accel.cache.fields import Cache
 from accel.cache.policies import Listed
 from accel.cache.predictors import Kind
@@ -81,7 +81,7 @@ class StepRehash(Cache):
         return "every step is listed" if len(self.steps) == self.total else None
 
     @classmethod
-    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fit:
+    def fitter(cls, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Fitting:
         """Measures lists beside each sequence of steps."""
         return Lists(pipe, calls)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol
 
-from accel.attach import Fit
+from accel.attach import Fitting
 from accel.errors import AccelError
 from accel.plan import Plan, build, entry_points_by_name, method_class
 
@@ -185,7 +185,7 @@ class Space:
 
     steps: int
     families: Mapping[str, Mapping[str, tuple[Knob, ...]]]
-    fits: Mapping[str, Fit] = field(default_factory=dict)
+    fits: Mapping[str, Fitting] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -193,7 +193,7 @@ class Space:
         pipe: Any,
         steps: int,
         families: Mapping[str, Any] = FAMILIES,
-        fits: Mapping[str, Fit] | None = None,
+        fits: Mapping[str, Fitting] | None = None,
     ) -> Space:
         """The methods that attach to a pipeline; their own ``none`` is always there."""
         known = dict(fits or {})
@@ -263,7 +263,7 @@ class Space:
         return found
 
 
-def fits(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> dict[str, Fit]:
+def fits(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> dict[str, Fitting]:
     """What measures the fields of methods (`FITTED`), of those that are installed.
 
     Args:
