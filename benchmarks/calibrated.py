@@ -53,7 +53,7 @@ CURVES = {
 SOLVERS = {
     "OLSS of stock's run": Curve(
         "olss",
-        (12, 10, 9, 8, 7, 6, 5),
+        (12, 10, 9, 8, 7, 6, 5, 4, 3),
         option="--set evaluations={:g}",
         count=8,
         more=f"--set teacher_steps={STEPS} --set teacher_order=1",

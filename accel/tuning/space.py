@@ -62,7 +62,7 @@ FAMILIES: dict[str, dict[str, tuple[Knob, ...]]] = {
         "samplers.UniPC": (Pick("order", (2, 3)),),
         "samplers.DEIS": (Pick("order", (2, 3)),),
         "samplers.PseudoCorrector": (),
-        FITTED_STEPS: (Whole("evaluations", LEAST, 14),),
+        FITTED_STEPS: (Whole("evaluations", 2, 14),),
     },
     "schedule": {
         "samplers.Schedule": (
@@ -135,6 +135,7 @@ SEEDS: tuple[tuple[float, Mapping[str, Mapping[str, Any]]], ...] = (
     (1.0, {STEP_LIST: {"budget": 0.3}}),
     (1.0, {STEP_LIST: {"budget": 0.22}}),
     (1.0, {FITTED_STEPS: {"evaluations": 8}}),
+    (1.0, {FITTED_STEPS: {"evaluations": 4}}),
     (1.0, {FITTED_STEPS: {"evaluations": 7}, "guidance.Interval": {"low": 1.0}}),
     (1.0, {FITTED_STEPS: {"evaluations": 5}, "guidance.Interval": {"low": 0.5}}),
     (1.0, {"cache.EasyCache": {"threshold": 0.2}, "guidance.Adaptive": {"threshold": 0.99}}),
