@@ -130,7 +130,7 @@ def search(models: Sequence[Model], level: float, folder: Path) -> Search:
 def checks(model: Model, level: float) -> Checks:
     """What checks plans on the held-out prompts of a model."""
     wanted = Targets.parse(f"ssim>={level:g}")
-    return Checks(model.bench, model.held_out, wanted, ["ssim", "psnr", "accuracy"])
+    return Checks(model.bench, model.held_out, wanted, ["ssim", "psnr", "accuracy"], afresh=None)
 
 
 def told(check: Checks, pairs: Sequence[Pair]) -> dict[str, float]:

@@ -88,32 +88,36 @@ class Swept:
 
 def swept(bench: Bench, searched: Sequence[Case], proven: Sequence[Case], wanted: Targets) -> Swept:
     """The best plan of the grid, found as one finds it by hand."""
-    began, costs, refused = time.monotonic(), {}, 0
+    began, found, refused = time.monotonic(), dict[Plan, tuple[float, float]](), 0
     for plan in grid():
         try:
-            cost = _cost(bench, plan, searched, wanted)
+            one = _drawn(bench, plan, searched, wanted)
         except AccelError:
             refused += 1
             continue
-        if cost is not None:
-            costs[plan] = cost
-    holding = sorted(costs, key=lambda plan: costs[plan])
+        if one is not None:
+            found[plan] = one
+    ranked = sorted(found, key=lambda plan: found[plan])
+    holding = {plan: found[plan][1] for plan in ranked}
     checks = proof.Checks(bench, proven, wanted, [one.measure for one in wanted.fidelity])
-    found = checks.first(proof.finalists(bench, holding, searched))
-    if found is None:
+    best = checks.first(proof.finalists(bench, holding, searched))
+    if best is None:
         raise SystemExit("No plan of the sweep holds, not even stock: the target is none.")
     minutes = (time.monotonic() - began) / 60
-    return Swept(found.plan, tuple(holding), refused, len(checks.failed), minutes)
+    return Swept(best.plan, tuple(holding), refused, len(checks.failed), minutes)
 
 
-def _cost(bench: Bench, plan: Plan, searched: Sequence[Case], wanted: Targets) -> float | None:
-    """Seconds over stock's, in the median of the prompts; ``None`` once a prompt misses."""
+def _drawn(
+    bench: Bench, plan: Plan, searched: Sequence[Case], wanted: Targets
+) -> tuple[float, float] | None:
+    """Seconds over stock's in the median of the prompts, and room; ``None`` once one misses."""
     lines = []
     for case in searched:
         lines.append(bench.figures(plan, case))
         if wanted.slack([lines[-1].figures]) < 0:
             return None
-    return median(line.ratio for line in lines)
+    room = wanted.room([line.figures for line in lines])
+    return median(line.ratio for line in lines), room
 
 
 def timed(bench: Bench, plans: dict[str, Plan], proven: Sequence[Case]) -> dict[str, Any]:

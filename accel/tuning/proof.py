@@ -20,9 +20,6 @@ FINALISTS = 6
 TIMED = 3
 """Prompts that they are timed on."""
 
-AFRESH = 5
-"""Of so many prompts at one stock is drawn again for a further plan, to time it beside that."""
-
 WORTH = 1.2
 """How many times as long as the first plan that holds another one may take that holds with room."""
 
@@ -57,27 +54,42 @@ def timed(bench: Bench, plans: Sequence[Plan], cases: Sequence[Case]) -> dict[Pl
     return found
 
 
+@dataclass(frozen=True)
+class Finalist:
+    """A plan that is to be checked.
+
+    Attributes:
+        plan: The plan.
+        room: How surely other prompts hold what those of the search did (`targets.Targets.room`).
+        speed: How many times faster than stock it was there by the clock.
+    """
+
+    plan: Plan
+    room: float
+    speed: float = 1.0
+
+
 def finalists(
     bench: Bench,
-    ranked: Sequence[Plan],
+    ranked: Mapping[Plan, float],
     cases: Sequence[Case],
     told: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[Plan, float]]:
-    """Plans in the order in which to check them, each with how many times faster than stock it is.
-
-    Of each few the fastest by the clock goes first.
+) -> Iterator[Finalist]:
+    """Plans in the order in which to check them: of each few the fastest by the clock first.
 
     Args:
         bench: What draws.
-        ranked: The plans, the fastest first as far as is known.
+        ranked: The plans, the fastest first as far as is known, with their room.
         cases: The prompts of the search: some are timed on.
         told: Called before each few are timed.
     """
-    for first in range(0, len(ranked), FINALISTS):
+    plans = list(ranked)
+    for first in range(0, len(plans), FINALISTS):
         told()
-        pairs = timed(bench, ranked[first : first + FINALISTS], cases[:TIMED])
-        speeds = [(plan, speed(pairs[plan])) for plan in pairs]
-        yield from sorted(speeds, key=lambda one: -one[1])
+        some = plans[first : first + FINALISTS]
+        pairs = timed(bench, some, cases[:TIMED])
+        found = [Finalist(plan, ranked[plan], speed(pairs[plan])) for plan in some]
+        yield from sorted(found, key=lambda one: -one.speed)
 
 
 def speed(pairs: Sequence[Pair]) -> float:
@@ -108,6 +120,8 @@ class Checks:
         targets: What is to be held.
         measures: What is measured of each.
         told: Called after each prompt, with how many of a plan are done.
+        afresh: Of so many prompts at one stock is drawn again for a further plan, to time it
+            beside that; ``None``: at none, nothing is timed.
         failed: Plans that did not hold, before one did.
     """
 
@@ -116,38 +130,51 @@ class Checks:
     targets: Targets
     measures: Sequence[str]
     told: Callable[[int], None] = lambda _done: None
+    afresh: int | None = 5
     failed: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stock: dict[str, Drawn] = {}
 
     def first(
-        self,
-        ranked: Iterable[tuple[Plan, float]],
-        late: Callable[[], bool] = lambda: False,
+        self, finalists: Iterable[Finalist], late: Callable[[], bool] = lambda: False
     ) -> Proof | None:
         """The fastest plan that holds with room, so that it is likely to hold on other prompts too.
 
-        One that just holds is taken if there is none with room among those that take at most
-        `WORTH` times as long, or no time to look for it.
+        Once a plan just holds, those are checked that are likelier to, by the search, and take at
+        most `WORTH` times as long. If none of them has room, or there is no time, it is taken.
 
         Args:
-            ranked: Plans with their speeds (`finalists`).
-            late: Asked, once one just holds, before a further plan is checked.
+            finalists: Plans in the order in which to check them.
+            late: Asked before a further plan is checked: from then on only those are that are
+                likely to hold, and none once one does.
         """
-        held, least = None, 0.0
+        order = iter(finalists)
+        for one in order:
+            if late() and one.room < 1.0:
+                continue
+            pairs = self.check(one.plan)
+            if not self.holds(pairs):
+                self.failed.append(one.plan)
+                continue
+            sure = not self._missed(pairs, sure_misses(len(self.cases)))
+            better = None if sure else self._with_room(order, one, late)
+            return better or Proof(one.plan, tuple(pairs))
+        return None
+
+    def _with_room(
+        self, order: Iterator[Finalist], just: Finalist, late: Callable[[], bool]
+    ) -> Proof | None:
+        """The first of the others that holds with room, of those that may be taken for it."""
         sure = sure_misses(len(self.cases))
-        for plan, faster in ranked:
-            if held is not None and (faster < least or late()):
-                break
-            pairs = self.check(plan, may_miss(len(self.cases)) if held is None else sure)
-            if self.holds(pairs):
-                held, least = Proof(plan, tuple(pairs)), faster / WORTH
-                if not self._missed(pairs, sure):
-                    break
-            elif held is None:
-                self.failed.append(plan)
-        return held
+        for one in order:
+            if one.speed < just.speed / WORTH or late():
+                return None
+            if one.room > just.room:
+                pairs = self.check(one.plan, sure)
+                if self.holds(pairs):
+                    return Proof(one.plan, tuple(pairs))
+        return None
 
     def check(self, plan: Plan, may: int | None = None) -> list[Pair]:
         """Draw the prompts, stock first and plan first in turns, until the plan has failed.
@@ -179,7 +206,7 @@ class Checks:
         """Both pictures of a prompt; stock's is of before at most prompts of a further plan."""
         known = self._stock.get(case.key)
         fast = self.bench.time(plan, case) if turn % 2 else None
-        fresh = known is None or turn % AFRESH == 0
+        fresh = known is None or (self.afresh is not None and turn % self.afresh == 0)
         beside = self.bench.time(Plan(), case) if fresh else None
         fast = fast or self.bench.time(plan, case)
         stock = known or beside

@@ -2,10 +2,10 @@
 
 Each plan is drawn on one prompt after the other, and leaves as soon as it can no longer win:
 because it misses a target at more prompts than a plan would that just holds it (of 16 at one), or
-costs more than one that misses at none. What it costs is told by a
-model: the share of the denoisers' multiplications that were computed, beside the time that a stock
-call spends outside of them. Attention's own products are not in that, so plans that change them are
-timed.
+costs more than one that other prompts are likely to hold too (`targets.Target.room`). What it costs
+is told by a model: the share of the denoisers' multiplications that were computed, beside the time
+that a stock call spends outside of them. Attention's own products are not in that, so plans that
+change them are timed.
 
 Source: Optuna's multi-objective TPE with constraints (arXiv 2304.11127, section 2), racing (Maron
 and Moore, NIPS 1993, section 2; here the number of misses decides).
@@ -42,8 +42,8 @@ FEW = 4
 """Prompts of which none may miss."""
 
 WORSE = (1.15, 1.05)
-"""How many times the cost of the best plan without a miss another one may have and go on, with
-fewer than `FEW` prompts and with more: what a plan computes differs from prompt to prompt."""
+"""How many times the cost of the best plan that is likely to hold another one may have and go on,
+with fewer than `FEW` prompts and with more: what a plan computes differs from prompt to prompt."""
 
 TIMED = ("attention",)
 """Layers whose saving the model of costs does not see."""
@@ -79,6 +79,7 @@ class Point:
         lines: What it did, one a prompt.
         cost: Seconds of a call over those of stock, by the model.
         slack: Margin of the tightest target (`targets.Targets.slack`).
+        room: How surely other prompts hold every target (`targets.Targets.room`).
         whole: Whether it was drawn on all prompts.
     """
 
@@ -86,11 +87,17 @@ class Point:
     lines: tuple[Line, ...]
     cost: float
     slack: float
+    room: float
     whole: bool
 
     def mean(self, measure: str) -> float:
         """Mean of a measure over its prompts."""
         return sum(line.figures[measure] for line in self.lines) / len(self.lines)
+
+    @property
+    def figures(self) -> tuple[tuple[float, ...], ...]:
+        """Of each prompt all measures: what two plans share that draw the same pictures."""
+        return tuple(tuple(line.figures.values()) for line in self.lines)
 
     @property
     def ratio(self) -> float:
@@ -310,9 +317,11 @@ class Search:
         return likely_misses(len(self.cases)) if prompts > FEW else 0
 
     def _point(self, plan: Plan, lines: tuple[Line, ...]) -> Point:
-        slack = self.targets.slack([line.figures for line in lines], self._spare(len(lines)))
+        figures = [line.figures for line in lines]
+        slack = self.targets.slack(figures, self._spare(len(lines)))
         whole = len(lines) == len(self.cases)
-        return Point(plan, lines, self._cost(plan, lines), slack, whole)
+        room = self.targets.room(figures)
+        return Point(plan, lines, self._cost(plan, lines), slack, room, whole)
 
     def _cost(self, plan: Plan, lines: Sequence[Line]) -> float:
         if any(method.layer in TIMED for method in plan):
@@ -332,13 +341,14 @@ class Search:
         return all(limit <= 0.1 for limit in self._late(point))
 
     def _is_sure(self, point: Point) -> bool:
-        """Whether a plan holds every target and misses none at any prompt."""
-        return point.holds and not self.targets.missed([line.figures for line in point.lines])
+        """Whether a plan holds every target, and other prompts are likely to hold it too."""
+        return point.holds and point.room >= 1.0
 
     def ranked(self) -> list[Point]:
         """The plans that hold what was asked for at every prompt, the best first.
 
-        The best is the cheapest where fidelity is asked for, and the nearest where only time is.
+        The best is the cheapest where fidelity is asked for, and the nearest where only time is. Of
+        plans that draw the same pictures there is one: they differ in what does nothing here.
         """
         sign, measure = self._sign, self.targets.first
         good = [
@@ -347,8 +357,13 @@ class Search:
             if point.holds and all(limit <= 0.0 for limit in self._late(point))
         ]
         if self.targets.fidelity:
-            return sorted(good, key=lambda point: (point.cost, -sign * point.mean(measure)))
-        return sorted(good, key=lambda point: (-sign * point.mean(measure), point.cost))
+            good.sort(key=lambda point: (point.cost, -sign * point.mean(measure)))
+        else:
+            good.sort(key=lambda point: (-sign * point.mean(measure), point.cost))
+        distinct: dict[Any, Point] = {}
+        for point in good:
+            distinct.setdefault(point.figures, point)
+        return list(distinct.values())
 
 
 def _noted(point: Point) -> dict[str, Any]:

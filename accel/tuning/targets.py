@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, pstdev, stdev
 from typing import Literal
 
 from accel.errors import BadInput
@@ -37,6 +37,16 @@ ALIASES = {"lpips": "perceptual"}
 
 SCALES = {"ssim": 0.05, "psnr": 3.0, "perceptual": 0.02, "accuracy": 0.05}
 """A difference that is felt about alike in each measure: what margins are told in."""
+
+LEAST = 1e-6
+"""What is lost where nothing is: its logarithm is to be finite."""
+
+FAULTS: dict[str, Callable[[float], float]] = {
+    "ssim": lambda value: math.log(max(1.0 - value, LEAST)),
+    "psnr": lambda value: -value,
+    "perceptual": lambda value: math.log(max(value, LEAST)),
+}
+"""What is lost in each measure that prompts hold one by one, on the scale of a logarithm."""
 
 SHARE = 0.95
 """Of the prompts that must hold a target one by one."""
@@ -108,6 +118,19 @@ class Target:
         scale = self.level if self.is_time else SCALES[self.measure]
         return min(self.sign * (value - self.level) / scale, 100.0)
 
+    def room(self, values: Sequence[float]) -> float:
+        """How surely other prompts hold it too, by the values of some: from 1 on it is likely.
+
+        In standard deviations from the mean to the level, over `tolerance`; of what is lost the
+        logarithm (`FAULTS`), which differs from prompt to prompt about as a normal number does.
+        """
+        fault = FAULTS[self.measure]
+        found = [fault(value) for value in values]
+        away, apart = fault(self.level) - mean(found), pstdev(found)
+        if apart == 0.0:
+            return math.inf if away >= 0.0 else -math.inf
+        return away / (stdev(found) * tolerance(len(found)))
+
     def held_by(self, values: Sequence[float]) -> bool:
         """Whether the values of some prompts hold it: in the mean, and nearly all one by one."""
         return self.met_by(mean(values)) and (self.measure in MEANS or self.share(values) >= SHARE)
@@ -130,6 +153,19 @@ def _number(text: str, digits: str, measure: str) -> float:
     return level
 
 
+def tolerance(count: int) -> float:
+    """How many standard deviations the mean of so many prompts must be away from a level.
+
+    Then 95 % of all prompts hold it, but for a chance of `CHANCE`, if their values are normal: the
+    one-sided tolerance factor (Hahn and Meeker, Statistical Intervals, 1991, section 4.4). Of at
+    least two prompts.
+    """
+    from scipy.stats import nct, norm  # type: ignore[import-untyped]
+
+    away = math.sqrt(count) * norm.ppf(SHARE)
+    return float(nct.ppf(1.0 - CHANCE, count - 1, away) / math.sqrt(count))
+
+
 def may_miss(count: int) -> int:
     """Of so many prompts, how many may miss a target that they are to hold one by one."""
     return math.floor((1.0 - SHARE) * count + 1e-9)
@@ -141,7 +177,7 @@ def sure_misses(count: int) -> int:
     Where 5 % of all prompts miss, as many or fewer do among so many in at most `CHANCE` of all
     draws; none, where even that is likelier. Of 128: 4.
     """
-    from scipy.stats import binom  # type: ignore[import-untyped]
+    from scipy.stats import binom
 
     return max(0, int(binom.ppf(CHANCE, count, 1.0 - SHARE)) - 1)
 
@@ -204,6 +240,17 @@ class Targets:
         return any(
             sum(not target.met_by(one[target.measure]) for one in figures) > spare
             for target in singly
+        )
+
+    def room(self, figures: Sequence[Mapping[str, float]]) -> float:
+        """How surely other prompts hold the targets of fidelity one by one: likely from 1 on.
+
+        Infinite where none asks for that.
+        """
+        singly = [target for target in self.fidelity if target.measure not in MEANS]
+        return min(
+            (target.room([one[target.measure] for one in figures]) for target in singly),
+            default=math.inf,
         )
 
     def slack(self, figures: Sequence[Mapping[str, float]], spare: int = 0) -> float:

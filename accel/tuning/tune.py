@@ -230,13 +230,13 @@ class Session:
             return self._result(search, found, checks.failed)
         raise NotReached(self._nearest(search, len(checks.failed)))
 
-    def _finalists(self, search: Search) -> Iterator[tuple[Plan, float]]:
+    def _finalists(self, search: Search) -> Iterator[proof.Finalist]:
         """Plans that hold on the prompts of the search, the fastest by the clock first."""
         points = search.ranked()
         if not self.targets.fidelity:  # then they are ranked by it, within the time
-            return ((point.plan, 1.0) for point in points)
+            return (proof.Finalist(point.plan, point.room) for point in points)
         # by the clock, which was beside each draw: the model of costs knows no method's own time
-        ranked = [point.plan for point in sorted(points, key=lambda point: point.ratio)]
+        ranked = {one.plan: one.room for one in sorted(points, key=lambda point: point.ratio)}
         return proof.finalists(self.bench, ranked, self.cases, lambda: self.observe("timing", 0, 1))
 
     def _result(self, search: Search, found: proof.Proof, failed: Sequence[Plan]) -> Tuning:
