@@ -1,6 +1,7 @@
 """Targets, what a search may try, what it costs, and what is kept of it."""
 
 import math
+from statistics import NormalDist
 
 import diffusers
 import numpy as np
@@ -27,7 +28,7 @@ from accel.tuning.space import (
     Pick,
     Space,
 )
-from accel.tuning.targets import SENSES, Target, Targets
+from accel.tuning.targets import FAULTS, SENSES, SHARE, Target, Targets, tolerance
 from accel.tuning.tune import cases
 from accel.tuning.work import counting
 from samplers import OLSS, Steps
@@ -93,6 +94,42 @@ def test_what_holds_at_every_prompt_holds_and_slack_says_by_how_much(values, lev
 
 
 OPTIONS = {STEP_LIST: StepOptions, FITTED_STEPS: Options}
+
+
+@pytest.mark.parametrize(("count", "factor"), [(4, 2.680), (5, 2.463), (6, 2.336), (10, 2.103)])
+def test_tolerance_is_that_of_the_tables(count, factor):
+    """One-sided, 95 % of all with a confidence of 75 %: Natrella, Experimental Statistics, A-7."""
+    assert tolerance(count) == pytest.approx(factor, abs=2e-3)
+
+
+@pytest.mark.parametrize("measure", FAULTS)
+@given(st.lists(st.floats(0.05, 0.9), min_size=1, max_size=20), st.floats(0.1, 0.8))
+def test_room_grows_with_what_is_given_up_and_needs_more_than_a_mean_that_holds(
+    measure, values, level
+):
+    asked = Target(measure, level)
+    easier = Target(measure, level - 0.05 * asked.sign)
+    room = asked.room(values)
+    assert easier.room(values) >= room
+    if room >= 1.0:
+        fault = FAULTS[measure]
+        assert np.mean([fault(value) for value in values]) <= fault(level)
+    assert asked.room(values * 2) >= room or room < 0.0  # more prompts that say the same
+
+
+def test_of_plans_that_hold_too_seldom_one_in_four_has_room():
+    """At the edge, where 95 % of all prompts hold, by draws of sixteen."""
+    random, target = np.random.default_rng(0), Target("ssim", 0.9)
+    edge = math.log(0.1) - NormalDist().inv_cdf(SHARE) * 0.5
+    lost = np.exp(random.normal(edge, 0.5, (4000, 16)))
+    rooms = [target.room(list(1.0 - some)) for some in lost]
+    assert np.mean([room >= 1.0 for room in rooms]) == pytest.approx(0.25, abs=0.02)
+
+
+def test_one_prompt_or_none_that_differs_is_taken_at_its_word():
+    assert Target("ssim", 0.9).room([0.95]) == Target("ssim", 0.9).room([1.0, 1.0]) == math.inf
+    assert Target("ssim", 0.9).room([0.85]) == -math.inf
+    assert Targets.parse(["accuracy>=0.5", "speedup>=2"]).room([{"accuracy": 0.1}]) == math.inf
 
 
 def test_every_knob_is_a_field_and_every_end_of_its_range_a_plan():

@@ -357,7 +357,7 @@ class Search:
             if point.holds and all(limit <= 0.0 for limit in self._late(point))
         ]
         if self.targets.fidelity:
-            good.sort(key=lambda point: (point.cost, -sign * point.mean(measure)))
+            good.sort(key=lambda point: (point.cost, -sign * point.mean(measure), point.ratio))
         else:
             good.sort(key=lambda point: (-sign * point.mean(measure), point.cost))
         distinct: dict[Any, Point] = {}
