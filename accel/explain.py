@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from accel.attention.sparse import Sparse
 from accel.errors import AccelError, UnsupportedModel
 from accel.plan import Plan, methods
-from accel.seams.seeding import restarted
 
 if TYPE_CHECKING:
     from accel.attention.sizes import Payoff
@@ -162,6 +161,8 @@ def _sparse(pipe: Any, call: Mapping[str, Any]) -> tuple[Payoff, ...]:
 def _copied(value: Any) -> Any:
     """An argument of a call, so that no generator of the caller's draws anything."""
     import torch
+
+    from accel.seams.seeding import restarted
 
     if isinstance(value, list):
         return [_copied(one) for one in value]
