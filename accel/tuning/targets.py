@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import mean, pstdev, stdev
 from typing import Literal
 
@@ -153,6 +154,7 @@ def _number(text: str, digits: str, measure: str) -> float:
     return level
 
 
+@cache
 def tolerance(count: int) -> float:
     """How many standard deviations the mean of so many prompts must be away from a level.
 
@@ -219,6 +221,11 @@ class Targets:
         return tuple(target for target in self.each if not target.is_time)
 
     @property
+    def singly(self) -> tuple[Target, ...]:
+        """Those of fidelity that prompts are to hold one by one."""
+        return tuple(target for target in self.fidelity if target.measure not in MEANS)
+
+    @property
     def times(self) -> tuple[Target, ...]:
         """Those that a clock decides."""
         return tuple(target for target in self.each if target.is_time)
@@ -236,10 +243,9 @@ class Targets:
 
     def missed(self, figures: Sequence[Mapping[str, float]], spare: int = 0) -> bool:
         """Whether more prompts than so many miss a target that is to be held one by one."""
-        singly = [target for target in self.fidelity if target.measure not in MEANS]
         return any(
             sum(not target.met_by(one[target.measure]) for one in figures) > spare
-            for target in singly
+            for target in self.singly
         )
 
     def room(self, figures: Sequence[Mapping[str, float]]) -> float:
@@ -247,9 +253,8 @@ class Targets:
 
         Infinite where none asks for that.
         """
-        singly = [target for target in self.fidelity if target.measure not in MEANS]
         return min(
-            (target.room([one[target.measure] for one in figures]) for target in singly),
+            (target.room([one[target.measure] for one in figures]) for target in self.singly),
             default=math.inf,
         )
 
