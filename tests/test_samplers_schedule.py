@@ -331,6 +331,17 @@ REFUSED_RUNS = {
 }
 
 
+@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, DPMSolverPPScheduler])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_levels_come_out_as_asked_beside_a_shift_and_without_a_warning(kind, shift, recwarn):
+    """Where a config alone has the shift, diffusers deprecates to read it off the scheduler."""
+    scheduler = kind.from_config(FlowMatchEulerDiscreteScheduler(shift=shift).config)
+    lists, levels = Lists(scheduler, "test"), [9.0, 2.0, 0.5]
+    scheduler.set_timesteps(**lists.arguments(levels, {}))
+    lists.check(levels)
+    assert [str(one.message) for one in recwarn] == []
+
+
 @pytest.mark.parametrize("case", REFUSED_RUNS)
 def test_runs_that_are_refused(case):
     settings, asked, words = REFUSED_RUNS[case]

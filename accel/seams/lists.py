@@ -179,7 +179,8 @@ class Lists:
             linear = config.get("time_shift_type") == "linear"
             factor = float(mu) if linear else math.exp(float(mu))
         else:
-            factor = float(getattr(self.scheduler, "shift", config.get("shift", 1.0)))
+            own = hasattr(type(self.scheduler), "shift")  # diffusers' Euler: what set_shift gave
+            factor = self.scheduler.shift if own else config.get("shift", 1.0)
             factor = float(config.get("flow_shift", factor))
         return sigma / (factor - (factor - 1.0) * sigma)
 
