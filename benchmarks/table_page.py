@@ -124,7 +124,7 @@ def draw(result: dict[str, Any], title: str, machine: dict[str, Any]) -> str:
         "main",
         _figures(result, stage),
         _section("Who holds a level", _winners(result["levels"])),
-        _section("Seconds beside fidelity", _charts(active(result["rows"]["sweep"]))),
+        _section("Speed beside fidelity", _charts(active(result["rows"]["sweep"]))),
         _section("Pictures", _shown(result["shown"])),
         *_tables(result),
         *_earlier(result["carried"]),
@@ -287,16 +287,16 @@ class Scatter:
         shown = [row for row in rows if winners.side(row)]
         if not shown:
             return NOTHING
-        seconds = [row["seconds"]["median"] for row in shown]
-        low, high = min(seconds) / 1.1, max(seconds) * 1.1
+        speeds = [row["speedup"]["median"] for row in shown]
+        low, high = min(speeds) / 1.1, max(speeds) * 1.1
         top = max([self._lost(row) for row in shown] + [2 * LEAST]) * 1.3
         frame = _Frame(low, high, top)
         inside = [
             *(frame.height(value, words) for value, words in self.heights if LEAST < value <= top),
-            *(frame.second(value) for value in _seconds(low, high)),
+            *(frame.speed(value) for value in _speeds(low, high)),
             frame.path([row for row in shown if winners.side(row) == winners.STEPS], self._lost),
             *(frame.mark(row, self._lost(row)) for row in shown),
-            _text((LEFT + WIDE - RIGHT) / 2, HIGH - 6, "middle", "seconds for one, faster is left"),
+            _text((LEFT + WIDE - RIGHT) / 2, HIGH - 6, "middle", "times as fast as stock"),
         ]
         svg = el("svg", *inside, viewBox=f"0 0 {WIDE} {HIGH}", role="img", aria_label=self.title)
         return el("figure", el("figcaption", self.title), svg)
@@ -314,8 +314,8 @@ class _Frame:
     high: float
     top: float
 
-    def x(self, seconds: float) -> float:
-        share = math.log(seconds / self.low) / math.log(self.high / self.low)
+    def x(self, speed: float) -> float:
+        share = math.log(speed / self.low) / math.log(self.high / self.low)
         return LEFT + (WIDE - LEFT - RIGHT) * share
 
     def y(self, lost: float) -> float:
@@ -327,21 +327,21 @@ class _Frame:
         line = _straight(LEFT, y, WIDE - RIGHT, y, "grid")
         return joined([line, _text(LEFT - 8, y + 5, "end", words)])
 
-    def second(self, value: float) -> Html:
+    def speed(self, value: float) -> Html:
         x = self.x(value)
         line = _straight(x, TOP, x, HIGH - BOTTOM, "grid")
-        return joined([line, _text(x, HIGH - BOTTOM + 20, "middle", f"{value:g}")])
+        return joined([line, _text(x, HIGH - BOTTOM + 20, "middle", f"{value:g}×")])
 
     def path(self, rows: Sequence[Row], lost: Any) -> Html:
         places = " ".join(
-            f"{self.x(row['seconds']['median']):.1f},{self.y(lost(row)):.1f}" for row in rows
+            f"{self.x(row['speedup']['median']):.1f},{self.y(lost(row)):.1f}" for row in rows
         )
         return el("polyline", points=places, class_="path") if places else NOTHING
 
     def mark(self, row: Row, lost: float) -> Html:
         side = winners.side(row)
         assert side is not None  # rows without one are not drawn
-        return _shape(side, self.x(row["seconds"]["median"]), self.y(lost), _tip(row))
+        return _shape(side, self.x(row["speedup"]["median"]), self.y(lost), _tip(row))
 
 
 def _straight(x1: float, y1: float, x2: float, y2: float, kind: str) -> Html:
@@ -373,7 +373,7 @@ def _tip(row: Row) -> str:
     )
 
 
-def _seconds(low: float, high: float) -> list[float]:
+def _speeds(low: float, high: float) -> list[float]:
     """Round numbers on a logarithmic axis: halves and doubles, or a linear scale if it is short."""
     if high / low < 4:
         return [value for value in ticks(low, high) if low <= value <= high]
