@@ -83,7 +83,7 @@ def test_the_first_picture_takes_one_click(visit: Visit) -> None:
 def test_progress_and_preview_come_while_it_runs(visit: Visit) -> None:
     visitor = visit()
     visitor.page.evaluate(WATCH)
-    visitor.ask(steps="60")
+    visitor.ask(steps="150")
     visitor.goal("fast")
     visitor.generate()
     seen = visitor.page.evaluate("() => window.seen")
@@ -91,8 +91,8 @@ def test_progress_and_preview_come_while_it_runs(visit: Visit) -> None:
     steps = [int(match[1]) for match in found]
     skipped = [int(match[3] or 0) for match in found]
     assert len(set(steps)) >= 4 and steps == sorted(steps)
-    assert {match[2] for match in found} == {"60"}
-    assert skipped == sorted(skipped) and 0 < skipped[-1] < 60
+    assert {match[2] for match in found} == {"150"}
+    assert skipped == sorted(skipped) and 0 < skipped[-1] < 150
     sizes = [one["size"] for one in seen if one["size"] and one["size"][0]]
     assert sizes and max(max(size) for size in sizes) <= 256
     expect(visitor.page.locator("#preview img")).to_have_count(0)
