@@ -103,6 +103,7 @@ class Tuned(Entry):
         machine: What the seconds were measured on.
         versions: Of packages.
         prompts: How many the search saw.
+        chosen_on: How many others chose among what it found; 0: the held-out ones did.
         held_out: On how many others the figures were measured.
         texts: Digest of the prompts that they were measured on.
         figures: What was measured on those.
@@ -121,6 +122,7 @@ class Tuned(Entry):
     machine: str
     versions: tuple[tuple[str, str], ...]
     prompts: int
+    chosen_on: int = 0
     held_out: int
     texts: str
     figures: tuple[Figure, ...] = Field(min_length=1)

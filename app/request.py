@@ -572,6 +572,16 @@ class Tuning(Clip):
     captions: Annotated[
         int, Ge(1), Le(10000), Option(help="prompts of the search", rich_help_panel=PICTURE)
     ] = 8
+    choice: Annotated[
+        int,
+        Ge(1),
+        Le(10000),
+        Option(
+            help="further prompts, which choose among what the search found; of 20, all must hold "
+            "the target",
+            rich_help_panel=PICTURE,
+        ),
+    ] = 20
     held_out: Annotated[
         int,
         Ge(1),

@@ -47,9 +47,9 @@ def tune(given: Given) -> None:
     plot = out.with_suffix(".png")
     for path in (out, plot):
         check_target(path, target.overwrite)
-    wanted = asked.captions + asked.held_out
+    split = (asked.captions, asked.choice, asked.held_out)
     prompts = asked.prompts and read_prompts(
-        asked.prompts, wanted, "--captions and --held-out together"
+        asked.prompts, sum(split), "--captions, --choice and --held-out together"
     )
     source = Source(**{name: getattr(asked, name) for name in Source.__dataclass_fields__})
     model = load(source)
@@ -61,7 +61,7 @@ def tune(given: Given) -> None:
             budget,
             prompts=prompts or None,
             call=call,
-            split=(asked.captions, asked.held_out),
+            split=split,
             folder=asked.trials or out.with_name(out.stem + TRIALS),
             observe=_shown(bar),
         )

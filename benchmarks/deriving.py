@@ -1,7 +1,7 @@
 """Presets, as tuning finds them: the cheapest plans that hold a fidelity on every bundled model.
 
-    python benchmarks/deriving.py [--only balanced] [--captions 4] [--held-out 16] [--budget 1200]
-        [--kept FOLDER] [--write]
+    python benchmarks/deriving.py [--only balanced] [--captions 4] [--choice 64] [--held-out 64]
+        [--budget 1200] [--kept FOLDER] [--write]
 
 Each preset promises a level of SSIM to stock (`LEVELS`). The search is that of `accel.tune`, with
 the prompts of all models at once: a plan holds a level where it does on each of them. Only guidance
@@ -9,10 +9,10 @@ and caches are tried that decide by what they see (`TRIED`) and attach to all of
 preset is for any pipeline, with its own sampler and any number of steps. What a plan costs is the
 share of multiplications that it computes, in the mean of the models. Knobs have three digits.
 
-Then, the cheapest first, each is checked on held-out prompts of every model, until one holds on all
-of them. `--write` puts it into ``assets/plans``; what was measured is in
-``results/presets-derived.json`` and ``.md``. A run that was cut off goes on in `--kept`. Nothing is
-timed, so that other work may go on beside it.
+Then, the cheapest first, those that hold with room on further prompts of every model are checked on
+held-out ones of each, until one holds on all. `--write` puts it into ``assets/plans``; what was
+measured is in ``results/presets-derived.json`` and ``.md``. A run that was cut off goes on in
+`--kept`. Nothing is timed, so that other work may go on beside it.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ class Model:
         name: Of the model.
         bench: What draws.
         cases: The prompts of the search.
+        choice: Those that choose among the plans that it found.
         held_out: Those of the check.
     """
 
     name: str
     bench: Bench
     cases: Sequence[Case]
+    choice: Sequence[Case]
     held_out: Sequence[Case]
 
 
@@ -127,10 +129,10 @@ def search(models: Sequence[Model], level: float, folder: Path) -> Search:
     )
 
 
-def checks(model: Model, level: float) -> Checks:
-    """What checks plans on the held-out prompts of a model."""
+def checks(model: Model, cases: Sequence[Case], level: float) -> Checks:
+    """What checks plans on some prompts of a model."""
     wanted = Targets.parse(f"ssim>={level:g}")
-    return Checks(model.bench, model.held_out, wanted, ["ssim", "psnr", "accuracy"], afresh=None)
+    return Checks(model.bench, cases, wanted, ["ssim", "psnr", "accuracy"], afresh=None)
 
 
 def told(check: Checks, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -161,17 +163,24 @@ def derived(
         SystemExit: If none does.
     """
     level, failed = LEVELS[name], list[dict[str, Any]]()
-    found, each = search(models, level, folder), {one.name: checks(one, level) for one in models}
+    found = search(models, level, folder)
+    choosing = {one.name: checks(one, one.choice, level) for one in models}
+    each = {one.name: checks(one, one.held_out, level) for one in models}
     found.recall(lambda: clock() > until)
     found.run(lambda: clock() > until)
     for point in found.ranked():
+        entry = {"plan": point.plan.to_dict(), "computed": _computed(point, models)}
+        missed = next((one for one in models if not choosing[one.name].choose(point.plan)), None)
+        if missed is not None:
+            failed.append({**entry, "chosen_not_by": missed.name})
+            continue
         rows = []
         for model, check in each.items():
             pairs = check.check(point.plan)
             rows.append({"model": model, "holds": check.holds(pairs), **told(check, pairs)})
             if not rows[-1]["holds"]:
                 break
-        entry = {"plan": point.plan.to_dict(), "computed": _computed(point, models), "rows": rows}
+        entry["rows"] = rows
         if rows[-1]["holds"]:
             tried = {"tried": len(found.points), "refused": found.refused, "failed": failed}
             return {"preset": name, "level": level, **entry, **tried}
@@ -217,14 +226,13 @@ def markdown(result: Sequence[Mapping[str, Any]], prompts: int) -> str:
     return "\n".join([about, "", *lines, "", signature()]) + "\n"
 
 
-def loaded(name: str, split: tuple[int, int], kept: Path) -> Model:
+def loaded(name: str, split: tuple[int, int, int], kept: Path) -> Model:
     """A bundled model and its prompts."""
     pipe, call = accel.load(name)
     pipe.set_progress_bar_config(disable=True)
     text = json.dumps([name, here(), weights()], sort_keys=True)
     ledger = Ledger(kept / f"{name}.jsonl", hashlib.sha256(text.encode()).hexdigest()[:12])
-    found = cases(None, call, split)
-    return Model(name, Bench(pipe, ("ssim",), ledger), found[: split[0]], found[split[0] :])
+    return Model(name, Bench(pipe, ("ssim",), ledger), *cases(None, call, split))
 
 
 def main() -> None:
@@ -232,7 +240,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=[*LEVELS], help="presets; all without")
     parser.add_argument("--captions", type=int, default=4, help="to search on, of each model")
-    parser.add_argument("--held-out", type=int, default=16, help="to check on, of each model")
+    parser.add_argument("--choice", type=int, default=64, help="that choose, of each model")
+    parser.add_argument("--held-out", type=int, default=64, help="to check on, of each model")
     parser.add_argument("--budget", type=float, default=1200.0, help="seconds of search, each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--kept", type=Path, default=KEPT / "presets", help="folder of trials")
@@ -241,7 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.kept.mkdir(parents=True, exist_ok=True)
-    split = (options.captions, options.held_out)
+    split = (options.captions, options.choice, options.held_out)
     models = [loaded(name, split, options.kept) for name in MODELS]
     result = []
     for name in options.only or LEVELS:

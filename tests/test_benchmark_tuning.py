@@ -74,7 +74,7 @@ def test_the_sweep_ends_with_the_fastest_plan_that_holds_on_held_out_prompts(mon
         }
     )
     monkeypatch.setattr(tuning, "grid", lambda: list(toy.known))
-    found = tuning.swept(toy, CASES[:4], CASES[4:], WANTED)
+    found = tuning.swept(toy, (CASES[:4], CASES[4:5], CASES[5:]), WANTED)
     assert found.best == near
     assert found.holding == (lucky, near, Plan(guidance.Adaptive()), Plan())
     assert found.failed == 1 and found.refused == 0
@@ -103,7 +103,8 @@ def test_the_benchmark_says_how_near_tuning_came(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tuning.accel, "load", lambda _name: (pipe, short))
     axes = (({}, {"cache.EasyCache": {"threshold": 0.4}}),)
     monkeypatch.setattr(tuning, "AXES", axes)
-    asked = ["--target", "ssim>=0.5", "--budget", "5", "--prompts", "1", "--held-out", "1"]
+    asked = ["--target", "ssim>=0.5", "--budget", "5", "--prompts", "1", "--choice", "1"]
+    asked += ["--held-out", "1"]
     folders = ["--kept", str(tmp_path / "kept"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["tuning.py", *asked, *folders])
     tuning.main()

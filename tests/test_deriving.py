@@ -29,6 +29,7 @@ class Model:
 
     def __init__(self, name, harm, odd=0.0):
         self.mark, self.harm, self.odd = name, harm, odd
+        self.odd_at = lambda _case: True
         self.pipe = PIPELINES["flux_cfg"].build()
         self.timed = 0
 
@@ -44,7 +45,7 @@ class Model:
     def time(self, plan, case):
         """A grey that is darker the more is lost."""
         self.timed += 1
-        dark = int(255 * min(1.0, self.odd * self._of(plan)))
+        dark = int(255 * min(1.0, self.odd * self._of(plan) * self.odd_at(case)))
         shown = np.tile(np.arange(32, dtype=np.uint8)[:, None, None] * 4, (1, 32, 3))
         shown[dark % 256 // 8 :] = 0
         pictures = [Image.fromarray(shown if dark else shown * 0)]
@@ -55,10 +56,10 @@ def models(*harms, odd=0.0):
     numbers = count()
     found = []
     for harm in harms:
-        cases = [Case({"prompt": str(next(numbers))}, 1) for _ in range(4)]
+        cases = [Case({"prompt": str(next(numbers))}, 1) for _ in range(6)]
         name = f"m{len(found)}"
         bench = Model(name, harm, odd)
-        found.append(deriving.Model(name, bench, cases[:2], cases[2:]))
+        found.append(deriving.Model(name, bench, cases[:2], cases[2:4], cases[4:]))
     return found
 
 
@@ -101,14 +102,35 @@ def test_the_model_that_suffers_most_decides(easy, tmp_path):
     assert "| fast | 0.9 | cache.EasyCache | m0 |" in text
 
 
-def test_what_fails_on_held_out_prompts_of_one_model_is_no_preset(easy, tmp_path):
+def test_what_fails_on_prompts_that_choose_is_no_preset(easy, tmp_path):
     """Then the next one is checked; stock holds in any case, and draws each prompt once."""
     found = models(0.2, 0.3, odd=1.0)
     result = derived(found, tmp_path)
     assert result["failed"] and Plan.from_dict(result["plan"]) == Plan()
-    assert all(len(entry["rows"]) == 1 for entry in result["failed"])
-    assert found[0].bench.timed == 4 + len(result["failed"])  # a miss ends a check
-    assert found[1].bench.timed == 4
+    assert {entry["chosen_not_by"] for entry in result["failed"]} == {"m0"}
+    assert found[0].bench.timed == 8 + len(result["failed"])  # a miss ends a check
+    assert found[1].bench.timed == 8
+
+
+def test_what_was_chosen_and_fails_on_held_out_prompts_is_no_preset(easy, tmp_path):
+    """Whatever many plans hold on may be luck: what is promised is of prompts that chose none."""
+    found = models(0.2, 0.3)
+    for model in found:
+        held_out = {case.key for case in model.held_out}
+        model.bench.odd_at = lambda case, held_out=held_out: case.key in held_out
+        model.bench.odd = 1.0
+    result = derived(found, tmp_path)
+    assert result["failed"] and Plan.from_dict(result["plan"]) == Plan()
+    assert [[row["holds"] for row in entry["rows"]] for entry in result["failed"]] == [
+        [False]
+    ] * len(result["failed"])
+
+
+def test_the_second_plan_that_is_chosen_is_checked_too(easy, tmp_path):
+    """Stock is not drawn again for it, and no time is told: nothing asks for one."""
+    (model,) = models(0.2)
+    one = deriving.checks(model, model.choice, 0.9)
+    assert [one.choose(Plan(EasyCache(threshold=at))) for at in (0.1, 0.2)] == [True, True]
 
 
 def test_a_case_of_two_models_is_refused():

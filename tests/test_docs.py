@@ -154,14 +154,18 @@ def test_the_page_on_attention_runs(tmp_path):
 
 def test_the_page_on_tuning_runs(tmp_path):
     for command in commands(TUNING):
-        brief = "--captions 1 --held-out 1 --budget 20s" if "accel tune" in command else ""
+        brief = (
+            "--captions 1 --choice 1 --held-out 1 --budget 20s" if "accel tune" in command else ""
+        )
         run(f"{command} {SMALL} {brief}", tmp_path)
     for name in ("near.toml", "near.png", "boat.png", "house.png"):
         assert (tmp_path / name).stat().st_size > 0
     (python,) = fenced(TUNING, "python")
     compile(python, "docs/tuning.md", "exec")
     small = '.load("scenes-flux")\ncall |= dict(num_inference_steps=3, height=64, width=64)'
-    short = python.replace('.load("scenes-flux")', small).replace("budget=600", "20, split=(1, 1)")
+    short = python.replace('.load("scenes-flux")', small).replace(
+        "budget=600", "20, split=(1, 1, 1)"
+    )
     scope = {}
     exec(short.replace('"near.png"', repr(str(tmp_path / "again.png"))), scope)
     assert scope["image"].size == (64, 64) and (tmp_path / "again.png").stat().st_size > 0

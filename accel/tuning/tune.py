@@ -29,7 +29,7 @@ LEAST = 0.3
 """Share of the budget that the search must have, beside what the proof takes."""
 
 FURTHER = 0.6
-"""Stock calls a held-out prompt that checking one more plan takes."""
+"""Stock calls a prompt that checking one more plan takes."""
 
 WATCHED = 4
 """Prompts of the search that measured fields rest on."""
@@ -37,7 +37,7 @@ WATCHED = 4
 PACKAGES = ("diffusers-accel", "diffusers", "torch", "transformers")
 
 Observe = Callable[[str, int, int], None]
-"""What is done (``stock``, ``search``, ``timing``, ``held out``), how far it is, of how much."""
+"""Stage (``stock``, ``search``, ``timing``, ``choice``, ``held out``), how far it is, of what."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Tuning:
         pairs: What was measured of the plan on the held-out prompts.
         tried: How many plans were drawn at all.
         refused: How many combinations did not go together.
-        failed: Plans that held on the prompts of the search, and not on the held-out ones.
+        failed: Plans that held on the prompts of the search, and then not on others.
     """
 
     plan: Plan
@@ -90,7 +90,8 @@ class Tuning:
         return (
             f"{' and '.join(proven.targets)}: {names}\n"
             f"  on {proven.held_out} prompts that the search never saw: {held}\n"
-            f"  {self.tried} plans tried on {proven.prompts} prompts in {proven.minutes:.1f} min"
+            f"  {self.tried} plans tried on {proven.prompts} prompts, chosen from on "
+            f"{proven.chosen_on} others, in {proven.minutes:.1f} min"
         )
 
 
@@ -102,6 +103,7 @@ class Session:
         pipe: The stock pipeline.
         targets: What is to be held.
         cases: The prompts of the search.
+        choice: Those that choose among the plans that it found.
         held_out: Those of the proof.
         budget: Seconds in all.
         folder: Where trials are kept, to go on with them.
@@ -112,6 +114,7 @@ class Session:
     pipe: Any
     targets: Targets
     cases: Sequence[Case]
+    choice: Sequence[Case]
     held_out: Sequence[Case]
     budget: float
     folder: Path | None = None
@@ -122,7 +125,7 @@ class Session:
         from accel.seams.identity import identity
 
         imported()
-        if any(case.scene is None for case in (*self.cases, *self.held_out)):
+        if any(case.scene is None for case in (*self.cases, *self.choice, *self.held_out)):
             self._refuse_accuracy()
         self.network = identity(self.pipe)
         self.began = self.clock()
@@ -198,7 +201,11 @@ class Session:
     def _reserve(self, seconds: float) -> float:
         """Seconds to keep for timing and proof, by the time of a stock call."""
         timing = min(proof.TIMED, len(self.cases)) * (1 + 0.6 * proof.FINALISTS)
-        return 1.2 * seconds * (timing + 1.6 * len(self.held_out))
+        return 1.2 * seconds * (timing + 1.6 * self._checked())
+
+    def _checked(self) -> int:
+        """Prompts that a plan is checked on."""
+        return len(self.choice) + len(self.held_out)
 
     def _afford(self, seconds: float) -> None:
         stock = seconds * (1 + len(self.cases))
@@ -206,29 +213,35 @@ class Session:
         if self.budget < least:
             raise BadInput(
                 f"A budget of {self.budget:.0f} s is too short: a stock call takes {seconds:.1f} "
-                f"s, and {len(self.cases)} prompts to search and {len(self.held_out)} to prove it "
-                f"need some {least:.0f} s. Give a larger budget, or fewer prompts."
+                f"s, and {len(self.cases)} prompts to search, {len(self.choice)} to choose and "
+                f"{len(self.held_out)} to prove it need some {least:.0f} s. Give a larger budget, "
+                "or fewer prompts."
             )
 
     def _proven(self, search: Search) -> Tuning:
-        """The fastest plan that the held-out prompts confirm, with room if there is time for it.
+        """The fastest plan that holds with room on the prompts that choose, and on the held-out.
 
         Raises:
             NotReached: If there is none.
         """
-        count = len(self.held_out)
-        checks = proof.Checks(
-            self.bench,
-            self.held_out,
-            self.targets,
-            self.measures,
-            lambda done: self.observe("held out", done, count),
-        )
-        ends = self.began + self.budget - FURTHER * search.seconds * count
-        found = checks.first(self._finalists(search), lambda: self.clock() >= ends)
+        fidelity = Targets(self.targets.fidelity)
+        choice = self._checks("choice", self.choice, fidelity, afresh=None)
+        held_out = self._checks("held out", self.held_out, self.targets)
+        ends = self.began + self.budget - FURTHER * search.seconds * self._checked()
+        finalists = self._finalists(search)
+        found = proof.first(finalists, choice, held_out, lambda: self.clock() >= ends)
+        failed = (*choice.failed, *held_out.failed)
         if found is not None:
-            return self._result(search, found, checks.failed)
-        raise NotReached(self._nearest(search, len(checks.failed)))
+            return self._result(search, found, failed)
+        raise NotReached(self._nearest(search, len(failed)))
+
+    def _checks(
+        self, stage: str, some: Sequence[Case], targets: Targets, **more: Any
+    ) -> proof.Checks:
+        def told(done: int) -> None:
+            self.observe(stage, done, len(some))
+
+        return proof.Checks(self.bench, some, targets, self.measures, told, **more)
 
     def _finalists(self, search: Search) -> Iterator[proof.Finalist]:
         """Plans that hold on the prompts of the search, the fastest by the clock first."""
@@ -239,7 +252,7 @@ class Session:
         ranked = {one.plan: one.room for one in sorted(points, key=lambda point: point.ratio)}
         return proof.finalists(self.bench, ranked, self.cases, lambda: self.observe("timing", 0, 1))
 
-    def _result(self, search: Search, found: proof.Proof, failed: Sequence[Plan]) -> Tuning:
+    def _result(self, search: Search, found: proof.Proof, failed: tuple[Plan, ...]) -> Tuning:
         call, plan = self.cases[0].call, found.plan
         tuned = Tuned(
             targets=tuple(map(str, self.targets.each)),
@@ -251,6 +264,7 @@ class Session:
             machine=machine(self.pipe),
             versions=versions(),
             prompts=len(self.cases),
+            chosen_on=len(self.choice),
             held_out=len(self.held_out),
             texts=proof.texts(self.held_out),
             figures=proof.figures(found.pairs, self.targets),
@@ -265,7 +279,7 @@ class Session:
             found.pairs,
             len(search.points),
             search.refused,
-            tuple(failed),
+            failed,
         )
 
     def _nearest(self, search: Search, failed: int) -> str:
@@ -278,7 +292,7 @@ class Session:
             f"the nearest has {measure} {near.mean(measure):.4g} at {1.0 / near.cost:.2f} times "
             "the speed of stock, by the model of costs"
         )
-        some = f", {failed} of them held it until the held-out prompts" if failed else ""
+        some = f", {failed} of them held it until other prompts" if failed else ""
         return (
             f"None of {len(search.points)} plans that were tried holds {wanted}{some}; {told}. "
             "Ask for less, or give a larger budget."
@@ -292,7 +306,7 @@ def tune(
     *,
     prompts: Sequence[str] | None = None,
     call: Mapping[str, Any] | None = None,
-    split: tuple[int, int] = (8, 20),
+    split: tuple[int, int, int] = (8, 20, 20),
     folder: Path | None = None,
     observe: Observe = lambda _stage, _done, _total: None,
 ) -> Tuning:
@@ -311,8 +325,8 @@ def tune(
         prompts: What to draw, noise from seeds 0, 1, …; captions of the scenes where none are
             given.
         call: Arguments of the pipeline's call; ``num_inference_steps`` among them.
-        split: How many of the prompts are searched on, and how many of those that follow prove it:
-            of 20, one may miss the target.
+        split: How many of the prompts are searched on, how many of those that follow choose among
+            what was found (of 20 all must hold), and how many more prove it (of 20 one may miss).
         folder: Where trials are kept; the same call goes on there, and another target begins with
             what was tried for this one.
         observe: Hears how far it is.
@@ -323,14 +337,15 @@ def tune(
         UnsupportedModel: If the pipeline cannot be served.
     """
     targets, given = Targets.parse(target), dict(call or {})
-    found = cases(prompts, given, split)
+    searched, choice, held_out = cases(prompts, given, split)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     return Session(
         pipe=pipe,
         targets=targets,
-        cases=found[: split[0]],
-        held_out=found[split[0] :],
+        cases=searched,
+        choice=choice,
+        held_out=held_out,
         budget=budget,
         folder=folder,
         observe=observe,
@@ -338,31 +353,40 @@ def tune(
 
 
 def cases(
-    prompts: Sequence[str] | None, call: Mapping[str, Any], split: tuple[int, int]
-) -> list[Case]:
-    """The prompts of the search, then those of the proof, each with noise of its own.
+    prompts: Sequence[str] | None, call: Mapping[str, Any], split: tuple[int, int, int]
+) -> tuple[list[Case], list[Case], list[Case]]:
+    """The prompts of the search, of the choice and of the proof, each with noise of its own.
 
     Raises:
         BadInput: If there are too few, or two of them are the same.
     """
-    searched, proven = split
-    if searched < 1 or proven < 1:
+    searched, choosing, proving = split
+    told = f"{searched} to search, {choosing} to choose and {proving} to prove it"
+    if min(split) < 1:
+        raise BadInput(f"found prompts: {told}. Give at least 1 each.")
+    found = _scenes(call, split) if prompts is None else _numbered(prompts, call)[: sum(split)]
+    if len(found) < sum(split):
         raise BadInput(
-            f"found {searched} prompts to search and {proven} to prove it: give at least 1 each."
+            f"found {len(found)} different prompts, needed are {told}: give more, or lower one."
         )
-    if prompts is None:
-        from accel.scenes import HELD_OUT, TRAINING, clip_scene, scene
+    rest = searched + choosing
+    return found[:searched], found[searched:rest], found[rest:]
 
-        describe = clip_scene if "num_frames" in call else scene
-        scenes = [describe(seed) for seed in (*TRAINING[-searched:], *HELD_OUT[-proven:])]
-        return [Case({**call, "prompt": one.caption}, one.seed, one) for one in scenes]
-    wanted = list(dict.fromkeys(prompts))[: searched + proven]
-    if len(wanted) < searched + proven:
-        raise BadInput(
-            f"found {len(wanted)} different prompts, needed are {searched} to search and {proven} "
-            "to prove it: give more, or lower one of the two."
-        )
-    return [Case({**call, "prompt": one}, at) for at, one in enumerate(wanted)]
+
+def _scenes(call: Mapping[str, Any], split: tuple[int, int, int]) -> list[Case]:
+    """Captions of the scenes: those of the search were trained on, the others were not."""
+    from accel.scenes import HELD_OUT, TRAINING, clip_scene, scene
+
+    searched, choosing, proving = split
+    describe = clip_scene if "num_frames" in call else scene
+    held_out = HELD_OUT[-proving - choosing :]
+    scenes = [describe(seed) for seed in (*TRAINING[-searched:], *held_out)]
+    return [Case({**call, "prompt": one.caption}, one.seed, one) for one in scenes]
+
+
+def _numbered(prompts: Sequence[str], call: Mapping[str, Any]) -> list[Case]:
+    """Each of some prompts once, with noise from its number."""
+    return [Case({**call, "prompt": one}, at) for at, one in enumerate(dict.fromkeys(prompts))]
 
 
 def machine(pipe: Any) -> str:
