@@ -1,13 +1,14 @@
-"""Int8 beside the stock pipeline: seconds, bytes and fidelity, in one interleaved run.
+"""Int8 and bfloat16 beside the stock pipeline: seconds, bytes, fidelity in one interleaved run.
 
     python benchmarks/int8.py [--model scenes-flux] [--captions 128]
 
-Every held-out caption is drawn by the stock pipeline and by the network in int8 – weights alone,
-scales of activations as they come, scales that were measured before – with the usual layers left
-out and with all of them (``all``). How it is measured: `contest`; pictures are kept (`album`), and
-from 64 captions on sets are compared by their Fréchet distance to real scenes. The static scales
-are measured first, on prompts that are not among the captions; that is not timed. The numbers lie
-in ``results/int8-MODEL.jsonl`` as they come; beside it come ``.json`` and ``.md``.
+Every held-out caption is drawn by the stock pipeline, by the same one in bfloat16, and by the
+network in int8 – weights alone, scales of activations as they come, scales that were measured
+before – with the usual layers left out and with all of them (``all``). How it is measured:
+`contest`; pictures are kept (`album`), and from 64 captions on sets are compared by their Fréchet
+distance to real scenes. The static scales are measured first, on prompts that are not among the
+captions; that is not timed. The numbers lie in ``results/int8-MODEL.jsonl`` as they come; beside it
+come ``.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import contest
+import peers
 import torch
 from album import KEPT, Album
 from contest import OURS, STOCK, Benches, Contestant, Stage
@@ -106,7 +108,9 @@ def main() -> None:
     scales.parent.mkdir(parents=True, exist_ok=True)
     static, note = calibrated(benches, scales, options.prompts)
     ours, left = contest.serving(forms(static), benches.get(OURS)[0], options.settings)
-    field = [Contestant(STOCK, STOCK, 0), *ours]
+    half = peers.bfloat16()
+    simple = Contestant(half.package, half.method, half.knob, peer=half)
+    field = [Contestant(STOCK, STOCK, 0), simple, *ours]
     field = [who for who in field if not options.only or who.method in (STOCK, *options.only)]
 
     path = options.out / f"{name}.jsonl"
