@@ -13,7 +13,7 @@ from roster import ROSTER, full
 from tiny import PIPELINES
 
 import samplers
-from accel import Plan, cache
+from accel import Plan, attention, cache
 from accel.errors import AccelWarning, BadInput, Conflict, UnsupportedModel
 from accel.resolution import Bottleneck, Pixelsmith
 from accel.resolution.cascade import Covering, sizes, weights
@@ -329,6 +329,17 @@ def test_the_network_never_sees_more_than_the_base(bench, name):
     patches = int(report.verdicts["resolution.Pixelsmith"].detail.split()[-2].replace(",", ""))
     assert len(calls) == (patches + 2) * (len(small) // 2)
     assert patches >= 2 * 4  # four of them cover the picture, at best, at each step
+
+
+def test_a_backend_of_attention_goes_beside_patches_and_what_knows_tokens_does_not(bench):
+    """It holds nothing from one call to the next, and asks for no place of a token."""
+    backend = attention.Backend(backend="_native_math")
+    alone, _, _ = run(bench.pipe("flux"), "flux", [Pixelsmith(base=16)], steps=2)
+    together, report, _ = run(bench.pipe("flux"), "flux", [Pixelsmith(base=16), backend], steps=2)
+    assert report.verdicts["attention.Backend"].state == "ACTIVE"
+    assert torch.allclose(alone, together, atol=1e-3) and not torch.equal(alone, 0 * alone)
+    with pytest.raises(Conflict, match=r"attention\.Radial and resolution\.Pixelsmith .*'tokens'"):
+        Plan(Pixelsmith(base=16), attention.Radial()).attach(bench.pipe("flux"))
 
 
 def test_sdxl_is_told_the_size_of_a_patch(bench):

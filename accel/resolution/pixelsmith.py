@@ -14,7 +14,7 @@ from pydantic import Field
 from accel.attach import Accelerator, Site, Undo
 
 HELD = (
-    *("denoiser", "blocks", "attention", "tokens", "noise prediction", "decoder"),
+    *("denoiser", "blocks", "tokens", "noise prediction", "decoder"),
     "branches: what answers for the unconditional one",
     "branches: when guidance ends",
     "branches: where guidance acts",
