@@ -36,10 +36,10 @@ import accel
 from accel import Plan
 from accel.bundled import root
 from accel.tuning.bench import Bench, Case, Ledger, Line
-from accel.tuning.proof import Checks, Pair
+from accel.tuning.proof import Sample
 from accel.tuning.search import Point, Search
 from accel.tuning.space import FAMILIES, Space
-from accel.tuning.targets import Targets
+from accel.tuning.targets import Targets, may_miss
 from accel.tuning.tune import cases
 
 MODELS = ("scenes-unet", "scenes-flux", "scenes-wan")
@@ -51,6 +51,9 @@ TRIED = ("guidance.Adaptive", "cache.EasyCache", "cache.FirstBlock", "cache.DBCa
 
 DIGITS = 3
 
+MEASURES = ("ssim", "psnr", "accuracy")
+"""What is told of held-out prompts."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -58,7 +61,8 @@ class Model:
 
     Attributes:
         name: Of the model.
-        bench: What draws.
+        bench: What draws for the search.
+        judge: What draws for the check, and measures more.
         cases: The prompts of the search.
         choice: Those that choose among the plans that it found.
         held_out: Those of the check.
@@ -66,6 +70,7 @@ class Model:
 
     name: str
     bench: Bench
+    judge: Bench
     cases: Sequence[Case]
     choice: Sequence[Case]
     held_out: Sequence[Case]
@@ -129,18 +134,14 @@ def search(models: Sequence[Model], level: float, folder: Path) -> Search:
     )
 
 
-def checks(model: Model, cases: Sequence[Case], level: float) -> Checks:
-    """What checks plans on some prompts of a model."""
-    wanted = Targets.parse(f"ssim>={level:g}")
-    return Checks(model.bench, cases, wanted, ["ssim", "psnr", "accuracy"], afresh=None)
-
-
-def told(check: Checks, pairs: Sequence[Pair]) -> dict[str, float]:
-    """What a plan did to the held-out prompts: means, the worst, and the share that holds."""
-    (target,) = check.targets.fidelity
-    values = [pair.figures["ssim"] for pair in pairs]
-    means = {name: mean(pair.figures[name] for pair in pairs) for name in check.measures}
-    return {"share": target.share(values), "worst": min(values), **means}
+def checked(model: Model, plan: Plan, wanted: Targets) -> dict[str, Any]:
+    """What a plan does to the held-out prompts: means, the worst, and the share that holds."""
+    (target,), sample = wanted.fidelity, Sample(model.judge, model.held_out, wanted)
+    lines = sample.drawn(plan, may_miss(len(model.held_out)))
+    values = [line.figures["ssim"] for line in lines]
+    means = {name: mean(line.figures[name] for line in lines) for name in MEASURES}
+    shown = {"share": target.share(values), "worst": min(values), **means}
+    return {"model": model.name, "holds": sample.holds(lines), **shown}
 
 
 def derived(
@@ -163,21 +164,19 @@ def derived(
         SystemExit: If none does.
     """
     level, failed = LEVELS[name], list[dict[str, Any]]()
-    found = search(models, level, folder)
-    choosing = {one.name: checks(one, one.choice, level) for one in models}
-    each = {one.name: checks(one, one.held_out, level) for one in models}
+    wanted, found = Targets.parse(f"ssim>={level:g}"), search(models, level, folder)
+    choosing = {one.name: Sample(one.bench, one.choice, wanted) for one in models}
     found.recall(lambda: clock() > until)
     found.run(lambda: clock() > until)
     for point in found.ranked():
         entry = {"plan": point.plan.to_dict(), "computed": _computed(point, models)}
-        missed = next((one for one in models if not choosing[one.name].choose(point.plan)), None)
+        missed = next((at for at, one in choosing.items() if not one.chooses(point.plan)), None)
         if missed is not None:
-            failed.append({**entry, "chosen_not_by": missed.name})
+            failed.append({**entry, "chosen_not_by": missed})
             continue
         rows = []
-        for model, check in each.items():
-            pairs = check.check(point.plan)
-            rows.append({"model": model, "holds": check.holds(pairs), **told(check, pairs)})
+        for model in models:
+            rows.append(checked(model, point.plan, wanted))
             if not rows[-1]["holds"]:
                 break
         entry["rows"] = rows
@@ -232,7 +231,8 @@ def loaded(name: str, split: tuple[int, int, int], kept: Path) -> Model:
     pipe.set_progress_bar_config(disable=True)
     text = json.dumps([name, here(), weights()], sort_keys=True)
     ledger = Ledger(kept / f"{name}.jsonl", hashlib.sha256(text.encode()).hexdigest()[:12])
-    return Model(name, Bench(pipe, ("ssim",), ledger), *cases(None, call, split))
+    benches = (Bench(pipe, measures, ledger) for measures in (("ssim",), MEASURES))
+    return Model(name, *benches, *cases(None, call, split))
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def swept(bench: Bench, some: Sequence[Sequence[Case]], wanted: Targets) -> Swep
     ranked = sorted(found, key=lambda plan: found[plan])
     holding = {plan: found[plan][1] for plan in ranked}
     measures = [one.measure for one in wanted.fidelity]
-    choice = proof.Checks(bench, choosing, wanted, measures, afresh=None)
+    choice = proof.Sample(bench, choosing, wanted)
     held_out = proof.Checks(bench, proving, wanted, measures)
     best = proof.first(proof.finalists(bench, holding, searched), choice, held_out)
     if best is None:

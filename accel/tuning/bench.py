@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from accel.errors import AccelError, BadInput
 from accel.plan import Plan
@@ -142,6 +142,19 @@ class Ledger:
     def _torn(self) -> bool:
         assert self._path is not None
         return self._path.stat().st_size > 0 and not self._path.read_bytes().endswith(b"\n")
+
+
+class Drawing(Protocol):
+    """What draws for a search or a choice: `Bench`, or several of them."""
+
+    @property
+    def mark(self) -> str:
+        """Of pipeline and machine."""
+        ...
+
+    def figures(self, plan: Plan, case: Case) -> Line:
+        """What a plan does to a case; raises `AccelError` if it does not serve."""
+        ...
 
 
 class Bench:

@@ -15,7 +15,7 @@ from typing import Any
 
 from accel.plan import Plan
 from accel.tuned import Figure
-from accel.tuning.bench import Bench, Case, Drawn, fidelity
+from accel.tuning.bench import Bench, Case, Drawing, Drawn, Line, fidelity
 from accel.tuning.targets import TIMES, Target, Targets, may_miss, sure_misses
 
 FINALISTS = 6
@@ -117,8 +117,51 @@ class Proof:
 
 
 @dataclass
+class Sample:
+    """Prompts that plans are checked on with nothing timed: what was drawn is kept, as trials are.
+
+    Attributes:
+        bench: What draws.
+        cases: The prompts.
+        targets: What is to be held, of fidelity.
+        told: Called after each prompt, with how many of a plan are done.
+        failed: Plans that `first` found not to hold on them with room.
+    """
+
+    bench: Drawing
+    cases: Sequence[Case]
+    targets: Targets
+    told: Callable[[int], None] = lambda _done: None
+    failed: list[Plan] = field(default_factory=list)
+
+    def drawn(self, plan: Plan, may: int) -> list[Line]:
+        """What a plan does to the prompts, until more than so many have missed a target."""
+        lines: list[Line] = []
+        for case in self.cases:
+            lines.append(self.bench.figures(plan, case))
+            self.told(len(lines))
+            if self.targets.missed([line.figures for line in lines], may):
+                break
+        return lines
+
+    def holds(self, lines: Sequence[Line]) -> bool:
+        """Whether a plan holds every target, by all of its prompts."""
+        every = len(lines) == len(self.cases)
+        return every and self.targets.held_by([line.figures for line in lines])
+
+    def chooses(self, plan: Plan) -> bool:
+        """Whether a plan holds with room: it is likely to hold on other prompts too.
+
+        Where no target is of fidelity, nothing is drawn, and it does.
+        """
+        if not self.targets.fidelity:
+            return True
+        return self.holds(self.drawn(plan, sure_misses(len(self.cases))))
+
+
+@dataclass
 class Checks:
-    """Checks plans on some prompts; what stock draws of them is drawn once.
+    """Checks plans on the held-out prompts; what stock draws of them is drawn once.
 
     Attributes:
         bench: What draws.
@@ -127,7 +170,7 @@ class Checks:
         measures: What is measured of each.
         told: Called after each prompt, with how many of a plan are done.
         afresh: Of so many prompts at one stock is drawn again for a further plan, to time it
-            beside that; ``None``: at none, nothing is timed.
+            beside that.
         failed: Plans that `first` found not to hold on them.
     """
 
@@ -136,27 +179,14 @@ class Checks:
     targets: Targets
     measures: Sequence[str]
     told: Callable[[int], None] = lambda _done: None
-    afresh: int | None = 5
+    afresh: int = 5
     failed: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._stock: dict[str, Drawn] = {}
 
-    def choose(self, plan: Plan) -> bool:
-        """Whether a plan holds with room: it is likely to hold on other prompts too.
-
-        Where no target is of fidelity it does; prompts differ little in time.
-        """
-        if not self.targets.fidelity:
-            return True
-        return self.holds(self.check(plan, sure_misses(len(self.cases))))
-
-    def check(self, plan: Plan, may: int | None = None) -> list[Pair]:
+    def check(self, plan: Plan) -> list[Pair]:
         """Draw the prompts, stock first and plan first in turns, until the plan has failed.
-
-        Args:
-            plan: The plan.
-            may: How many prompts may miss; ``None``: as many as a target allows.
 
         Returns:
             A pair for each prompt that was drawn: fewer than there are if it failed before.
@@ -165,7 +195,7 @@ class Checks:
         for turn, case in enumerate(self.cases):
             pairs.append(self._pair(plan, case, turn))
             self.told(len(pairs))
-            if self._missed(pairs, may_miss(len(self.cases)) if may is None else may):
+            if self.targets.missed([one.figures for one in pairs], may_miss(len(self.cases))):
                 break
         return pairs
 
@@ -182,7 +212,7 @@ class Checks:
         """Both pictures of a prompt; stock's is of before at most prompts of a further plan."""
         known = self._stock.get(case.key)
         fast = self.bench.time(plan, case) if turn % 2 else None
-        fresh = known is None or (self.afresh is not None and turn % self.afresh == 0)
+        fresh = known is None or turn % self.afresh == 0
         beside = self.bench.time(Plan(), case) if fresh else None
         fast = fast or self.bench.time(plan, case)
         stock = known or beside
@@ -191,14 +221,10 @@ class Checks:
         figures = fidelity(self.measures, stock.pictures, fast.pictures, case)
         return Pair(beside.seconds if beside else None, fast.seconds, figures)
 
-    def _missed(self, pairs: Sequence[Pair], may: int) -> bool:
-        """Whether more prompts than so many have missed a target."""
-        return self.targets.missed([pair.figures for pair in pairs], may)
-
 
 def first(
     finalists: Iterable[Finalist],
-    choice: Checks,
+    choice: Sample,
     held_out: Checks,
     late: Callable[[], bool] = lambda: False,
 ) -> Proof | None:
@@ -214,7 +240,7 @@ def first(
     for one in finalists:
         if late() and one.room < 1.0:
             continue
-        if not choice.choose(one.plan):
+        if not choice.chooses(one.plan):
             choice.failed.append(one.plan)
             continue
         pairs = held_out.check(one.plan)

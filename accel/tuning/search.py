@@ -22,11 +22,11 @@ from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from accel.errors import AccelError, BadInput
 from accel.plan import Plan
-from accel.tuning.bench import Case, Line
+from accel.tuning.bench import Case, Drawing, Line
 from accel.tuning.space import Space
 from accel.tuning.targets import Targets, likely_misses
 
@@ -55,19 +55,6 @@ FUTILE = 200
 
 DRAWN, PLAN = "prompts", "plan"
 """What a trial says besides: on how many prompts it was drawn, and as what plan."""
-
-
-class Drawing(Protocol):
-    """What draws for a search: `bench.Bench`, or several of them."""
-
-    @property
-    def mark(self) -> str:
-        """Of pipeline and machine."""
-        ...
-
-    def figures(self, plan: Plan, case: Case) -> Line:
-        """What a plan does to a case; raises `AccelError` if it does not serve."""
-        ...
 
 
 @dataclass(frozen=True)

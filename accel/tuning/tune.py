@@ -225,8 +225,19 @@ class Session:
             NotReached: If there is none.
         """
         fidelity = Targets(self.targets.fidelity)
-        choice = self._checks("choice", self.choice, fidelity, afresh=None)
-        held_out = self._checks("held out", self.held_out, self.targets)
+        choice = proof.Sample(
+            self.bench,
+            self.choice,
+            fidelity,
+            lambda done: self.observe("choice", done, len(self.choice)),
+        )
+        held_out = proof.Checks(
+            self.bench,
+            self.held_out,
+            self.targets,
+            self.measures,
+            lambda done: self.observe("held out", done, len(self.held_out)),
+        )
         ends = self.began + self.budget - FURTHER * search.seconds * self._checked()
         finalists = self._finalists(search)
         found = proof.first(finalists, choice, held_out, lambda: self.clock() >= ends)
@@ -234,14 +245,6 @@ class Session:
         if found is not None:
             return self._result(search, found, failed)
         raise NotReached(self._nearest(search, len(failed)))
-
-    def _checks(
-        self, stage: str, some: Sequence[Case], targets: Targets, **more: Any
-    ) -> proof.Checks:
-        def told(done: int) -> None:
-            self.observe(stage, done, len(some))
-
-        return proof.Checks(self.bench, some, targets, self.measures, told, **more)
 
     def _finalists(self, search: Search) -> Iterator[proof.Finalist]:
         """Plans that hold on the prompts of the search, the fastest by the clock first."""
