@@ -14,29 +14,41 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
-from measure import ratio, save, spread
+from measure import RESULTS, ratio, save, spread
 from PIL import Image
 
 import accel
-from accel import quality
-from accel.scenes import HELD_OUT, Scene, oracle, scene
+from accel.scenes import HELD_OUT, Scene, clip_scene, motion, oracle, scene
+from accel.scenes.oracle import Accuracy
+from accel.tuning.bench import fidelity
 
 STOCK = "stock"
+MEASURES = ("ssim", "psnr", "perceptual")
+LEVELS = (0.95, 0.9, 0.8)
+"""Of SSIM, of which it is told at how many captions one by one they are held."""
 
 
 @dataclass
 class Variant:
-    """One way to draw the captions, and what came of it."""
+    """One way to draw the captions, and what came of it: of each a picture, or a clip's frames."""
 
     plan: accel.Plan
     seconds: list[float] = field(default_factory=list)
     nfe: list[float] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
+    pictures: list[list[Image.Image]] = field(default_factory=list)
     verdicts: dict[str, Any] = field(default_factory=dict)
+
+
+def drawn(
+    pipe: Any, call: dict[str, Any], subject: Scene, generator: torch.Generator
+) -> list[Image.Image]:
+    """One picture, or the frames of a clip."""
+    made = pipe(subject.caption, generator=generator, **call | {"output_type": "pil"})[0][0]
+    return list(made) if isinstance(made, list) else [made]
 
 
 def draw(pipe: Any, call: dict[str, Any], variant: Variant, subject: Scene, keep: bool) -> None:
@@ -46,7 +58,7 @@ def draw(pipe: Any, call: dict[str, Any], variant: Variant, subject: Scene, keep
         warnings.simplefilter("ignore", UserWarning)
         with variant.plan.attach(pipe) as run:
             start = time.perf_counter()
-            picture = pipe(subject.caption, generator=generator, **call).images[0]
+            picture = drawn(pipe, call, subject, generator)
             seconds = time.perf_counter() - start
     if keep:
         variant.seconds.append(seconds)
@@ -61,7 +73,7 @@ def draw_stock(
     """The same with no plan attached at all."""
     generator = torch.Generator().manual_seed(subject.seed)
     start = time.perf_counter()
-    picture = pipe(subject.caption, generator=generator, **call).images[0]
+    picture = drawn(pipe, call, subject, generator)
     seconds = time.perf_counter() - start
     if keep:
         variant.seconds.append(seconds)
@@ -90,23 +102,31 @@ def count_stock(pipe: Any, call: dict[str, Any], variant: Variant, subject: Scen
 
 def summary(variant: Variant, stock: Variant, scenes: list[Scene]) -> dict[str, Any]:
     """Seconds beside fidelity of one variant."""
-    pairs = list(zip(stock.pictures, variant.pictures, strict=True))
-    finite = [min(quality.psnr(a, b), 100.0) for a, b in pairs]
-    ssim = [quality.ssim(a, b) for a, b in pairs]
-    accuracy = oracle.caption_accuracy(variant.pictures, scenes)
+    figures = [
+        fidelity(MEASURES, ours, theirs)
+        for ours, theirs in zip(stock.pictures, variant.pictures, strict=True)
+    ]
+    ssim = [one["ssim"] for one in figures]
+    accuracy = told(variant.pictures, scenes)
     return {
         "plan": variant.plan.to_dict(),
         "seconds": spread(variant.seconds),
         "speedup": ratio(stock.seconds, variant.seconds),
-        "nfe": float(np.mean(variant.nfe)),
-        "psnr": float(np.mean(finite)),
-        "ssim": float(np.mean(ssim)),
-        "ssim_worst": float(np.min(ssim)),
-        "perceptual": float(np.mean([quality.perceptual(a, b) for a, b in pairs])),
+        "nfe": mean(variant.nfe),
+        **{name: mean(one[name] for one in figures) for name in MEASURES},
+        "ssim_worst": min(ssim),
+        "share": {str(level): mean(value >= level for value in ssim) for level in LEVELS},
         "caption_accuracy": accuracy.mean,
         "all_correct": accuracy.all_correct,
         "verdicts_of_the_last": variant.verdicts,
     }
+
+
+def told(pictures: list[list[Image.Image]], scenes: list[Scene]) -> Accuracy:
+    """What the oracle of pictures, or that of clips, reads of the captions."""
+    if len(pictures[0]) > 1:
+        return motion.caption_accuracy(pictures, scenes)
+    return oracle.caption_accuracy([one for (one,) in pictures], scenes)
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
@@ -128,6 +148,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--plan", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--name", default="presets")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pipe, call = accel.load(options.model)
@@ -139,13 +160,14 @@ def main() -> None:
     variants = {STOCK: Variant(accel.Plan())}
     variants |= {name: Variant(plan) for name, plan in plans.items()}
     first = HELD_OUT.start
-    scenes = [scene(seed) for seed in range(first, first + options.captions)]
+    describe = clip_scene if "num_frames" in call else scene
+    scenes = [describe(seed) for seed in range(first, first + options.captions)]
     measure(pipe, call, variants, scenes)
     count_stock(pipe, call, variants[STOCK], scenes[0])
     stock = variants[STOCK]
     results = {name: summary(variant, stock, scenes) for name, variant in variants.items()}
     show(results)
-    print(save(f"{options.name}-{options.model}", {"call": call, "variants": results}))
+    print(save(f"{options.name}-{options.model}", {"call": call, "variants": results}, options.out))
 
 
 if __name__ == "__main__":

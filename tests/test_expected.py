@@ -40,11 +40,20 @@ def test_the_figures_that_ship_are_those_of_the_committed_results() -> None:
     assert {one.model for one in made} == set(expected.measured().networks)
 
 
-def test_of_several_results_of_a_model_the_one_of_most_captions_counts() -> None:
-    balanced = Plan.preset("balanced")
-    for one in expected.measured().of(balanced):
-        result = json.loads((RESULTS / f"caches-{one.model}.json").read_text())
-        assert one.captions > len(result["captions"])
+@pytest.mark.parametrize("order", [(2, 3), (3, 2)])
+def test_of_several_results_of_a_model_the_one_of_most_captions_counts(
+    tmp_path, monkeypatch, order
+) -> None:
+    figures, fast = tool(), Plan.preset("fast")
+    row = {"plan": fast.to_dict(), "ssim": 0.9, "psnr": 30.0}
+    row |= {"speedup": {"median": 2.0, "low": 1.0, "high": 3.0}}
+    machine = {"device": "cpu", "processor": "p", "threads": 1, "date": "2026-12-03"}
+    for name, captions in zip(("caches", "guidance"), order, strict=True):
+        result = {"machine": machine, "call": {}, "rows": [row], "captions": [*range(captions)]}
+        (tmp_path / f"{name}-scenes-flux.json").write_text(json.dumps(result))
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    [one] = figures.figures()
+    assert one.captions == 3 and one.plan == fast.digest
 
 
 def test_on_a_model_that_was_measured_it_says_what_was_measured(flux) -> None:

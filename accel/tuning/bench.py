@@ -212,7 +212,7 @@ class Bench:
             self._ledger.mark,
             written,
             case.key,
-            fidelity(self._measures, stock.pictures, drawn.pictures, case),
+            fidelity(self._measures, stock.pictures, drawn.pictures, case.scene),
             drawn.work.products / max(stock.work.products, 1),
             drawn.seconds / stock.seconds,
             drawn.idle,
@@ -256,7 +256,7 @@ class Bench:
 
 
 def fidelity(
-    measures: Iterable[str], stock: list[Any], drawn: list[Any], case: Case
+    measures: Iterable[str], stock: list[Any], drawn: list[Any], scene: Scene | None = None
 ) -> dict[str, float]:
     """Figures of one picture or clip against the stock one; accuracy of captions of scenes only."""
     import numpy as np
@@ -268,15 +268,15 @@ def fidelity(
         "ssim": lambda: quality.ssim(ours, theirs),
         "psnr": lambda: min(quality.psnr(ours, theirs), MOST),
         "perceptual": lambda: quality.perceptual(ours, theirs),
-        "accuracy": lambda: _accuracy(drawn, case),
+        "accuracy": lambda: _accuracy(drawn, scene),
     }
     return {measure: float(kinds[measure]()) for measure in measures}
 
 
-def _accuracy(drawn: list[Any], case: Case) -> float:
+def _accuracy(drawn: list[Any], scene: Scene | None) -> float:
     from accel.scenes import motion, oracle
 
-    assert case.scene is not None
+    assert scene is not None
     if len(drawn) > 1:
-        return float(motion.caption_accuracy([drawn], [case.scene]).mean)
-    return float(oracle.caption_accuracy(drawn, [case.scene]).mean)
+        return float(motion.caption_accuracy([drawn], [scene]).mean)
+    return float(oracle.caption_accuracy(drawn, [scene]).mean)

@@ -218,7 +218,7 @@ class Checks:
         stock = known or beside
         assert stock is not None
         self._stock[case.key] = stock
-        figures = fidelity(self.measures, stock.pictures, fast.pictures, case)
+        figures = fidelity(self.measures, stock.pictures, fast.pictures, case.scene)
         return Pair(beside.seconds if beside else None, fast.seconds, figures)
 
 
