@@ -201,12 +201,12 @@ def test_only_what_fits_is_tried(bench, name):
 def test_a_list_is_measured_once_beside_each_sequence_of_steps(bench, name, monkeypatch):
     """Alone it is what a calibration makes; of fewer steps it is a list of fewer."""
     call = {**call_of(name), "negative_prompt": ""}
-    pipe, found = bench.pipe(name), cases(["a fox", "a boat", "a hill"], call, (2, 1))
-    lists, calls = Lists(pipe, [case.arguments() for case in found[:2]]), []
+    pipe, found = bench.pipe(name), cases(["a fox", "a boat", "a hill", "rain"], call, (2, 1, 1))[0]
+    lists, calls = Lists(pipe, [case.arguments() for case in found]), []
     forward = type(pipe).__call__
     monkeypatch.setattr(type(pipe), "__call__", lambda *a, **k: calls.append(k) or forward(*a, **k))
     alone = lists(Plan(), {"budget": 0.5})
-    assert alone == fit_steps(pipe, [case.arguments() for case in found[:2]], 0.5)
+    assert alone == fit_steps(pipe, [case.arguments() for case in found], 0.5)
     fewer = Plan(Steps(share=0.5), samplers.DPMSolverPP())
     calls.clear()
     for budget in (0.7, 0.4):
@@ -221,7 +221,8 @@ def test_a_list_is_measured_once_beside_each_sequence_of_steps(bench, name, monk
 
 def test_a_list_that_cannot_be_measured_is_refused(bench):
     pipe = bench.pipe(NAME)
-    lists = Lists(pipe, [cases(["a fox", "a boat"], call_of(), (1, 1))[0].arguments()])
+    [case], _, _ = cases(["a fox", "a boat", "rain"], call_of(), (1, 1, 1))
+    lists = Lists(pipe, [case.arguments()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipe, "scheduler", diffusers.FlowMatchHeunDiscreteScheduler())
         with pytest.raises(errors.UnsupportedModel, match="makes 2 a step"):
@@ -269,7 +270,10 @@ def test_a_ledger_is_read_again_but_for_torn_lines_and_those_of_others(tmp_path)
 
 
 def test_nothing_is_drawn_twice(bench, tmp_path):
-    pipe, case = bench.pipe(NAME), cases(["a fox", "a boat"], call_of(), (1, 1))[0]
+    pipe, ([case], _, _) = (
+        bench.pipe(NAME),
+        cases(["a fox", "a boat", "rain"], call_of(), (1, 1, 1)),
+    )
     plan = Plan(Steps(share=0.5))
     first = Bench(pipe, ["ssim", "psnr"], Ledger(tmp_path / "lines", "m"))
     found = first.figures(plan, case)
