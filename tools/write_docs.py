@@ -19,7 +19,6 @@ README = ROOT / "README.md"
 METHODS = ROOT / "docs" / "methods.md"
 TUNED = ROOT / "benchmarks" / "tuned"
 RESULTS = ROOT / "benchmarks" / "results"
-RESULT = RESULTS / "presets-scenes-flux.json"
 
 
 def ordered() -> list[type[Accelerator]]:
@@ -142,36 +141,50 @@ def _measured(result: dict[str, Any]) -> str:
         counts += f", {drawn['held-out']['captions']} that it had not seen for the fastest"
     else:
         counts += " alone, on captions that it had not seen nobody is verified to the end"
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    return f"{result['model']}: {counts}; {machine['date']}, {machine['processor']}, {threads}."
+    where = f"{machine['date']}, {machine['processor']}, {_threads(machine)}"
+    return f"{result['model']}: {counts}; {where}."
+
+
+def _threads(machine: dict[str, Any]) -> str:
+    return "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
 
 
 def results_table() -> str:
     """The README's table of measured presets."""
-    result = json.loads(RESULT.read_text())
-    rows = [
-        "| Preset | Seconds | Speed-up (quartiles) | NFE | PSNR | SSIM (worst) | Captions right |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in result["variants"].items():
-        fast = row["speedup"]
-        same = row["psnr"] >= 100
-        rows.append(
-            f"| {name} | {row['seconds']['median']:.2f} | {fast['median']:.2f}× "
-            f"({fast['low']:.2f}–{fast['high']:.2f}) | {row['nfe']:.1f} | "
-            f"{'identical' if same else format(row['psnr'], '.1f')} | "
-            f"{row['ssim']:.3f} ({row['ssim_worst']:.3f}) | "
-            f"{100 * row['caption_accuracy']:.1f} % |"
-        )
+    results = {
+        path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("presets-scenes-*.json"))
+    }
+    levels = list(next(iter(results.values()))["variants"]["stock"]["share"])
+    heads = ("Model", "Preset", "Seconds", "Speed-up (quartiles)", "NFE", "PSNR", "SSIM (worst)")
+    heads += (*(f"≥ {level}" for level in levels), "Captions right")
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for path, result in results.items():
+        model = path.stem.removeprefix("presets-")
+        rows += [_preset(model, name, row) for name, row in result["variants"].items()]
+    return "\n".join([*rows, *(f"\n{_how_presets(result)}" for result in results.values())])
+
+
+def _preset(model: str, name: str, row: dict[str, Any]) -> str:
+    """A line of the table of presets."""
+    fast = row["speedup"]
+    cells = [model, name, f"{row['seconds']['median']:.2f}"]
+    cells += [f"{fast['median']:.2f}× ({fast['low']:.2f}–{fast['high']:.2f})", f"{row['nfe']:.1f}"]
+    cells += ["identical" if row["psnr"] >= 100 else f"{row['psnr']:.1f}"]
+    cells += [f"{row['ssim']:.3f} ({row['ssim_worst']:.3f})"]
+    cells += [_percent(share) for share in row["share"].values()]
+    return f"| {' | '.join(cells)} | {100 * row['caption_accuracy']:.1f} % |"
+
+
+def _how_presets(result: dict[str, Any]) -> str:
+    """How presets were measured."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     captions = result["variants"]["stock"]["seconds"]["repeats"]
-    rows.append(
-        f"\n{captions} held-out captions, {result['call']['num_inference_steps']} steps, measured "
-        f"{machine['date']} on {machine['processor']}, {machine['threads']} threads "
+    return (
+        f"{captions} held-out captions, {result['call']['num_inference_steps']} steps, measured "
+        f"{machine['date']} on {machine['processor']}, {_threads(machine)} "
         f"({versions}) with `{result['command']}`."
     )
-    return "\n".join(rows)
 
 
 def tuned_table() -> str:
