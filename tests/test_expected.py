@@ -136,3 +136,9 @@ def test_a_bound_is_said_only_where_methods_state_it() -> None:
     for name in PRESETS:
         least = expected.computed_at_least(Plan.preset(name), 28, 2)
         assert least is not None and (least == 56) == (name == "exact")
+
+
+def test_the_bound_that_the_readme_names_is_that_of_the_preset() -> None:
+    least = expected.computed_at_least(Plan.preset("fast"), 28, 2)
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"`fast` computes at least {least} of 56 evaluations at 28 guided steps" in text
