@@ -14,6 +14,7 @@ come ``.json`` and ``.md``.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -53,7 +54,8 @@ def calibrated(benches: Benches, path: Path, count: int) -> tuple[weights.Int8St
     content = found.files["scales"]
     path.write_bytes(content)
     assert isinstance(found.method, weights.Int8Static)
-    told = {"scales": path, "sha256": hashlib.sha256(content).hexdigest()}
+    beside = Path(os.path.relpath(path))  # lines are to name no path of the machine
+    told = {"scales": beside, "sha256": hashlib.sha256(content).hexdigest()}
     return found.method.model_copy(update=told), found.note
 
 
