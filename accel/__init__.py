@@ -24,6 +24,7 @@ from accel.guard import Guard as Guard
 from accel.plan import Plan as Plan
 from accel.plan import methods as methods
 from accel.report import Report as Report
+from accel.tuning import prove as prove
 from accel.tuning import tune as tune
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "loop",
     "memory",
     "methods",
+    "prove",
     "region",
     "resolution",
     "tokens",

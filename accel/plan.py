@@ -33,8 +33,8 @@ class Plan:
     Args:
         *methods: At most one of each kind.
         guard: A budget of error over all of them, or none.
-        tuned: What `accel.tune` has found out about these methods: the plan then knows which
-            pipeline it is for, and what it promises there.
+        tuned: What `accel.tune` or `accel.prove` has found out about these methods: the plan then
+            knows which pipeline it is for, and what it promises there.
 
     Raises:
         Conflict: If a method is there twice.

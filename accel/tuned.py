@@ -90,7 +90,7 @@ class Figure(Entry):
 
 
 class Tuned(Entry):
-    """The evidence that `accel.tune` leaves in a plan.
+    """The evidence that `accel.tune` and `accel.prove` leave in a plan.
 
     Attributes:
         targets: What was asked for, as in ``ssim>=0.95``.
@@ -102,14 +102,14 @@ class Tuned(Entry):
         call: Numbers of the call, by name.
         machine: What the seconds were measured on.
         versions: Of packages.
-        prompts: How many the search saw.
+        prompts: How many the search saw; 0: there was none, the plan was written by hand.
         chosen_on: How many others chose among what it found; 0: the held-out ones did.
         held_out: On how many others the figures were measured.
         texts: Digest of the prompts that they were measured on.
         figures: What was measured on those.
         plans: How many plans were tried.
-        minutes: What the search took.
-        date: When it ended.
+        minutes: What the search took, or the proof where there was none.
+        date: When it was measured.
     """
 
     targets: tuple[str, ...]
@@ -149,6 +149,16 @@ class Tuned(Entry):
             if figure.measure == measure:
                 return figure
         raise KeyError(measure)
+
+    @property
+    def measured(self) -> str:
+        """The figures, in words: ``ssim 0.97 (0.96 to 0.98; 95% meet it), …``."""
+        return ", ".join(
+            f"{one.measure} {one.mean:.4g} ({one.low:.4g} to {one.high:.4g}"
+            + (f"; {one.share:.0%} meet it" if one.share is not None else "")
+            + ")"
+            for one in self.figures
+        )
 
     def check_methods(self, digest: str) -> None:
         """Refuse to be the evidence of other methods.

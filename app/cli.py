@@ -20,6 +20,7 @@ from app.request import (
     Listing,
     Measuring,
     Printing,
+    Proving,
     Repeats,
     Request,
     Serving,
@@ -144,6 +145,19 @@ def tune(given: Given) -> None:
     `accel generate --plan FILE`. Needs the extra `tune`.
     """
     from app.tune import tune as run
+
+    run(given)
+
+
+@app.command()
+@takes(Proving, Choice, Target, Printing)
+def prove(given: Given) -> None:
+    """Measure on this model and machine whether a plan holds a target, and write that into it.
+
+    For a plan that was written by hand, a preset, or a tuned plan that is to be measured anew. On
+    prompts that a tuned plan did not see, drawn by stock and by the plan in turns.
+    """
+    from app.prove import prove as run
 
     run(given)
 

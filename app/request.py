@@ -540,8 +540,8 @@ class Calibration(Clip):
 
 
 @dataclass(frozen=True)
-class Tuning(Clip):
-    """What a plan is to hold, and what it is searched and proven on."""
+class Proving(Clip):
+    """What a plan is to hold, and the prompts that show it."""
 
     target: Annotated[
         list[str],
@@ -552,6 +552,36 @@ class Tuning(Clip):
             rich_help_panel=PLAN,
         ),
     ] = field(default_factory=list)
+    prompts: Annotated[
+        Path | None,
+        Option(
+            help="text file, a prompt a line; default: captions of the scenes",
+            rich_help_panel=PICTURE,
+        ),
+    ] = None
+    held_out: Annotated[
+        int,
+        Ge(1),
+        Le(10000),
+        Option(
+            "--held-out",
+            help="prompts on which the plan is proven, beside those that it was tuned on; of 20, "
+            "one may miss the target",
+            rich_help_panel=PICTURE,
+        ),
+    ] = 20
+    steps: Annotated[
+        int | None,
+        Ge(2),
+        Le(1000),
+        Option(help="denoising steps of the stock run", rich_help_panel=PICTURE),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Tuning(Proving):
+    """What a plan is searched on."""
+
     budget: Annotated[
         str, Option(help="time in all, such as 90s, 10m or 2h", rich_help_panel=PLAN)
     ] = "10m"
@@ -560,13 +590,6 @@ class Tuning(Clip):
         Option(
             help="folder of trials to go on from, also of other targets; default: beside the plan",
             rich_help_panel=PLAN,
-        ),
-    ] = None
-    prompts: Annotated[
-        Path | None,
-        Option(
-            help="text file, a prompt a line; default: captions of the scenes",
-            rich_help_panel=PICTURE,
         ),
     ] = None
     captions: Annotated[
@@ -582,22 +605,6 @@ class Tuning(Clip):
             rich_help_panel=PICTURE,
         ),
     ] = 20
-    held_out: Annotated[
-        int,
-        Ge(1),
-        Le(10000),
-        Option(
-            "--held-out",
-            help="further prompts, on which the plan is proven; of 20, one may miss the target",
-            rich_help_panel=PICTURE,
-        ),
-    ] = 20
-    steps: Annotated[
-        int | None,
-        Ge(2),
-        Le(1000),
-        Option(help="denoising steps of the stock run", rich_help_panel=PICTURE),
-    ] = None
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from app.flags import Given
 from app.models import Model, load
 from app.modes import pipeline_for
 from app.progress import Bar
-from app.request import Clip, Printing, Request, Source, Target, Tuning, make
+from app.request import Clip, Printing, Proving, Request, Source, Target, Tuning, make
 from app.tables import print_result
 
 if TYPE_CHECKING:
+    from accel.plan import Plan
     from accel.tuning.tune import Observe
-    from accel.tuning.tune import Tuning as Found
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 TRIALS = "-trials"
@@ -51,9 +51,7 @@ def tune(given: Given) -> None:
     prompts = asked.prompts and read_prompts(
         asked.prompts, sum(split), "--captions, --choice and --held-out together"
     )
-    source = Source(**{name: getattr(asked, name) for name in Source.__dataclass_fields__})
-    model = load(source)
-    pipe, call = _stock(asked, model)
+    model, pipe, call = stock(asked)
     with Bar() as bar:
         found = search(
             pipe,
@@ -65,7 +63,7 @@ def tune(given: Given) -> None:
             folder=asked.trials or out.with_name(out.stem + TRIALS),
             observe=_shown(bar),
         )
-    write({out: _file(asked, model, found), plot: png(found.plot())})
+    write({out: written("tune", asked, model, found.plan), plot: png(found.plot())})
     for line in str(found).splitlines():
         say(line)
     say(f"use it by: accel generate PROMPT --model {asked.model} --plan {out}")
@@ -85,25 +83,28 @@ def seconds(text: str) -> float:
     return float(found[1]) * UNITS[found[2] or "s"]
 
 
-def _stock(asked: Tuning, model: Model) -> tuple[Any, dict[str, Any]]:
-    """The pipeline, and the arguments of its call but for the prompt."""
+def stock(asked: Proving) -> tuple[Model, Any, dict[str, Any]]:
+    """The model, its pipeline, and the arguments of its call but for the prompt."""
+    model = load(Source(**{name: getattr(asked, name) for name in Source.__dataclass_fields__}))
     drawn = {name: getattr(asked, name) for name in Clip.__dataclass_fields__}
     request = Request(**drawn, steps=asked.steps, prompt="a prompt", seed=0)
     pipe = pipeline_for(model.pipe, request)
     pipe.set_progress_bar_config(disable=True)
     call = arguments(pipe, request, model.call)
     call.pop("prompt")
-    return pipe, call
+    return model, pipe, call
 
 
-def _file(asked: Tuning, model: Model, found: Found) -> bytes:
-    proven = found.evidence
-    names = ", ".join(method.name for method in found.plan) or "no method"
+def written(command: str, asked: Proving, model: Model, plan: Plan) -> bytes:
+    """The file of a plan with its evidence."""
+    proven = plan.tuned
+    assert proven is not None
+    names = ", ".join(method.name for method in plan) or "no method"
     head = (
-        f"# accel tune: {asked.model} (sha256 {model.fingerprint[:16]}), {names}\n"
+        f"# accel {command}: {asked.model} (sha256 {model.fingerprint[:16]}), {names}\n"
         f"# {' and '.join(proven.targets)}, proven on {proven.held_out} held-out prompts\n"
     )
-    return (head + found.plan.to_toml()).encode()
+    return (head + plan.to_toml()).encode()
 
 
 def _shown(bar: Bar) -> Observe:

@@ -36,11 +36,11 @@ import accel
 from accel import Plan
 from accel.bundled import root
 from accel.tuning.bench import Bench, Case, Ledger, Line
+from accel.tuning.cases import cases
 from accel.tuning.proof import Sample
 from accel.tuning.search import Point, Search
 from accel.tuning.space import FAMILIES, Space
 from accel.tuning.targets import Targets, may_miss
-from accel.tuning.tune import cases
 
 MODELS = ("scenes-flux", "scenes-unet", "scenes-wan")
 """Those first that most plans fail on, and fail on soonest."""

@@ -38,8 +38,9 @@ from accel.errors import AccelError
 from accel.plan import build
 from accel.tuning import proof
 from accel.tuning.bench import Bench, Case, Ledger
+from accel.tuning.cases import cases
 from accel.tuning.targets import Targets
-from accel.tuning.tune import cases, tune
+from accel.tuning.tune import tune
 
 Methods = dict[str, dict[str, Any]]
 

@@ -2,8 +2,9 @@
 
 A row holds a level as `accel.tune` holds a target: the mean SSIM of its pictures to stock's reaches
 it, and at least 95 % of them do one by one. Of each class the fastest of the sweep is drawn again
-on captions that it has not seen; if it does not hold the level there, the next one is. What did
-nothing does not compete.
+on captions that it has not seen, and so is the next one where the sweep cannot tell which of the
+two is faster; if one does not hold the level there, another takes its place. What did nothing does
+not compete.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def _hopes(row: Row, rows: Sequence[Row], level: float) -> bool:
 def contending(sweep: Sequence[Row], drawn: Sequence[Row], captions: int) -> list[Row]:
     """Of whom more captions must be drawn to say who holds each level; none where that is said.
 
-    Of each class at each level it is the fastest of the sweep that has not failed there. Stock and
-    tuned plans draw all captions, whatever they hold.
+    Of each class at each level it is the fastest of the sweep that has not failed there, and the
+    next one if their quartiles overlap. Stock and tuned plans draw all captions, whatever they
+    hold.
 
     Args:
         sweep: All rows.
@@ -105,7 +107,8 @@ def contending(sweep: Sequence[Row], drawn: Sequence[Row], captions: int) -> lis
     for level, one in product(MEETS, SIDES):
         likely = _likely(sweep, one, level)
         left = (row for row in likely if not _failed(known, row, level, captions))
-        open_ |= {label(row): row for row in islice(left, 1)}
+        first = [*islice(left, 2)]
+        open_ |= {label(row): row for row in first if _overlap(row, first[0])}
     return [row for name, row in open_.items() if _count(known, name) < captions]
 
 

@@ -14,6 +14,7 @@ from forks import accel as typed
 from PIL import Image, ImageChops
 
 import accel
+from accel.errors import AccelWarning
 from app import metadata
 
 ROOT = Path(__file__).parent.parent
@@ -153,14 +154,14 @@ def test_the_page_on_attention_runs(tmp_path):
 
 
 def test_the_page_on_tuning_runs(tmp_path):
+    briefly = {"accel tune": "--captions 1 --choice 1 --held-out 1 --budget 20s"}
+    briefly["accel prove"] = "--held-out 1"
     for command in commands(TUNING):
-        brief = (
-            "--captions 1 --choice 1 --held-out 1 --budget 20s" if "accel tune" in command else ""
-        )
+        brief = next((more for name, more in briefly.items() if name in command), "")
         run(f"{command} {SMALL} {brief}", tmp_path)
-    for name in ("near.toml", "near.png", "boat.png", "house.png"):
+    for name in ("near.toml", "near.png", "boat.png", "house.png", "near-here.toml"):
         assert (tmp_path / name).stat().st_size > 0
-    (python,) = fenced(TUNING, "python")
+    python, proving = fenced(TUNING, "python")
     compile(python, "docs/tuning.md", "exec")
     small = '.load("scenes-flux")\ncall |= dict(num_inference_steps=3, height=64, width=64)'
     short = python.replace('.load("scenes-flux")', small).replace(
@@ -169,6 +170,9 @@ def test_the_page_on_tuning_runs(tmp_path):
     scope = {}
     exec(short.replace('"near.png"', repr(str(tmp_path / "again.png"))), scope)
     assert scope["image"].size == (64, 64) and (tmp_path / "again.png").stat().st_size > 0
+    with pytest.warns(AccelWarning, match="did nothing"):  # three steps leave nothing to reuse
+        exec(proving.replace("call=call", "call=call, held_out=1"), scope)
+    assert scope["plan"].tuned.targets == ("ssim>=0.95",)
 
 
 def test_the_page_on_streams_runs(tmp_path):

@@ -159,7 +159,7 @@ def test_detach_after_an_abort(bench, same, name):
     for plan in forms(name):
         before = trace(pipe)
         with pytest.raises(Abort), plan.attach(pipe):
-            aborting, _ = callback_raises(pipe, 2)  # there are three where half are made
+            aborting, _ = callback_raises(pipe, 1)  # two are made of three quarters where half are
             bench.call(name, steps=STEPS, **aborting)
         assert not differences(before, trace(pipe))
     assert same(bench.call(name, steps=STEPS), bench.stock(name, steps=STEPS))

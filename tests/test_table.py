@@ -386,6 +386,20 @@ def test_who_does_not_hold_a_level_on_other_captions_has_not_won_it():
     assert contest.label(winners.levels(sweep, [*others, slower])[0]["best"]["peer"]) == "p: C 1"
 
 
+@given(st.floats(1.0, 3.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_who_is_as_fast_as_far_as_the_sweep_can_tell_draws_too(speed, apart, spread):
+    """The two that are fastest of a class, if their quartiles overlap; no third one."""
+
+    def near(knob, median):
+        quartiles = {"median": median, "low": median - spread, "high": median + spread}
+        return row("p", "C", knob, 1.0, 0.999, 0) | {"speedup": quartiles}
+
+    sweep = [rows_of()[0], near(3, speed), near(2, speed - apart), near(1, speed - 2 * apart)]
+    found = winners.contending(sweep, [sweep[0] | {"seeds": 40}], 40)
+    overlap = speed - apart + spread >= speed - spread
+    assert [contest.label(one) for one in found] == ["p: C 3", "p: C 2"][: 1 + overlap]
+
+
 CAPTIONS = 40
 
 

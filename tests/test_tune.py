@@ -25,9 +25,10 @@ from accel import Plan, errors
 from accel.tuned import Figure, Tuned
 from accel.tuning import proof
 from accel.tuning.bench import Case, Ledger, Line
+from accel.tuning.cases import cases
 from accel.tuning.proof import Checks, Finalist, Pair, Sample
 from accel.tuning.targets import TIMES, Targets, may_miss, sure_misses
-from accel.tuning.tune import Session, Tuning, cases, front
+from accel.tuning.tune import Session, Tuning, front
 from app import metadata, plans
 from app.request import Choice
 from app.tune import seconds

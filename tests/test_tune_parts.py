@@ -1,7 +1,7 @@
 """Targets, what a search may try, what it costs, and what is kept of it."""
 
 import math
-from statistics import NormalDist
+from statistics import NormalDist, mean
 
 import diffusers
 import numpy as np
@@ -18,6 +18,7 @@ from accel.cache.calibration import StepOptions
 from accel.cache.step_rehash import Lists, fit_steps
 from accel.plan import build
 from accel.tuning.bench import Bench, Ledger, Line
+from accel.tuning.cases import cases
 from accel.tuning.space import (
     FAMILIES,
     FITTED,
@@ -29,7 +30,6 @@ from accel.tuning.space import (
     Space,
 )
 from accel.tuning.targets import FAULTS, SENSES, SHARE, Target, Targets, tolerance
-from accel.tuning.tune import cases
 from accel.tuning.work import counting
 from samplers import OLSS, Steps
 from samplers.olss_calibration import Options
@@ -113,7 +113,7 @@ def test_room_grows_with_what_is_given_up_and_needs_more_than_a_mean_that_holds(
     assert easier.room(values) >= room
     if room >= 1.0:
         fault = FAULTS[measure]
-        assert np.mean([fault(value) for value in values]) <= fault(level)
+        assert mean(fault(value) for value in values) <= fault(level)  # exact: no rounding
     assert asked.room(values * 2) >= room or room < 0.0  # more prompts that say the same
 
 

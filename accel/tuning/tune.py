@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from accel.errors import BadInput, NotReached
-from accel.machine import processor
 from accel.plan import Plan
 from accel.tuned import Tuned, numbers_of
 from accel.tuning import proof
-from accel.tuning.bench import Bench, Case, Ledger
+from accel.tuning.bench import Case
+from accel.tuning.cases import cases
 from accel.tuning.search import Point, Search, imported
 from accel.tuning.space import Space, fits
+from accel.tuning.subject import Subject
 from accel.tuning.targets import Targets
 
 if TYPE_CHECKING:
@@ -33,8 +31,6 @@ FURTHER = 0.6
 
 WATCHED = 4
 """Prompts of the search that measured fields rest on."""
-
-PACKAGES = ("diffusers-accel", "diffusers", "torch", "transformers")
 
 Observe = Callable[[str, int, int], None]
 """Stage (``stock``, ``search``, ``timing``, ``choice``, ``held out``), how far it is, of what."""
@@ -80,16 +76,10 @@ class Tuning:
 
     def __str__(self) -> str:
         proven = self.evidence
-        held = ", ".join(
-            f"{one.measure} {one.mean:.4g} ({one.low:.4g} to {one.high:.4g}"
-            + (f"; {one.share:.0%} meet it" if one.share is not None else "")
-            + ")"
-            for one in proven.figures
-        )
         names = ", ".join(method.name for method in self.plan) or "no method: nothing faster holds"
         return (
             f"{' and '.join(proven.targets)}: {names}\n"
-            f"  on {proven.held_out} prompts that the search never saw: {held}\n"
+            f"  on {proven.held_out} prompts that the search never saw: {proven.measured}\n"
             f"  {self.tried} plans tried on {proven.prompts} prompts, chosen from on "
             f"{proven.chosen_on} others, in {proven.minutes:.1f} min"
         )
@@ -122,35 +112,11 @@ class Session:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
-        from accel.seams.identity import identity
-
         imported()
-        if any(case.scene is None for case in (*self.cases, *self.choice, *self.held_out)):
-            self._refuse_accuracy()
-        self.network = identity(self.pipe)
+        self.subject = Subject.of(self.pipe, self.targets, self.folder, self.clock)
+        self.subject.check((*self.cases, *self.choice, *self.held_out))
+        self.bench = self.subject.bench
         self.began = self.clock()
-        measures = dict.fromkeys(["ssim", "psnr", "perceptual"])
-        measures |= dict.fromkeys(target.measure for target in self.targets.fidelity)
-        self.measures = tuple(measures)
-        path = None if self.folder is None else self.folder / "trials.jsonl"
-        self.bench = Bench(self.pipe, self.measures, Ledger(path, self._mark()), self.clock)
-
-    def _refuse_accuracy(self) -> None:
-        """What a picture shows is known of captions of the scenes alone.
-
-        Raises:
-            BadInput: If it is asked for.
-        """
-        if any(target.measure == "accuracy" for target in self.targets.each):
-            raise BadInput(
-                "The target accuracy asks what a picture shows, which only captions of the scenes "
-                "tell: give no prompts of your own, or ask for ssim, psnr or perceptual."
-            )
-
-    def _mark(self) -> str:
-        """Of network and machine: figures of another one are of no use."""
-        text = f"{self.network} {machine(self.pipe)} {versions()}"
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def run(self) -> Tuning:
         """Search, time, prove."""
@@ -231,12 +197,8 @@ class Session:
             fidelity,
             lambda done: self.observe("choice", done, len(self.choice)),
         )
-        held_out = proof.Checks(
-            self.bench,
-            self.held_out,
-            self.targets,
-            self.measures,
-            lambda done: self.observe("held out", done, len(self.held_out)),
+        held_out = self.subject.checks(
+            self.held_out, lambda done: self.observe("held out", done, len(self.held_out))
         )
         ends = self.began + self.budget - FURTHER * search.seconds * self._checked()
         finalists = self._finalists(search)
@@ -256,27 +218,17 @@ class Session:
         return proof.finalists(self.bench, ranked, self.cases, lambda: self.observe("timing", 0, 1))
 
     def _result(self, search: Search, found: proof.Proof, failed: tuple[Plan, ...]) -> Tuning:
-        call, plan = self.cases[0].call, found.plan
-        tuned = Tuned(
-            targets=tuple(map(str, self.targets.each)),
-            methods=plan.digest,
-            network=self.network,
-            pipeline=type(self.pipe).__name__,
-            scheduler=type(self.pipe.scheduler).__name__,
-            call=numbers_of(call),
-            machine=machine(self.pipe),
-            versions=versions(),
+        evidence = self.subject.evidence(
+            found.plan,
+            self.held_out,
+            found.pairs,
+            (self.clock() - self.began) / 60.0,
             prompts=len(self.cases),
             chosen_on=len(self.choice),
-            held_out=len(self.held_out),
-            texts=proof.texts(self.held_out),
-            figures=proof.figures(found.pairs, self.targets),
             plans=len(search.points),
-            minutes=round((self.clock() - self.began) / 60.0, 2),
-            date=datetime.now().astimezone().date().isoformat(),
         )
         return Tuning(
-            plan.proven(tuned),
+            found.plan.proven(evidence),
             self.targets,
             tuple(point for point in search.points.values() if point.whole),
             found.pairs,
@@ -353,58 +305,6 @@ def tune(
         folder=folder,
         observe=observe,
     ).run()
-
-
-def cases(
-    prompts: Sequence[str] | None, call: Mapping[str, Any], split: tuple[int, int, int]
-) -> tuple[list[Case], list[Case], list[Case]]:
-    """The prompts of the search, of the choice and of the proof, each with noise of its own.
-
-    Raises:
-        BadInput: If there are too few, or two of them are the same.
-    """
-    searched, choosing, proving = split
-    told = f"{searched} to search, {choosing} to choose and {proving} to prove it"
-    if min(split) < 1:
-        raise BadInput(f"found prompts: {told}. Give at least 1 each.")
-    found = _scenes(call, split) if prompts is None else _numbered(prompts, call)[: sum(split)]
-    if len(found) < sum(split):
-        raise BadInput(
-            f"found {len(found)} different prompts, needed are {told}: give more, or lower one."
-        )
-    rest = searched + choosing
-    return found[:searched], found[searched:rest], found[rest:]
-
-
-def _scenes(call: Mapping[str, Any], split: tuple[int, int, int]) -> list[Case]:
-    """Captions of the scenes: those of the search were trained on, the others were not."""
-    from accel.scenes import HELD_OUT, TRAINING, clip_scene, scene
-
-    searched, choosing, proving = split
-    describe = clip_scene if "num_frames" in call else scene
-    held_out = HELD_OUT[-proving - choosing :]
-    scenes = [describe(seed) for seed in (*TRAINING[-searched:], *held_out)]
-    return [Case({**call, "prompt": one.caption}, one.seed, one) for one in scenes]
-
-
-def _numbered(prompts: Sequence[str], call: Mapping[str, Any]) -> list[Case]:
-    """Each of some prompts once, with noise from its number."""
-    return [Case({**call, "prompt": one}, at) for at, one in enumerate(dict.fromkeys(prompts))]
-
-
-def machine(pipe: Any) -> str:
-    """What seconds depend on: device, processor, threads and dtype."""
-    import torch
-
-    device = str(getattr(pipe, "device", "cpu"))
-    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
-    dtype = str(pipe.dtype).removeprefix("torch.")
-    return f"{device}, {processor(device)}{threads}, {dtype}"
-
-
-def versions() -> tuple[tuple[str, str], ...]:
-    """Of the packages that a picture depends on."""
-    return tuple((name, version(name)) for name in PACKAGES)
 
 
 def front(points: Sequence[Point], measure: str) -> list[Point]:
