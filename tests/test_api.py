@@ -35,6 +35,7 @@ def test_names():
         "loop",
         "memory",
         "methods",
+        "prove",
         "region",
         "resolution",
         "tokens",
