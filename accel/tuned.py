@@ -151,6 +151,11 @@ class Tuned(Entry):
         raise KeyError(measure)
 
     @property
+    def seen(self) -> int:
+        """How many prompts it was searched and chosen on: on others it is to be proven."""
+        return self.prompts + self.chosen_on
+
+    @property
     def measured(self) -> str:
         """The figures, in words: ``ssim 0.97 (0.96 to 0.98; 95% meet it), …``."""
         return ", ".join(

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from accel.errors import BadInput
-from accel.plan import Plan
 from app.calibrate import read_prompts
 from app.exits import say
 from app.files import check_target, slug, write
@@ -38,7 +37,8 @@ def prove(given: Given) -> None:
         Targets.parse(asked.target)
     out = target.out or Path(f"proven-{slug(Path(asked.model).name)}.toml")
     check_target(out, target.overwrite)
-    prompts = asked.prompts and read_prompts(asked.prompts, _needed(asked, plan), "--held-out")
+    needed = asked.held_out + (plan.tuned.seen if plan.tuned else 0)  # those it saw come first
+    prompts = asked.prompts and read_prompts(asked.prompts, needed, "--held-out")
     model, pipe, call = stock(asked)
     with Bar() as bar:
         advance = bar.count("held out", asked.held_out)
@@ -58,9 +58,3 @@ def prove(given: Given) -> None:
     say(f"{' and '.join(proven.targets)}: held on {proven.held_out} prompts: {proven.measured}")
     say(f"use it by: accel generate PROMPT --model {asked.model} --plan {out}")
     print_result(make(Printing, given).format, [out], {"plan": found.to_dict()})
-
-
-def _needed(asked: Proving, plan: Plan) -> int:
-    """Prompts of a file: those that a tuned plan saw come first."""
-    known = plan.tuned
-    return asked.held_out + (known.prompts + known.chosen_on if known else 0)

@@ -57,8 +57,7 @@ def prove(
     asked = target or (known.targets if known else ())
     if not asked:
         raise BadInput("The plan holds no target yet: name what it is to hold, such as ssim>=0.95.")
-    seen = known.prompts + known.chosen_on if known else 0
-    cases = unseen(prompts, dict(call or {}), held_out, seen)
+    cases = unseen(prompts, dict(call or {}), held_out, known.seen if known else 0)
     bare = Plan(*plan, guard=plan.guard)
     subject = Subject.of(pipe, Targets.parse(asked), clock=clock)
     subject.check(cases)
