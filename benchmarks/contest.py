@@ -365,10 +365,6 @@ def grouped(lines: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str,
 
 def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
     """Seconds and blocks beside fidelity, over the captions."""
-
-    def mean(name: str) -> float:
-        return float(np.mean([point[name] for point in points]))
-
     verdicts = points[0].get("verdicts", {})
     return {
         "package": who.package,
@@ -383,6 +379,17 @@ def summary(who: Contestant, points: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "seconds": spread([point["seconds"] for point in points]),
         "speedup": spread([point["stock_seconds"] / point["seconds"] for point in points]),
+        **fidelity(points),
+    }
+
+
+def fidelity(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What holds on any machine: how close to stock, and with how much computed."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([point[name] for point in points]))
+
+    return {
         "block_rows": mean("block_rows"),
         "psnr": mean("psnr"),
         "ssim": mean("ssim"),

@@ -109,7 +109,7 @@ class Bench:
         settings = {one.key: one for one in who}
         for row in rows:
             one = settings[row["package"], row["method"], row["knob"]]
-            row |= {**_about(one), **self.album.frechet(one.named(), REFERENCE.named(), seeds)}
+            row |= {**described(one), **self.album.frechet(one.named(), REFERENCE.named(), seeds)}
             row["seeds"] = len(seeds)
         return rows
 
@@ -151,7 +151,7 @@ class Bench:
         )
 
 
-def _about(one: Contestant) -> dict[str, Any]:
+def described(one: Contestant) -> dict[str, Any]:
     """What a row says of its plan: what it is made of, and the digest of a tuned one."""
     made = [method.name for method in one.plan or () if method.why_off() is None]
     tuned = one.plan.digest if one.plan and one.method.startswith(TUNED_CURVE) else None
@@ -232,7 +232,7 @@ def _shown(
     order = [one for one in field.who if one.key == REFERENCE.key or one.label in names]
     return [
         {
-            "name": winners.title({**one.named(), **_about(one)}),
+            "name": winners.title({**one.named(), **described(one)}),
             "captions": [subject.caption for subject in scenes[:SHOWN]],
             "pictures": [bench.album.get(one.named(), s.seed) for s in scenes[:SHOWN]],
         }

@@ -106,7 +106,7 @@ def contending(sweep: Sequence[Row], drawn: Sequence[Row], captions: int) -> lis
     }
     for level, one in product(MEETS, SIDES):
         likely = _likely(sweep, one, level)
-        left = (row for row in likely if not _failed(known, row, level, captions))
+        left = (row for row in likely if not failed(known, row, level, captions))
         first = [*islice(left, 2)]
         open_ |= {label(row): row for row in first if _overlap(row, first[0])}
     return [row for name, row in open_.items() if _count(known, name) < captions]
@@ -122,8 +122,15 @@ def _likely(rows: Sequence[Row], one: str, level: float) -> list[Row]:
     return sorted(found, key=lambda row: -_speed(row))
 
 
-def _failed(known: dict[str, Row], row: Row, level: float, captions: int) -> bool:
-    """Whether it cannot hold a level any more, or does not in the end."""
+def failed(known: dict[str, Row], row: Row, level: float, captions: int) -> bool:
+    """Whether it cannot hold a level any more, or does not in the end.
+
+    Args:
+        known: Rows by label; who has none has not failed.
+        row: Somebody.
+        level: Of SSIM.
+        captions: How many are drawn in all.
+    """
     drawn = known.get(label(row))
     if drawn is None:
         return False

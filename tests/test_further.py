@@ -1,0 +1,133 @@
+"""The table's fastest on more captions: seconds stay as they were timed, fidelity is of all."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accel import Plan, cache
+from accel.scenes import HELD_OUT
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import compact
+import contest
+import further
+import measure
+import table
+import winners
+
+FIGURES = ("block_rows", "psnr", "ssim", "perceptual", "attributes_right", "nfe")
+
+
+def line(who, seed, ssim, **more):
+    return {**who.named(), "seed": seed, **dict.fromkeys(FIGURES, 1.0), "ssim": ssim, **more}
+
+
+def timed(who, seed, ssim, speed):
+    return line(who, seed, ssim, seconds=1.0 / speed, stock_seconds=1.0, verdicts={})
+
+
+def peer(knob):
+    return contest.Contestant("p", "C", knob)
+
+
+SHARES = st.lists(st.sampled_from((0.85, 0.93, 0.96, 0.99)), min_size=1, max_size=12)
+
+
+@given(SHARES, SHARES)
+def test_fidelity_is_of_all_captions_and_seconds_of_those_that_were_timed(first, then):
+    who = peer(1)
+    before = [timed(who, seed, one, 1.0 + seed) for seed, one in enumerate(first)]
+    more = [line(who, 100 + seed, one) for seed, one in enumerate(then)]
+    others = [line(peer(2), 100, 0.0)]
+    row = further.Drawn(who, before).with_more([*more, *others]).row()
+    whole = contest.summary(who, [*before, *(timed(who, 0, one, 1.0) for one in then)])
+    assert {name: row[name] for name in ("ssim", "meets")} == {
+        name: whole[name] for name in ("ssim", "meets")
+    }
+    assert row["seeds"] == len(first) + len(then)
+    assert row["speedup"] == contest.summary(who, before)["speedup"]
+
+
+def test_who_falls_on_further_captions_holds_no_level_and_the_next_one_does():
+    fast, safe = peer(2), peer(1)
+    drawn = [
+        further.Drawn(who, [timed(who, seed, 0.96, speed) for seed in range(20)])
+        for who, speed in ((fast, 3.0), (safe, 2.0))
+    ]
+    before = {"levels": [{"level": one, "censored": ["p: C"]} for one in contest.MEETS]}
+    named = [one["best"][winners.PEER] for one in further.summed(drawn, [], before)["levels"]]
+    assert [one and one["knob"] for one in named] == [2, 2, None]
+    more = [line(fast, 20 + seed, 0.91) for seed in range(20)]
+    more += [line(safe, 20 + seed, 0.96) for seed in range(20)]
+    found = further.summed(drawn, more, before)["levels"]
+    named = [one["best"][winners.PEER] for one in found]
+    assert [one and one["knob"] for one in named] == [2, 1, None]
+    assert all(one["censored"] == ["p: C"] for one in found)
+    assert further.summed(drawn, more[20:], before)["levels"][0]["best"][winners.PEER]["knob"] == 1
+
+
+@given(st.integers(0, 20))
+def test_who_cannot_hold_a_level_any_more_draws_no_further(missed):
+    who = peer(1)
+    ssim = [0.8] * missed + [1.0] * (20 - missed)
+    drawn = further.Drawn(who, [timed(who, seed, one, 2.0) for seed, one in enumerate(ssim)])
+    assert drawn.may_hold(60) == (missed <= 3)
+
+
+def test_a_peer_that_is_not_here_is_asked_for():
+    with pytest.raises(SystemExit, match=r"p: C 1 is not here: install the extra `bench`"):
+        further.settings([line(peer(1), 0, 1.0)], {})
+
+
+def written(folder):
+    """A table of one caption in four steps, of stock and a cache, and its sums."""
+    benches = contest.Benches("scenes-unet", 4)
+    plan = Plan(cache.EasyCache(threshold=1e9, warmup=2, last=False))
+    who = contest.Contestant(contest.OURS, "cache.EasyCache", 1.0, plan=plan)
+    path = folder / "table-scenes-unet.jsonl"
+    weights = measure.digest(benches.get(contest.STOCK)[0])
+    lines = compact.Compact(
+        path, {"model": "scenes-unet", "call": benches.call, "weights": weights}
+    )
+    for one in (table.REFERENCE, who):
+        lines.add({"stage": table.HELD, **timed(one, HELD_OUT[table.UNSEEN], 1.0, 1.5)})
+    lines.pack()
+    path.unlink()
+    levels = [{"level": one, "censored": []} for one in contest.MEETS]
+    sums = {"levels": levels, "machine": measure.machine()}
+    path.with_suffix(".json").write_text(json.dumps(sums))
+    return path
+
+
+def test_captions_that_the_table_did_not_come_to_are_drawn_once(tmp_path, monkeypatch, capsys):
+    path = written(tmp_path)
+    monkeypatch.setattr(further, "quiet", lambda: None)
+    command = ["further.py", "--model", "scenes-unet", "--workers", "2", "--out", str(tmp_path)]
+    for count in (2, 3, 3):
+        monkeypatch.setattr(sys, "argv", [*command, "--held-out", str(count)])
+        further.main()
+    capsys.readouterr()
+    found = compact.Compact(tmp_path / "further-scenes-unet.jsonl", {}).found
+    assert sorted((one["seed"], one["package"]) for one in found) == [
+        (seed, package)
+        for seed in HELD_OUT[table.UNSEEN + 1 : table.UNSEEN + 3]
+        for package in (contest.OURS, contest.STOCK)
+    ]
+    assert not {*further.UNTIMED} & {name for one in found for name in one}
+    assert {one["ssim"] for one in found if one["package"] == contest.STOCK} == {1.0}
+    assert all(0 < one["ssim"] < 1 and one["nfe"] for one in found if "plan" in one)
+    result = json.loads((tmp_path / "further-scenes-unet.json").read_text())
+    assert result["captions"] == {"timed": 1, "further": 2}
+    assert {row["seeds"] for row in result["rows"][table.HELD]} == {3}
+    assert (
+        "on 3 held-out captions, 1 of them timed"
+        in (tmp_path / "further-scenes-unet.md").read_text()
+    )
+    broken = json.loads(path.read_text().partition("\n")[0]) | {"weights": "other"}
+    path.write_text(json.dumps(broken) + "\n")
+    with pytest.raises(SystemExit, match="is of other weights, other"):
+        further.Table.read(path)
