@@ -123,13 +123,14 @@ def _refusals(name: str) -> Iterator[None]:
         raise BadInput(f"{name} takes no {option} = {first['input']!r}: {first['msg']}.") from error
 
 
-def read_prompts(path: Path, count: int, option: str) -> list[str]:
+def read_prompts(path: Path, count: int, option: str, seen: int = 0) -> list[str]:
     """The first prompts of a text file.
 
     Args:
         path: A prompt a line; empty lines do not count.
         count: How many.
         option: What asks for so many, for the message.
+        seen: So many more before them, which a plan was tuned on.
 
     Raises:
         BadInput: If the file cannot be read, or has too few lines.
@@ -142,12 +143,13 @@ def read_prompts(path: Path, count: int, option: str) -> list[str]:
             f"--prompts {path} cannot be read ({reason}): give a text file with a prompt a line."
         ) from error
     prompts = [line.strip() for line in lines if line.strip()]
-    if len(prompts) < count:
+    if len(prompts) < seen + count:
+        beside = f" beside the {seen} that the plan was tuned on" if seen else ""
         raise BadInput(
-            f"--prompts {path} has {len(prompts)} prompts, {option} asks for {count}: give "
+            f"--prompts {path} has {len(prompts)} prompts, {option} asks for {count}{beside}: give "
             f"more lines, or a lower {option}."
         )
-    return prompts[:count]
+    return prompts[: seen + count]
 
 
 def _request(asked: Calibration, prompt: str, number: int) -> Request:

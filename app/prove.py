@@ -37,8 +37,8 @@ def prove(given: Given) -> None:
         Targets.parse(asked.target)
     out = target.out or Path(f"proven-{slug(Path(asked.model).name)}.toml")
     check_target(out, target.overwrite)
-    needed = asked.held_out + (plan.tuned.seen if plan.tuned else 0)  # those it saw come first
-    prompts = asked.prompts and read_prompts(asked.prompts, needed, "--held-out")
+    seen = plan.tuned.seen if plan.tuned else 0  # those it saw come first
+    prompts = asked.prompts and read_prompts(asked.prompts, asked.held_out, "--held-out", seen)
     model, pipe, call = stock(asked)
     with Bar() as bar:
         advance = bar.count("held out", asked.held_out)

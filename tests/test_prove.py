@@ -196,5 +196,16 @@ def test_nothing_is_written_where_nothing_is_proven(model, options, code, said):
     assert not list(Path().iterdir())
 
 
+def test_what_the_plan_saw_is_told_apart_from_what_is_asked_for(pipe, model):
+    known = proven(pipe)
+    known = known.proven(known.tuned.model_copy(update={"prompts": 2, "chosen_on": 1}))
+    Path("plan.toml").write_text(known.to_toml())
+    Path("few.txt").write_text("\n".join(PROMPTS[:4]))
+    asked = ["--plan", "plan.toml", "--prompts", "few.txt", "--held-out", "2"]
+    result = run("prove", "--model", model, "--steps", str(STEPS), *asked)
+    said = "has 4 prompts, --held-out asks for 2 beside the 3 that the plan was tuned on"
+    assert result.exit_code == 2 and said in " ".join(result.output.split())
+
+
 def test_it_is_a_function_of_the_package():
     assert accel.prove is prove

@@ -223,11 +223,14 @@ def tuned_table() -> str:
         shares = (_percent(near.share), _percent(_elsewhere(model, level, plan)))
         cells = (model, f"SSIM ≥ {link}", names, speed, f"{near.mean:.3f}", *shares)
         rows.append(f"| {' | '.join(cells)} |")
-    one = next(iter(plans.values())).tuned
-    assert one is not None
-    counts = sorted({plan.tuned.held_out for plan in plans.values() if plan.tuned})
+    told = [plan.tuned for plan in plans.values() if plan.tuned]
+    counts = " or ".join(map(str, sorted({one.held_out for one in told})))
+    days: dict[str, set[str]] = {}
+    for one in told:
+        days.setdefault(one.machine, set()).add(one.date)
+    where = "; ".join(f"{name} ({', '.join(sorted(days[name]))})" for name in sorted(days))
     rows.append(
-        f"\nOn {' or '.join(map(str, counts))} held-out captions; {one.machine}; {one.date}. "
+        f"\nOn {counts} held-out captions. {where}. "
         "*Others*: how many hold of those that the table below holds out."
     )
     return "\n".join(rows)
@@ -238,7 +241,8 @@ def _elsewhere(model: str, level: str, plan: accel.Plan) -> float | None:
     path = RESULTS / f"table-{model}.json"
     if not path.exists():
         return None
-    rows = json.loads(path.read_text())["rows"]["held-out"]
+    result = json.loads(path.read_text())
+    rows = (_further(result) or result)["rows"]["held-out"]
     shares = (row["meets"][level] for row in rows if row["tuned"] == plan.digest)
     return next(shares, None)
 
