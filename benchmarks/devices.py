@@ -3,6 +3,7 @@
     python benchmarks/devices.py [--model scenes-flux] [--processes 2] [--captions 4] [--size 128]
         [--steps 28]
     python benchmarks/devices.py --untimed [--model scenes-unet] [--processes 3] [--captions 8]
+    python benchmarks/devices.py --patches [--model scenes-unet] [--size 256]
 
 Every process has one thread, and so has the one that works alone: in each round the first process
 makes the picture of the stock pipeline while the others wait, and then all make it together under
@@ -10,6 +11,9 @@ each plan in turn, there and back. What is compared with stock is the picture of
 Bytes are what one process sends for a picture, at most. With ``--predict`` the ratio that the model
 of costs (`parallel.simulate`) predicts, from a step and a link measured on the spot, stands beside
 the measured one.
+
+With ``--patches`` all of them, and the process that works alone, make a picture larger than the
+model's in patches (`resolution.Pixelsmith`), which `parallel.Windows` deals out.
 
 With ``--untimed`` nothing is timed: each plan makes each picture once, with a warm-up of 0, 2, 4
 and all steps where it has one. The table says what each costs in bytes and in likeness to stock.
@@ -22,7 +26,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,8 +35,9 @@ from measure import RESULTS, Visit, clocked, ratio, repeated, rounds, save, sign
 
 import accel
 from accel import Accelerator, Plan, quality
+from accel.resolution import Pixelsmith
 from accel.scenes import HELD_OUT, motion, oracle, scene
-from parallel import CFG, PCPP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
+from parallel import CFG, PCPP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses, Windows
 from parallel.launch import Place
 from parallel.launch import spread as together
 
@@ -55,6 +60,9 @@ PLANS: dict[str, Accelerator] = {
 }
 """By name; what has a field ``warmup`` is drawn with several."""
 
+PATCHES: dict[str, Accelerator] = {"CFG": CFG(), "Windows": Windows()}
+"""What shares out a picture in patches."""
+
 WARMUPS = (0, 2, 4)
 """And all steps."""
 
@@ -70,6 +78,7 @@ class Asked:
         repeats: Rounds that count, of each caption; 0: nothing is timed.
         predict: Whether it is predicted as well.
         steps: Of a picture; 0: those of a usual call.
+        plain: What one process makes it with, and all together too.
     """
 
     model: str
@@ -78,27 +87,31 @@ class Asked:
     repeats: int
     predict: bool = False
     steps: int = 0
+    plain: Plan = field(default_factory=Plan)
 
 
-def plans(model: str, processes: int, *, warmups: bool = False) -> dict[str, Plan]:
+def plans(
+    methods: Mapping[str, Accelerator], asked: Asked, processes: int, *, warmups: bool = False
+) -> dict[str, Plan]:
     """Those that serve a model, with so many processes.
 
     Args:
-        model: A bundled model.
+        methods: By name.
+        asked: Of which model, and beside which methods.
         processes: How many.
         warmups: Whether with each warm-up, or the one by default.
     """
-    pipe, call = accel.load(model)
+    pipe, call = accel.load(asked.model)
     found = {}
-    for name, method in PLANS.items():
+    for name, method in methods.items():
         if isinstance(method, CFG) and processes != method.degree:
             continue
         try:
-            Plan(method).attach(pipe).detach()
+            Plan(*asked.plain, method).attach(pipe).detach()
         except accel.errors.UnsupportedModel:
             continue
         forms = warmed(name, method, call["num_inference_steps"]) if warmups else {name: method}
-        found |= {form: Plan(each) for form, each in forms.items()}
+        found |= {form: Plan(*asked.plain, each) for form, each in forms.items()}
     return found
 
 
@@ -124,7 +137,7 @@ class Maker:
         import torch
 
         torch.set_num_threads(1)
-        self._place, self._chosen = place, chosen
+        self._place, self._chosen, self._plain = place, chosen, asked.plain
         self._pipe, self._call = accel.load(asked.model)
         self._pipe.set_progress_bar_config(disable=True)
         if asked.size:
@@ -153,11 +166,14 @@ class Maker:
         return {one.method: one.faster for one in predict(work, cluster, steps, decoding)}
 
     def alone(self, seed: int) -> float:
-        """Seconds of the stock pipeline in the first process; the others wait."""
+        """Seconds of the first process; the others wait."""
         from torch import distributed
 
         distributed.barrier()
-        took = clocked(lambda: self._keep(STOCK, seed)) if self._place.rank == 0 else 0.0
+        took = 0.0
+        if self._place.rank == 0:
+            with self._plain.attach(self._pipe):
+                took = clocked(lambda: self._keep(STOCK, seed))
         distributed.barrier()
         return took
 
@@ -168,8 +184,8 @@ class Maker:
         with self._chosen[name].attach(self._pipe) as run:
             distributed.barrier()
             took = clocked(lambda: self._keep(name, seed))
-        [verdict] = run.report.verdicts.values()
-        self.sent[name] = max(self.sent[name], sent(verdict.detail))
+        each = [sent(verdict.detail) for verdict in run.report.verdicts.values()]
+        self.sent[name] = max(self.sent[name], *each)
         return took
 
     def _keep(self, name: str, seed: int) -> None:
@@ -279,6 +295,20 @@ def markdown(lines: Sequence[Mapping[str, Any]], title: str, wanted: str = "") -
     return f"{title}\n\n" + "\n".join(table) + f"\n\n{wanted}{signature()}\n"
 
 
+def asked_of(options: argparse.Namespace) -> Asked:
+    """What a command line asks for."""
+    usual = accel.load(options.model)[1]["height"]
+    return Asked(
+        options.model,
+        options.size,
+        options.captions,
+        0 if options.untimed else options.repeats,
+        options.predict,
+        options.steps,
+        Plan(Pixelsmith(base=usual)) if options.patches else Plan(),
+    )
+
+
 def main() -> None:
     """Measure and write ``results/devices-N-MODEL-SIZE.json`` and ``.md``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -288,29 +318,29 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--plans", nargs="*", choices=PLANS, help="some of them alone")
+    parser.add_argument("--patches", action="store_true", help="pictures in patches")
     parser.add_argument("--untimed", action="store_true", help="bytes and likeness alone")
     parser.add_argument("--predict", action="store_true", help="by the model of costs as well")
     parser.add_argument("--steps", type=int, default=0, help="0: as usual")
     options = parser.parse_args()
-    repeats = 0 if options.untimed else options.repeats
-    asked = Asked(
-        options.model, options.size, options.captions, repeats, options.predict, options.steps
-    )
-    chosen = plans(asked.model, options.processes, warmups=options.untimed)
+    asked = asked_of(options)
+    methods = PATCHES if options.patches else PLANS
+    chosen = plans(methods, asked, options.processes, warmups=options.untimed)
     chosen = {name: plan for name, plan in chosen.items() if name in (options.plans or chosen)}
     found = together(options.processes, measured, asked, chosen)
     lines = rows(found, asked)
     size = asked.size or found["pictures"][STOCK].shape[-2]
-    form = "bytes" if options.untimed else "devices"
+    form = "bytes" if options.untimed else "patches" if options.patches else "devices"
     name = f"{form}-{options.processes}-{asked.model}-{size}"
     steps = f", {asked.steps} steps" if asked.steps else ""
     title = f"{asked.model}, {size}²{steps}, {asked.captions} captions, "
-    title += f"{options.processes} processes"
+    title += f"{options.processes} processes{', Pixelsmith' * options.patches}"
     if options.untimed:
         title += ": what they send, and how like stock the picture is."
     else:
         title += " of one thread each against one of them, times as fast."
-    result = {"asked": asdict(asked), "processes": options.processes, "rows": lines}
+    asked_for = asdict(asked) | {"plain": asked.plain.to_dict()}
+    result = {"asked": asked_for, "processes": options.processes, "rows": lines}
     result |= {"wanted": ASKED, "fewer_wanted": FEWER, "fewer": saved(lines)}
     print(save(name, result))
     text = markdown(lines, title, told_of(saved(lines)))

@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -38,9 +38,6 @@ from accel.scenes import HELD_OUT, clip_scene, scene
 
 UNTIMED = ("seconds", "stock_seconds", "compile_seconds", "verdicts")
 """What is not kept of a caption that is drawn beside others."""
-
-NAMES = ("package", "method", "knob", "plan", "call")
-"""What tells settings apart, in a line."""
 
 Line = dict[str, Any]
 
@@ -81,18 +78,24 @@ class Table:
     """What a table holds of its second stage.
 
     Attributes:
+        sums: The table itself.
         benches: Pipelines that draw as it did.
         drawn: Who drew all captions.
-        captions: How many there are.
     """
 
+    sums: Line
     benches: Benches
     drawn: Sequence[Drawn]
-    captions: int
+
+    @property
+    def captions(self) -> int:
+        """How many captions these are."""
+        found: int = self.sums["stock"][table.HELD]["captions"]
+        return found
 
     @classmethod
     def read(cls, path: Path) -> Table:
-        """That of a file of lines.
+        """That of a file of lines, and of the sums beside it.
 
         Raises:
             SystemExit: If it is of other weights, or a peer that is in it is not installed here.
@@ -107,40 +110,34 @@ class Table:
                 f"{path} is of other weights, {header['weights']}; here are {weights}. Draw the "
                 "table first."
             )
-        held = [one for one in lines if one.get("stage") == table.HELD and "seed" in one]
-        count = len({one["seed"] for one in held})
-        theirs = {
-            (one.package, one.method, one.knob): one
-            for one in peers.every(benches.get("diffusers")[0], benches.call)
-        }
-        drawn = [
-            Drawn(who, [line for line in held if who.wrote(line)]) for who in settings(held, theirs)
-        ]
-        whole = [one for one in drawn if len(one.timed) == count]
-        return cls(benches, whole, count)
+        sums = json.loads(path.with_suffix(".json").read_text())
+        rows = sums["rows"][table.HELD]
+        most = max(row["seeds"] for row in rows)
+        theirs = peers.every(benches.get("diffusers")[0], benches.call)
+        whole = [row for row in rows if row["seeds"] == most]
+        held = [line for line in lines if line.get("stage") == table.HELD and "seed" in line]
+        return cls(sums, benches, [drawn_by(row, held, theirs) for row in whole])
 
 
-def settings(
-    lines: Sequence[Line], theirs: Mapping[tuple[str, str, float], peers.Peer]
-) -> list[Contestant]:
-    """Everybody that lines are of.
+def drawn_by(row: Line, lines: Sequence[Line], theirs: Sequence[peers.Peer]) -> Drawn:
+    """Who a row of the table is of, with the plan that it had in the end, and what it drew.
 
     Args:
-        lines: Of the table.
-        theirs: Peers that are installed, by package, method and knob.
+        row: Of the table.
+        lines: Of its second stage, in the order in which they were written.
+        theirs: Peers that are installed here.
 
     Raises:
-        SystemExit: If another one is needed.
+        SystemExit: If the peer is not.
     """
-    named = {json.dumps([line.get(name) for name in NAMES]): line for line in lines}
-    found = []
-    for line in named.values():
-        key, plan = (line["package"], line["method"], line["knob"]), line.get("plan")
-        if plan is None and key[0] != STOCK and key not in theirs:
-            raise SystemExit(f"{contest.label(line)} is not here: install the extra `bench`.")
-        ours = None if plan is None else Plan.from_dict(plan)
-        found.append(Contestant(*key, ours, theirs.get(key), line.get("call", {})))
-    return found
+    key = row["package"], row["method"], row["knob"]
+    own = [line for line in lines if (line["package"], line["method"], line["knob"]) == key]
+    plan, call = own[-1].get("plan"), own[-1].get("call", {})
+    peer = next((one for one in theirs if (one.package, one.method, one.knob) == key), None)
+    if plan is None and peer is None and key[0] != STOCK:
+        raise SystemExit(f"{contest.label(row)} is not here: install the extra `bench`.")
+    who = Contestant(*key, None if plan is None else Plan.from_dict(plan), peer, call)
+    return Drawn(who, [line for line in own if line.get("plan") == plan])
 
 
 # drawing
@@ -261,14 +258,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     lines = Compact(options.out / f"further-{options.model}.jsonl", head)
     drawing = partial(caption, path, names)
     draw_missing(lines, held[known.captions :], options.workers, drawing)
-    before = json.loads(path.with_suffix(".json").read_text())
     return {
         "model": options.model,
         "machine": machine(),
-        "timed_on": before["machine"],
+        "timed_on": known.sums["machine"],
         "captions": {"timed": known.captions, "further": len(held) - known.captions},
         "packed": lines.pack().name,
-        **summed(known.drawn, lines.found, before),
+        **summed(known.drawn, lines.found, known.sums),
     }
 
 

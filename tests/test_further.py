@@ -78,9 +78,20 @@ def test_who_cannot_hold_a_level_any_more_draws_no_further(missed):
     assert drawn.may_hold(60) == (missed <= 3)
 
 
+def test_of_a_name_that_had_several_plans_the_last_one_is_meant():
+    """Also where evidence is written otherwise by now: lines are found as they were written."""
+    plans = [Plan(cache.EasyCache(threshold=one)) for one in (0.1, 0.2)]
+    first, last = (contest.Contestant(contest.OURS, "tuned 0.9", 0, plan=one) for one in plans)
+    lines = [line(who, seed, 1.0) for who in (first, last) for seed in (1, 2)]
+    for one in lines:
+        one["plan"]["cache"]["EasyCache"]["warmup"] = 3  # as by default, but not written out now
+    found = further.drawn_by(last.named(), lines, [])
+    assert found.who == last and found.timed == lines[2:]
+
+
 def test_a_peer_that_is_not_here_is_asked_for():
     with pytest.raises(SystemExit, match=r"p: C 1 is not here: install the extra `bench`"):
-        further.settings([line(peer(1), 0, 1.0)], {})
+        further.drawn_by(peer(1).named(), [line(peer(1), 0, 1.0)], [])
 
 
 def written(folder):
@@ -98,7 +109,9 @@ def written(folder):
     lines.pack()
     path.unlink()
     levels = [{"level": one, "censored": []} for one in contest.MEETS]
-    sums = {"levels": levels, "machine": measure.machine()}
+    rows = [one.named() | {"seeds": 1} for one in (table.REFERENCE, who)]
+    sums = {"levels": levels, "machine": measure.machine(), "rows": {table.HELD: rows}}
+    sums["stock"] = {table.HELD: {"captions": 1}}
     path.with_suffix(".json").write_text(json.dumps(sums))
     return path
 

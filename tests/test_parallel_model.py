@@ -2,6 +2,7 @@
 
 import math
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from roster import full
 from tiny import PIPELINES, Ask
 
-from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses
+from accel import Plan
+from accel.resolution import Pixelsmith
+from parallel import CFG, PCPP, USP, AsyncDiff, DistriFusion, PipeFusion, Ring, Ulysses, Windows
 from parallel.clusters import Cluster, Traffic
 from parallel.counting import counter
 from parallel.probe import fitted
@@ -272,6 +275,15 @@ def test_pcpp_sends_less_of_large_pictures_to_many():
         found = by_method(published.sdxl(size, size), cluster)
         saved = 1 - found["parallel.PCPP"].bytes / found["parallel.DistriFusion"].bytes
         assert saved >= at_least, (size, count, saved)
+
+
+def test_pictures_in_patches_are_shared_by_branches_and_by_windows():
+    given = {"model": "scenes-unet", "size": 256, "captions": 1, "repeats": 1, "untimed": False}
+    asked = devices.asked_of(Namespace(**given, predict=False, steps=0, patches=True))
+    assert asked.plain == Plan(Pixelsmith(base=128))
+    found = devices.plans(devices.PATCHES, asked, 2)
+    assert found == {"CFG": Plan(*asked.plain, CFG()), "Windows": Plan(*asked.plain, Windows())}
+    assert [*devices.plans(devices.PATCHES, asked, 3)] == ["Windows"]
 
 
 def test_the_benchmark_draws_every_warm_up_and_says_what_is_saved():
