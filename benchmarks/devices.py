@@ -333,8 +333,9 @@ def main() -> None:
     form = "bytes" if options.untimed else "patches" if options.patches else "devices"
     name = f"{form}-{options.processes}-{asked.model}-{size}"
     steps = f", {asked.steps} steps" if asked.steps else ""
-    title = f"{asked.model}, {size}²{steps}, {asked.captions} captions, "
-    title += f"{options.processes} processes{', Pixelsmith' * options.patches}"
+    patches = " in patches by Pixelsmith" * options.patches
+    title = f"{asked.model}, {size}²{patches}{steps}, {asked.captions} captions, "
+    title += f"{options.processes} processes"
     if options.untimed:
         title += ": what they send, and how like stock the picture is."
     else:

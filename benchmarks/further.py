@@ -3,11 +3,12 @@
     python benchmarks/further.py [--model scenes-wan] [--held-out 128] [--workers N]
 
 Who holds a level of fidelity is said by pictures, how fast it is by seconds. Seconds are of one
-machine with nothing else running; pictures are not. So whoever has drawn all captions of the second
-stage of ``results/table-MODEL.jsonl.gz``, and may hold a level on more, draws those that come next,
-several at once and untimed, into ``further-MODEL.jsonl``, packed beside it (`compact`). A run that
-was cut off goes on there. ``.json`` and ``.md`` then say who holds each level on all captions, the
-table's and these, as fast as the table measured; both machines stand in them.
+machine with nothing else running; pictures are not. So whoever stands in the second stage of
+``results/table-MODEL.jsonl.gz``, and would have to draw on to say who holds each level
+(`winners.contending`), draws what is missing, several captions at once and untimed, into
+``further-MODEL.jsonl``, packed beside it (`compact`). Where one falls, the next one of the sweep is
+drawn on all captions. A run that was cut off goes on there. ``.json`` and ``.md`` then say who
+holds each level on all captions, the table's and these, as fast as the table measured.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import json
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import table
 import torch
 import winners
 from compact import Compact
-from contest import STOCK, Benches, Contestant, line_of
+from contest import STOCK, Benches, Contestant, label, line_of
 from measure import RESULTS, digest, here, machine
 
 from accel.plan import Plan
@@ -48,57 +49,47 @@ class Drawn:
 
     Attributes:
         who: The setting.
-        timed: Its lines in the table's second stage.
-        more: Its lines of further captions, without seconds.
+        timed: Lines with seconds: of the table's second stage, or of its sweep.
+        seen: Lines of captions that the sweep has not seen, of the table and of later.
     """
 
     who: Contestant
     timed: Sequence[Line]
-    more: Sequence[Line] = ()
-
-    def with_more(self, lines: Sequence[Line]) -> Drawn:
-        """With those of further captions that are its own."""
-        return replace(self, more=[line for line in lines if self.who.wrote(line)])
+    seen: Sequence[Line]
 
     def row(self) -> dict[str, Any]:
-        """Seconds as they were timed, fidelity of all captions."""
-        lines = [*self.timed, *self.more]
-        timed = contest.summary(self.who, [*self.timed])
-        return timed | contest.fidelity(lines) | table.described(self.who) | {"seeds": len(lines)}
+        """Seconds as they were timed, fidelity of all captions that the sweep has not seen."""
+        found = contest.summary(self.who, [*self.timed]) | table.described(self.who)
+        held = contest.fidelity(self.seen) if self.seen else {}
+        return found | held | {"seeds": len(self.seen)}
 
-    def may_hold(self, captions: int) -> bool:
-        """Whether it may hold a level on so many captions."""
-        row = self.row()
-        known = {contest.label(row): row}
-        return any(not winners.failed(known, row, level, captions) for level in contest.MEETS)
+    def lacks(self, seed: int) -> bool:
+        """Whether it has not drawn a caption yet."""
+        return all(line["seed"] != seed for line in self.seen)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table holds of its second stage.
+    """What a table holds, with pipelines that draw as it did.
 
     Attributes:
         sums: The table itself.
-        benches: Pipelines that draw as it did.
-        drawn: Who drew all captions.
+        lines: What it is made of, in the order in which they were written.
+        benches: The pipelines.
+        theirs: Peers that are installed here.
     """
 
     sums: Line
+    lines: Sequence[Line]
     benches: Benches
-    drawn: Sequence[Drawn]
-
-    @property
-    def captions(self) -> int:
-        """How many captions these are."""
-        found: int = self.sums["stock"][table.HELD]["captions"]
-        return found
+    theirs: Sequence[peers.Peer]
 
     @classmethod
     def read(cls, path: Path) -> Table:
         """That of a file of lines, and of the sums beside it.
 
         Raises:
-            SystemExit: If it is of other weights, or a peer that is in it is not installed here.
+            SystemExit: If it is of other weights.
         """
         lines = Compact(path, {}).found
         with path.open() as file:
@@ -111,46 +102,80 @@ class Table:
                 "table first."
             )
         sums = json.loads(path.with_suffix(".json").read_text())
-        rows = sums["rows"][table.HELD]
-        most = max(row["seeds"] for row in rows)
         theirs = peers.every(benches.get("diffusers")[0], benches.call)
-        whole = [row for row in rows if row["seeds"] == most]
-        held = [line for line in lines if line.get("stage") == table.HELD and "seed" in line]
-        return cls(sums, benches, [drawn_by(row, held, theirs) for row in whole])
+        return cls(sums, [line for line in lines if "seed" in line], benches, theirs)
 
+    @property
+    def captions(self) -> int:
+        """How many captions its second stage has."""
+        found: int = self.sums["stock"][table.HELD]["captions"]
+        return found
 
-def drawn_by(row: Line, lines: Sequence[Line], theirs: Sequence[peers.Peer]) -> Drawn:
-    """Who a row of the table is of, with the plan that it had in the end, and what it drew.
+    def sweep(self) -> list[Line]:
+        """Rows of the sweep, with those that did nothing."""
+        idle = {one.partition(" is INACTIVE: ")[0] for one in self.sums["idle"]}
+        rows = self.sums["rows"][table.SWEEP]
+        return [row | {"inactive": {"": ""} if label(row) in idle else {}} for row in rows]
 
-    Args:
-        row: Of the table.
-        lines: Of its second stage, in the order in which they were written.
-        theirs: Peers that are installed here.
+    def drawn(self, more: Sequence[Line]) -> dict[str, Drawn]:
+        """Everybody of the second stage, and of later lines, by label."""
+        names = {label(row) for row in self.sums["rows"][table.HELD]} | {*map(label, more)}
+        return {name: self.of(name, more) for name in sorted(names)}
 
-    Raises:
-        SystemExit: If the peer is not.
-    """
-    key = row["package"], row["method"], row["knob"]
-    own = [line for line in lines if (line["package"], line["method"], line["knob"]) == key]
-    plan, call = own[-1].get("plan"), own[-1].get("call", {})
-    peer = next((one for one in theirs if (one.package, one.method, one.knob) == key), None)
-    if plan is None and peer is None and key[0] != STOCK:
-        raise SystemExit(f"{contest.label(row)} is not here: install the extra `bench`.")
-    who = Contestant(*key, None if plan is None else Plan.from_dict(plan), peer, call)
-    return Drawn(who, [line for line in own if line.get("plan") == plan])
+    def of(self, name: str, more: Sequence[Line] = ()) -> Drawn:
+        """Somebody of the table, with the plan that it had in the end.
+
+        Args:
+            name: Its label.
+            more: Later lines, of whomever.
+
+        Raises:
+            SystemExit: If it is a peer that is not installed here.
+        """
+        own = [line for line in self.lines if label(line) == name]
+        plan, call = own[-1].get("plan"), own[-1].get("call", {})
+        key = own[-1]["package"], own[-1]["method"], own[-1]["knob"]
+        peer = next(
+            (one for one in self.theirs if (one.package, one.method, one.knob) == key), None
+        )
+        if plan is None and peer is None and key[0] != STOCK:
+            raise SystemExit(f"{name} is not here: install the extra `bench`.")
+        who = Contestant(*key, None if plan is None else Plan.from_dict(plan), peer, call)
+        own = [line for line in own if line.get("plan") == plan]
+        held = [line for line in own if line["stage"] == table.HELD]
+        return Drawn(who, held or own, [*held, *(line for line in more if who.wrote(line))])
+
+    def missing(self, more: Sequence[Line], held: Sequence[int]) -> dict[int, list[str]]:
+        """Who must draw which captions next to say who holds each level; nobody if that is said.
+
+        Args:
+            more: Later lines.
+            held: All captions.
+        """
+        drawn = self.drawn(more)
+        rows = [one.row() for one in drawn.values()]
+        open_ = [label(row) for row in winners.contending(self.sweep(), rows, len(held))]
+        known = {name: drawn[name] if name in drawn else self.of(name) for name in open_}
+        least = min((len(one.seen) for one in known.values()), default=0)
+        found = {
+            seed: [name for name, one in known.items() if one.lacks(seed)]
+            for seed in held[: max(table.BATCH, 2 * least)]
+        }
+        return {seed: names for seed, names in found.items() if names}
 
 
 # drawing
 
 
-def caption(path: Path, names: Sequence[str], seed: int) -> list[Line]:
+def caption(path: Path, seed: int, names: Sequence[str]) -> list[Line]:
     """The lines of one caption, drawn by stock and by those of the table who have these names."""
-    benches, known = _kept(path)
+    known = _kept(path)
+    benches = known.benches
     subject = (clip_scene if "num_frames" in benches.call else scene)(seed)
     stock = contest.draw(benches, table.REFERENCE, subject)
     found = []
     for name in names:
-        who = known[name]
+        who = known.of(name).who
         drawn = stock if who.key == table.REFERENCE.key else contest.draw(benches, who, subject)
         line = line_of(who, subject, stock, drawn)
         found.append({key: one for key, one in line.items() if key not in UNTIMED})
@@ -158,11 +183,10 @@ def caption(path: Path, names: Sequence[str], seed: int) -> list[Line]:
 
 
 @cache
-def _kept(path: Path) -> tuple[Benches, dict[str, Contestant]]:
-    """What a worker keeps from caption to caption: pipelines, and who draws."""
+def _kept(path: Path) -> Table:
+    """What a worker keeps from caption to caption: the table and its pipelines."""
     quiet()
-    found = Table.read(path)
-    return found.benches, {one.who.label: one.who for one in found.drawn}
+    return Table.read(path)
 
 
 def quiet() -> None:
@@ -171,39 +195,37 @@ def quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
-def draw_missing(
-    lines: Compact, seeds: Sequence[int], workers: int, drawing: Callable[[int], list[Line]]
-) -> None:
-    """Draw the captions that have no lines yet; each is written down whole.
+def draw(known: Table, path: Path, lines: Compact, held: Sequence[int], workers: int) -> None:
+    """Draw until it is said who holds each level; each caption is written down when it is done.
 
     Args:
+        known: The table.
+        path: Of its lines.
         lines: The file.
-        seeds: The captions.
+        held: All captions.
         workers: So many at once.
-        drawing: Draws one.
     """
-    done = {line["seed"] for line in lines.found}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(drawing, seed) for seed in seeds if seed not in done]
-        for number, one in enumerate(as_completed(waiting), 1):
-            for line in one.result():
-                lines.add(line)
-            print(f"{number}/{len(waiting)}", end="\r", flush=True)
+        while missing := known.missing(lines.found, held):
+            waiting = [pool.submit(caption, path, *one) for one in missing.items()]
+            for number, one in enumerate(as_completed(waiting), 1):
+                for line in one.result():
+                    lines.add(line)
+                print(f"{number}/{len(waiting)}", end="\r", flush=True)
 
 
 # summing up
 
 
-def summed(drawn: Sequence[Drawn], more: Sequence[Line], before: Line) -> dict[str, Any]:
-    """Who holds each level on all captions.
+def summed(known: Table, more: Sequence[Line]) -> dict[str, Any]:
+    """Who holds each level on all captions; whose sweep ends too early is as the table says.
 
     Args:
-        drawn: Those of the table.
+        known: The table.
         more: Lines of further captions.
-        before: The table's sums, which know whose sweep ends too early.
     """
-    rows = [one.with_more(more).row() for one in drawn]
-    censored = {one["level"]: one["censored"] for one in before["levels"]}
+    rows = [one.row() for one in known.drawn(more).values()]
+    censored = {one["level"]: one["censored"] for one in known.sums["levels"]}
     levels = [one | {"censored": censored[one["level"]]} for one in winners.levels([], rows)]
     return table.plain({"levels": levels, "rows": {table.HELD: rows}})
 
@@ -211,16 +233,12 @@ def summed(drawn: Sequence[Drawn], more: Sequence[Line], before: Line) -> dict[s
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know besides."""
     timed, pictures = result["timed_on"], result["machine"]
-    fallen = [
-        f"{contest.label(row)} missed too many to hold a level on all of them."
-        for row in result["rows"][table.HELD]
-        if row["seeds"] == result["captions"]["timed"]
-    ]
+    swept = result["swept"]
     return [
         f"Seconds are of the table: {timed['date']}, {timed['processor']}.",
-        f"Fidelity is of all captions, the further ones drawn {pictures['date']} on "
-        f"{pictures['processor']}, untimed.",
-        *fallen,
+        f"Fidelity is of all captions, those that the table had not drawn untimed, "
+        f"{pictures['date']}, on {pictures['processor']}.",
+        *([f"Seconds of the table's sweep have {', '.join(swept)}."] if swept else ()),
     ]
 
 
@@ -252,19 +270,19 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     path = options.out / f"table-{options.model}.jsonl"
     known = Table.read(path)
     held = HELD_OUT[table.UNSEEN : table.UNSEEN + options.held_out]
-    names = [one.who.label for one in known.drawn if one.may_hold(options.held_out)]
     stock, call = known.benches.get(STOCK)[0], known.benches.call
     head = {"model": options.model, "call": call, "weights": digest(stock), **here()}
     lines = Compact(options.out / f"further-{options.model}.jsonl", head)
-    drawing = partial(caption, path, names)
-    draw_missing(lines, held[known.captions :], options.workers, drawing)
+    draw(known, path, lines, held, options.workers)
+    swept = {*map(label, lines.found)} - {*map(label, known.sums["rows"][table.HELD])}
     return {
         "model": options.model,
         "machine": machine(),
         "timed_on": known.sums["machine"],
         "captions": {"timed": known.captions, "further": len(held) - known.captions},
+        "swept": sorted(swept),
         "packed": lines.pack().name,
-        **summed(known.drawn, lines.found, known.sums),
+        **summed(known, lines.found),
     }
 
 

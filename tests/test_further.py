@@ -16,6 +16,7 @@ import compact
 import contest
 import further
 import measure
+import peers
 import table
 import winners
 
@@ -23,7 +24,8 @@ FIGURES = ("block_rows", "psnr", "ssim", "perceptual", "attributes_right", "nfe"
 
 
 def line(who, seed, ssim, **more):
-    return {**who.named(), "seed": seed, **dict.fromkeys(FIGURES, 1.0), "ssim": ssim, **more}
+    figures = dict.fromkeys(FIGURES, 1.0) | {"ssim": ssim}
+    return {"stage": table.HELD, **who.named(), "seed": seed, **figures, **more}
 
 
 def timed(who, seed, ssim, speed):
@@ -37,13 +39,21 @@ def peer(knob):
 SHARES = st.lists(st.sampled_from((0.85, 0.93, 0.96, 0.99)), min_size=1, max_size=12)
 
 
+def table_of(rows, lines, swept=()):
+    """A table of which only what is read again is there."""
+    levels = [{"level": one, "censored": ["p: C"]} for one in contest.MEETS]
+    held = [{**one.named(), "seeds": 1} for one in rows]
+    sums = {"levels": levels, "rows": {table.HELD: held, table.SWEEP: [*swept]}, "idle": []}
+    theirs = [peers.Peer("p", "C", knob, None) for knob in (1, 2, 3)]
+    return further.Table(sums, lines, None, theirs)
+
+
 @given(SHARES, SHARES)
 def test_fidelity_is_of_all_captions_and_seconds_of_those_that_were_timed(first, then):
     who = peer(1)
     before = [timed(who, seed, one, 1.0 + seed) for seed, one in enumerate(first)]
     more = [line(who, 100 + seed, one) for seed, one in enumerate(then)]
-    others = [line(peer(2), 100, 0.0)]
-    row = further.Drawn(who, before).with_more([*more, *others]).row()
+    row = table_of([who], before).of("p: C 1", [*more, line(peer(2), 100, 0.0)]).row()
     whole = contest.summary(who, [*before, *(timed(who, 0, one, 1.0) for one in then)])
     assert {name: row[name] for name in ("ssim", "meets")} == {
         name: whole[name] for name in ("ssim", "meets")
@@ -52,66 +62,69 @@ def test_fidelity_is_of_all_captions_and_seconds_of_those_that_were_timed(first,
     assert row["speedup"] == contest.summary(who, before)["speedup"]
 
 
-def test_who_falls_on_further_captions_holds_no_level_and_the_next_one_does():
-    fast, safe = peer(2), peer(1)
-    drawn = [
-        further.Drawn(who, [timed(who, seed, 0.96, speed) for seed in range(20)])
-        for who, speed in ((fast, 3.0), (safe, 2.0))
-    ]
-    before = {"levels": [{"level": one, "censored": ["p: C"]} for one in contest.MEETS]}
-    named = [one["best"][winners.PEER] for one in further.summed(drawn, [], before)["levels"]]
-    assert [one and one["knob"] for one in named] == [2, 2, None]
-    more = [line(fast, 20 + seed, 0.91) for seed in range(20)]
-    more += [line(safe, 20 + seed, 0.96) for seed in range(20)]
-    found = further.summed(drawn, more, before)["levels"]
-    named = [one["best"][winners.PEER] for one in found]
-    assert [one and one["knob"] for one in named] == [2, 1, None]
-    assert all(one["censored"] == ["p: C"] for one in found)
-    assert further.summed(drawn, more[20:], before)["levels"][0]["best"][winners.PEER]["knob"] == 1
-
-
-@given(st.integers(0, 20))
-def test_who_cannot_hold_a_level_any_more_draws_no_further(missed):
-    who = peer(1)
-    ssim = [0.8] * missed + [1.0] * (20 - missed)
-    drawn = further.Drawn(who, [timed(who, seed, one, 2.0) for seed, one in enumerate(ssim)])
-    assert drawn.may_hold(60) == (missed <= 3)
+def test_who_falls_on_further_captions_holds_no_level_and_the_next_of_the_sweep_is_drawn():
+    """On all captions; its seconds are those of the sweep."""
+    fast, safe, slow = peer(3), peer(2), peer(1)
+    lines = [timed(fast, seed, 0.96, 3.0) for seed in range(20)]
+    swept = []
+    for who, speed in ((fast, 3.0), (safe, 2.0), (slow, 1.5)):
+        own = [timed(who, 900, 0.96, speed) | {"stage": table.SWEEP}]
+        swept.append(contest.summary(who, own) | table.described(who))
+        lines += own
+    known, held = table_of([fast], lines, swept), range(40)
+    name = "p: C 2"
+    assert known.missing([], held) == {seed: ["p: C 3"] for seed in range(20, 40)}
+    fell = [line(fast, 20 + seed, 0.91) for seed in range(20)]
+    assert known.missing(fell, held) == {seed: [name] for seed in range(table.BATCH)}
+    first = [line(safe, seed, 0.96) for seed in range(table.BATCH)]
+    assert set(known.missing([*fell, *first], held)) == set(range(table.BATCH, 32))
+    more = [*fell, *(line(safe, seed, 0.96) for seed in held)]
+    assert known.missing(more, held) == {}
+    found = {one["level"]: one for one in further.summed(known, more)["levels"]}
+    best = {level: one["best"][winners.PEER] for level, one in found.items()}
+    assert [one and one["knob"] for one in best.values()] == [3, 2, None]
+    assert best[0.95]["speedup"]["median"] == pytest.approx(2.0)
+    assert all(one["censored"] == ["p: C"] for one in found.values())
 
 
 def test_of_a_name_that_had_several_plans_the_last_one_is_meant():
     """Also where evidence is written otherwise by now: lines are found as they were written."""
     plans = [Plan(cache.EasyCache(threshold=one)) for one in (0.1, 0.2)]
     first, last = (contest.Contestant(contest.OURS, "tuned 0.9", 0, plan=one) for one in plans)
-    lines = [line(who, seed, 1.0) for who in (first, last) for seed in (1, 2)]
+    lines = [line(who, seed, 1.0, stage=table.HELD) for who in (first, last) for seed in (1, 2)]
     for one in lines:
         one["plan"]["cache"]["EasyCache"]["warmup"] = 3  # as by default, but not written out now
-    found = further.drawn_by(last.named(), lines, [])
-    assert found.who == last and found.timed == lines[2:]
+    found = table_of([], lines).of("tuned 0.9")
+    assert found.who == last and found.timed == found.seen == lines[2:]
 
 
 def test_a_peer_that_is_not_here_is_asked_for():
-    with pytest.raises(SystemExit, match=r"p: C 1 is not here: install the extra `bench`"):
-        further.drawn_by(peer(1).named(), [line(peer(1), 0, 1.0)], [])
+    with pytest.raises(SystemExit, match=r"p: C 9 is not here: install the extra `bench`"):
+        table_of([], [line(peer(9), 0, 1.0)]).of("p: C 9")
 
 
 def written(folder):
     """A table of one caption in four steps, of stock and a cache, and its sums."""
     benches = contest.Benches("scenes-unet", 4)
     plan = Plan(cache.EasyCache(threshold=1e9, warmup=2, last=False))
-    who = contest.Contestant(contest.OURS, "cache.EasyCache", 1.0, plan=plan)
+    who = contest.Contestant(contest.OURS, "tuned 0.9", 0, plan=plan)  # these draw all captions
     path = folder / "table-scenes-unet.jsonl"
     weights = measure.digest(benches.get(contest.STOCK)[0])
     lines = compact.Compact(
         path, {"model": "scenes-unet", "call": benches.call, "weights": weights}
     )
-    for one in (table.REFERENCE, who):
-        lines.add({"stage": table.HELD, **timed(one, HELD_OUT[table.UNSEEN], 1.0, 1.5)})
+    drawn = [timed(one, HELD_OUT[table.UNSEEN], 1.0, 1.5) for one in (table.REFERENCE, who)]
+    for one in drawn:
+        lines.add(one)
     lines.pack()
     path.unlink()
     levels = [{"level": one, "censored": []} for one in contest.MEETS]
-    rows = [one.named() | {"seeds": 1} for one in (table.REFERENCE, who)]
-    sums = {"levels": levels, "machine": measure.machine(), "rows": {table.HELD: rows}}
-    sums["stock"] = {table.HELD: {"captions": 1}}
+    rows = [
+        contest.summary(own, [one]) | table.described(own) | {"seeds": 1}
+        for own, one in zip((table.REFERENCE, who), drawn, strict=True)
+    ]
+    sums = {"levels": levels, "machine": measure.machine(), "idle": []}
+    sums |= {"rows": {table.HELD: rows, table.SWEEP: rows}, "stock": {table.HELD: {"captions": 1}}}
     path.with_suffix(".json").write_text(json.dumps(sums))
     return path
 
