@@ -1,6 +1,7 @@
 """The fastest of the honest table on more captions: fidelity alone, on any machine, on all cores.
 
     python benchmarks/further.py [--model scenes-wan] [--held-out 128] [--workers N]
+        [--budget SECONDS]
 
 Who holds a level of fidelity is said by pictures, how fast it is by seconds. Seconds are of one
 machine with nothing else running; pictures are not. So whoever stands in the second stage of
@@ -17,6 +18,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -195,7 +197,9 @@ def quiet() -> None:
     warnings.simplefilter("ignore", UserWarning)
 
 
-def draw(known: Table, path: Path, lines: Compact, held: Sequence[int], workers: int) -> None:
+def draw(
+    known: Table, path: Path, lines: Compact, held: Sequence[int], options: argparse.Namespace
+) -> None:
     """Draw until it is said who holds each level; each caption is written down when it is done.
 
     Args:
@@ -203,10 +207,11 @@ def draw(known: Table, path: Path, lines: Compact, held: Sequence[int], workers:
         path: Of its lines.
         lines: The file.
         held: All captions.
-        workers: So many at once.
+        options: So many ``workers`` at once; after ``budget`` seconds none begins another batch.
     """
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        while missing := known.missing(lines.found, held):
+    until = time.monotonic() + options.budget
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        while time.monotonic() < until and (missing := known.missing(lines.found, held)):
             waiting = [pool.submit(caption, path, *one) for one in missing.items()]
             for number, one in enumerate(as_completed(waiting), 1):
                 for line in one.result():
@@ -233,12 +238,13 @@ def summed(known: Table, more: Sequence[Line]) -> dict[str, Any]:
 def notes(result: dict[str, Any]) -> list[str]:
     """What a reader must know besides."""
     timed, pictures = result["timed_on"], result["machine"]
-    swept = result["swept"]
+    swept, open_ = result["swept"], result["open"]
     return [
         f"Seconds are of the table: {timed['date']}, {timed['processor']}.",
         f"Fidelity is of all captions, those that the table had not drawn untimed, "
         f"{pictures['date']}, on {pictures['processor']}.",
         *([f"Seconds of the table's sweep have {', '.join(swept)}."] if swept else ()),
+        *([f"Not drawn to the end, might hold a level too: {', '.join(open_)}."] if open_ else ()),
     ]
 
 
@@ -261,6 +267,7 @@ def options_of() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="scenes-wan")
     parser.add_argument("--held-out", type=int, default=128, help="captions in all")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="drawing at once")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds to draw for")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser
 
@@ -273,7 +280,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     stock, call = known.benches.get(STOCK)[0], known.benches.call
     head = {"model": options.model, "call": call, "weights": digest(stock), **here()}
     lines = Compact(options.out / f"further-{options.model}.jsonl", head)
-    draw(known, path, lines, held, options.workers)
+    draw(known, path, lines, held, options)
     swept = {*map(label, lines.found)} - {*map(label, known.sums["rows"][table.HELD])}
     return {
         "model": options.model,
@@ -281,6 +288,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "timed_on": known.sums["machine"],
         "captions": {"timed": known.captions, "further": len(held) - known.captions},
         "swept": sorted(swept),
+        "open": sorted({name for one in known.missing(lines.found, held).values() for name in one}),
         "packed": lines.pack().name,
         **summed(known, lines.found),
     }

@@ -133,6 +133,10 @@ def test_captions_that_the_table_did_not_come_to_are_drawn_once(tmp_path, monkey
     path = written(tmp_path)
     monkeypatch.setattr(further, "quiet", lambda: None)
     command = ["further.py", "--model", "scenes-unet", "--workers", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--held-out", "2", "--budget", "0"])
+    further.main()
+    cut = json.loads((tmp_path / "further-scenes-unet.json").read_text())
+    assert cut["open"] == ["stock: stock", "tuned 0.9"]
     for count in (2, 3, 3):
         monkeypatch.setattr(sys, "argv", [*command, "--held-out", str(count)])
         further.main()
@@ -147,6 +151,7 @@ def test_captions_that_the_table_did_not_come_to_are_drawn_once(tmp_path, monkey
     assert {one["ssim"] for one in found if one["package"] == contest.STOCK} == {1.0}
     assert all(0 < one["ssim"] < 1 and one["nfe"] for one in found if "plan" in one)
     result = json.loads((tmp_path / "further-scenes-unet.json").read_text())
+    assert result["open"] == result["swept"] == []
     assert result["captions"] == {"timed": 1, "further": 2}
     assert {row["seeds"] for row in result["rows"][table.HELD]} == {3}
     assert (
