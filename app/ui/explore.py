@@ -54,6 +54,11 @@ class View:
 
 NOTHING = View(Markup(), Markup(), Markup(), Markup(), False)
 UNCHANGED = tuple(gr.skip() for _ in range(6))
+HELD = """(...given) => {
+  for (const id of ["explore-knob", "explore-second"]) document.getElementById(id).inert = %s;
+  return given;
+}"""
+"""Keeps both lists from being chosen from, or lets them: new knobs undo what is typed into them."""
 
 
 def axes(
@@ -302,7 +307,10 @@ def tab(service: Service, generate: Generate, settings: Any, opened: gr.Tab) -> 
     stop.click(events.stop, ids, None, **QUIET)
     plot.click(events.load, ids, settings, **LIVE)
     pictures.click(events.load, ids, settings, **LIVE)
-    opened.select(events.offer, generate.fields["model"], [knobs[0], knobs[2]], **QUIET)
+    model, lists = generate.fields["model"], [knobs[0], knobs[2]]
+    offered = opened.select(events.offer, model, lists, js=HELD % "true", **QUIET)
+    for ended in (offered.success, offered.failure):
+        ended(fn=None, js=HELD % "false", api_visibility="private")
 
 
 def _knobs(events: Events) -> list[Any]:

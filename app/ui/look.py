@@ -99,6 +99,7 @@ CSS = (
 .gradio-container [role="tab"][aria-selected="true"] { color: var(--accel-accent); }
 .gradio-container .html-container.html-container { padding: 0; }
 .gradio-container :focus-visible { outline: 3px solid var(--accel-accent); outline-offset: 2px; }
+.gradio-container [inert] { opacity: 0.6; }
 
 .accel-badge, .accel-banner {
   margin: 0; padding: 0.6rem 0.9rem; border-radius: 8px; color: var(--accel-ink);

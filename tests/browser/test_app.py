@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from accel import Plan
 from accel.expected import measured
@@ -393,6 +393,32 @@ def test_values_are_proposed_once_and_not_over_what_was_typed_after(visit: Visit
     assert sum('"cache.EasyCache.warmup"' in one for one in asked) == 1, asked
     visitor.choose("explore-second", "cache.EasyCache.threshold")
     expect(values).to_have_value(re.compile(r"0\.\d"))
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_no_knob_is_chosen_before_it_is_known_which_fit(visit: Visit, answered: bool) -> None:
+    """Else the knobs that come take away what was typed, and another one is chosen."""
+    visitor, held, asked = visit(), list[Route](), "**/gradio_api/run/predict*"
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    visitor.page.route(asked, hold)
+    lists = [visitor.at("explore-knob"), visitor.at("explore-second")]
+    visitor.turn_to("explore")
+    for one in lists:
+        expect(one).to_have_js_property("inert", True)
+    [offer] = held
+    if answered:
+        visitor.page.unroute(asked)  # lets what is held go on
+    else:
+        offer.fulfill(status=500, json={"error": "something broke"})
+        visitor.page.unroute(asked)
+    for one in lists:
+        expect(one).to_have_js_property("inert", False)
+    visitor.wrong = [] if not answered else visitor.wrong
+    visitor.choose("explore-second", "cache.EasyCache.warmup")
+    expect(visitor.into("explore-second-values")).not_to_have_value("")
 
 
 def test_the_gallery_finds_restores_deletes_and_brings_back(visit: Visit) -> None:
